@@ -1,0 +1,76 @@
+"""Numerical kernels of INT8 quantization, usable without Caffe.
+
+Every operation validates its arguments, then runs on the device named: ``"reference"``
+(NumPy, the definition of the result) or ``"cpu"`` (numba, all cores). Importing this
+package compiles nothing and does not import numba; a kernel is compiled, and cached on
+disk, when it is first called.
+"""
+
+from kernels.affine import (
+    QuantParams,
+    dequantize,
+    dequantize_weights,
+    fake_quantize,
+    fake_quantize_weights,
+    params_from_range,
+    quantize,
+    quantize_weights,
+    requantize,
+)
+from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
+from kernels.conv import conv2d, conv2d_int8, conv_output_size
+from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
+from kernels.dispatch import DEVICES
+from kernels.histogram import Histogram, NotFiniteError
+from kernels.ifmr import IfmrCandidates, IfmrPass, ifmr, ifmr_candidates, percentile_range
+from kernels.inner_product import inner_product, inner_product_int8
+from kernels.max_pool import max_pool2d
+from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
+from kernels.output import OutputStage
+from kernels.pool import pool_output_size
+from kernels.search import quantization_error, search_params
+from kernels.weights import arq
+
+__all__ = [
+    "DEVICES",
+    "METHODS",
+    "Hfmg",
+    "Histogram",
+    "Ifmr",
+    "IfmrCandidates",
+    "IfmrPass",
+    "Kl",
+    "Method",
+    "MinMax",
+    "Mse",
+    "NotFiniteError",
+    "OutputStage",
+    "Percentile",
+    "QuantParams",
+    "arq",
+    "avg_pool2d",
+    "avg_pool2d_int8",
+    "conv2d",
+    "conv2d_int8",
+    "conv_output_size",
+    "deconv2d",
+    "deconv2d_int8",
+    "deconv_output_size",
+    "dequantize",
+    "dequantize_weights",
+    "fake_quantize",
+    "fake_quantize_weights",
+    "ifmr",
+    "ifmr_candidates",
+    "inner_product",
+    "inner_product_int8",
+    "max_pool2d",
+    "params_from_range",
+    "percentile_range",
+    "pool_output_size",
+    "quantization_error",
+    "quantize",
+    "quantize_weights",
+    "requantize",
+    "search_params",
+]

@@ -1,0 +1,272 @@
+"""The number format: ``q = clip(round(x / scale) + offset)``, ``x ~ (q - offset) * scale``.
+
+Division by the scale, not multiplication by its reciprocal: they round differently.
+Rounding is half away from zero. Widths of 2..8 bits are held in int8.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.checks import check_array, check_bits
+from kernels.dispatch import backend
+from kernels.rounding import round_half_away
+
+__all__ = [
+    "MAX_SCALE",
+    "MIN_SCALE",
+    "QuantParams",
+    "dequantize",
+    "dequantize_weights",
+    "fake_quantize",
+    "fake_quantize_weights",
+    "guard_scale",
+    "params_from_range",
+    "quantize",
+    "quantize_weights",
+    "requantize",
+]
+
+#: Scales below this are taken as 1.0: the data is all (but) zero.
+MIN_SCALE = 1.1920929e-7
+#: Scales above this are an error: their reciprocal falls below `MIN_SCALE`.
+MAX_SCALE = 1.0 / MIN_SCALE
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """Scale and offset of one tensor.
+
+    Attributes
+    ----------
+    scale : float
+        Real value of one step; a float32 value in (0, inf).
+    offset : int
+        The integer that stands for zero (zero point), within the bit range.
+    bits : int
+        Width, 2..8; the range is [-2**(bits-1), 2**(bits-1) - 1].
+
+    Raises
+    ------
+    ValueError
+        If the scale is not a positive finite float32 or the offset leaves the range.
+    """
+
+    scale: float
+    offset: int = 0
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        with np.errstate(over="ignore"):
+            scale = float(np.float32(self.scale))
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale must be a positive finite float32, not {self.scale}")
+        if not self.low <= self.offset <= self.high:
+            raise ValueError(f"offset {self.offset} is outside [{self.low}, {self.high}]")
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "offset", int(self.offset))
+
+    @property
+    def low(self) -> int:
+        """Smallest integer of the format."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """Largest integer of the format."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest real value that the format holds."""
+        return (self.low - self.offset) * self.scale, (self.high - self.offset) * self.scale
+
+
+def guard_scale(scale: np.float32) -> np.float32:
+    """Return the scale, or 1 where it is too small to divide by.
+
+    Raises
+    ------
+    ValueError
+        If it is NaN, infinite, or so large that its reciprocal is below `MIN_SCALE`.
+    """
+    if not np.isfinite(scale) or scale > np.float32(MAX_SCALE):
+        raise ValueError(
+            f"scale {scale} is out of range: the data holds huge, infinite or NaN values"
+        )
+    return np.float32(1.0) if scale < np.float32(MIN_SCALE) else scale
+
+
+def params_from_range(
+    low: float, high: float, *, asymmetric: bool = True, bits: int = 8
+) -> QuantParams:
+    """Return scale and offset that cover [low, high], widened so that zero is exact.
+
+    Parameters
+    ----------
+    low, high : float
+        Range of the data in real values; float32 arithmetic throughout.
+    asymmetric : bool
+        True: ``scale = (high - low) / (2**bits - 1)`` and an offset. False: offset 0 and
+        the dominant end at 2**(bits-1) - 1 if positive, else at -2**(bits-1) (also on a tie).
+    bits : int
+
+    Raises
+    ------
+    ValueError
+        If an end is NaN or infinite, or the scale is out of range.
+    """
+    check_bits(bits)
+    lo, hi = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
+    if not (np.isfinite(lo) and np.isfinite(hi) and low <= high):
+        raise ValueError(f"range [{low}, {high}] is not finite or is upside down")
+    half = 1 << (bits - 1)
+    if not asymmetric:
+        limit = half - 1 if hi > -lo else half
+        return QuantParams(float(guard_scale(max(hi, -lo) / np.float32(limit))), 0, bits)
+    with np.errstate(over="ignore"):
+        scale = guard_scale((hi - lo) / np.float32(2 * half - 1))
+    offset = -int(round_half_away(lo / scale)) - half
+    return QuantParams(float(scale), min(max(offset, -half), half - 1), bits)
+
+
+def quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
+    """Quantize to int8: ``clip(round(x / scale) + offset)``.
+
+    Parameters
+    ----------
+    x : float32 array, any shape
+        Infinities saturate.
+    params : QuantParams
+    device : str
+
+    Returns
+    -------
+    int8 array, shape of `x`
+
+    Raises
+    ------
+    ValueError
+        If `x` holds a NaN.
+    """
+    return backend(device, "affine").quantize(check_array("x", x, np.float32, None), params)
+
+
+def dequantize(q: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
+    """Return ``(q - offset) * scale`` as float32.
+
+    Parameters
+    ----------
+    q : int8 array, any shape
+    params : QuantParams
+    device : str
+    """
+    return backend(device, "affine").dequantize(check_array("q", q, np.int8, None), params)
+
+
+def fake_quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
+    """Return ``dequantize(quantize(x))`` in one pass, float32.
+
+    Parameters
+    ----------
+    x : float32 array, any shape
+    params : QuantParams
+    device : str
+
+    Raises
+    ------
+    ValueError
+        If `x` holds a NaN.
+    """
+    return backend(device, "affine").fake_quantize(check_array("x", x, np.float32, None), params)
+
+
+def requantize(
+    acc: np.ndarray, scale: np.ndarray | float, params: QuantParams, *, device: str = "cpu"
+) -> np.ndarray:
+    """Turn int32 sums into int8: ``quantize(float32(acc) * scale, params)``.
+
+    Parameters
+    ----------
+    acc : int32 array (N, C, ...)
+    scale : float32 array (C,) or float
+        Real value of one unit of `acc`, e.g. scale_x * scale_w[c].
+    params : QuantParams
+        Of the result.
+    device : str
+
+    Returns
+    -------
+    int8 array, shape of `acc`
+
+    Raises
+    ------
+    ValueError
+        If there are neither 1 nor C scales, or one is not positive and finite.
+    """
+    acc = check_array("acc", acc, np.int32, None)
+    scales = np.atleast_1d(np.asarray(scale, dtype=np.float32))
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise ValueError("scale must be positive and finite")
+    if scales.size != 1 and (acc.ndim < 2 or scales.shape != (acc.shape[1],)):
+        raise ValueError(f"{scales.size} scales do not fit sums of shape {acc.shape}")
+    return backend(device, "affine").requantize(acc, scales, params)
+
+
+def _channels(w: np.ndarray, scales: np.ndarray, channel_axis: int) -> np.ndarray:
+    """Return the scales shaped to multiply `w`."""
+    scales = np.atleast_1d(np.asarray(scales, dtype=np.float32))
+    shape = [1] * w.ndim
+    if scales.size != 1:
+        shape[channel_axis] = -1
+        if w.shape[channel_axis] != scales.size:
+            raise ValueError(f"{scales.size} scales do not fit axis {channel_axis} of {w.shape}")
+    return scales.reshape(shape)
+
+
+def quantize_weights(
+    w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
+) -> np.ndarray:
+    """Quantize weights symmetrically (offset 0), one scale for each channel or one for all.
+
+    Parameters
+    ----------
+    w : float32 array
+    scales : float32 array (C,) or (1,)
+        From `kernels.arq`.
+    channel_axis : int
+    bits : int
+
+    Returns
+    -------
+    int8 array, shape of `w`
+
+    Raises
+    ------
+    ValueError
+        If the scales do not fit, or `w` holds a NaN.
+    """
+    w = check_array("w", w, np.float32, None)
+    if np.isnan(w).any():
+        raise ValueError("w holds NaN")
+    half = 1 << (check_bits(bits) - 1)
+    q = round_half_away(w / _channels(w, scales, channel_axis))
+    return np.clip(q, -half, half - 1).astype(np.int8)
+
+
+def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0) -> np.ndarray:
+    """Return ``q * scale`` as float32; arguments as `quantize_weights`."""
+    q = check_array("q", q, np.int8, None)
+    return q.astype(np.float32) * _channels(q, scales, channel_axis)
+
+
+def fake_quantize_weights(
+    w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
+) -> np.ndarray:
+    """Return ``dequantize_weights(quantize_weights(w))``; arguments as there."""
+    q = quantize_weights(w, scales, channel_axis=channel_axis, bits=bits)
+    return dequantize_weights(q, scales, channel_axis=channel_axis)

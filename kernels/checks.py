@@ -1,0 +1,80 @@
+"""Checks that operations share: they run once, where a public function is entered."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["check_array", "check_bits", "check_pair", "int32_room"]
+
+
+def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> np.ndarray:
+    """Return `array` C-contiguous, having checked its type, dtype and rank.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    array : ndarray
+    dtype : type or None
+        The dtype demanded; None takes any.
+    ndim : int or None
+        The rank demanded; None takes any.
+
+    Raises
+    ------
+    TypeError
+        If it is no array or has another dtype.
+    ValueError
+        If it has another rank.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
+    if dtype is not None and array.dtype != dtype:
+        raise TypeError(f"{name} must be {np.dtype(dtype).name}, not {array.dtype.name}")
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions, not shape {array.shape}")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def check_pair(name: str, pair: int | tuple[int, int], least: int) -> tuple[int, int]:
+    """Return ``(vertical, horizontal)`` from one or two integers of at least `least`."""
+    v, h = (pair, pair) if isinstance(pair, int | np.integer) else pair
+    if int(v) != v or int(h) != h or v < least or h < least:
+        raise ValueError(f"{name} must be integers >= {least}, not {pair}")
+    return int(v), int(h)
+
+
+def check_bits(bits: int) -> int:
+    """Return the bit width if it is one of 2..8."""
+    if bits not in range(2, 9):
+        raise ValueError(f"bits must be 2..8, not {bits}")
+    return int(bits)
+
+
+def int32_room(w: np.ndarray, bias: np.ndarray | None, channel_axis: int) -> None:
+    """Raise unless every sum of this layer fits in int32, whatever the data.
+
+    The largest magnitude of ``x - offset`` is 255, so |sum| <= 255 * sum|w| + |bias|.
+
+    Parameters
+    ----------
+    w : int8 array
+    bias : int32 array or None
+    channel_axis : int
+        The axis of `w` that holds the output channels.
+
+    Raises
+    ------
+    OverflowError
+        Naming the first channel whose sum could leave int32.
+    """
+    axes = tuple(a for a in range(w.ndim) if a != channel_axis % w.ndim)
+    bound = 255 * np.abs(w.astype(np.int64)).sum(axis=axes)
+    if bias is not None:
+        bound = bound + np.abs(bias.astype(np.int64)).reshape(-1)[: bound.size]
+    if bound.size and bound.max() > np.iinfo(np.int32).max:
+        channel = int(np.argmax(bound))
+        raise OverflowError(
+            f"output channel {channel} could sum up to {int(bound[channel])}, beyond int32; "
+            "keep this layer in float"
+        )

@@ -1,0 +1,166 @@
+"""2-D convolution: float32, and INT8 with exact int32 sums.
+
+``y[n,o,i,j] = bias[o] + sum over c,u,v of x[n,c,i*sh-ph+u*dh, j*sw-pw+v*dw] * w[o,c,u,v]``
+over the channels of the output's group; positions outside the image are zero. In INT8
+``x`` stands for ``x_q - x_offset``, so that a padded position is a real zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.checks import check_array, check_pair, int32_room
+from kernels.dispatch import backend
+from kernels.output import OutputStage, check_bias, check_output
+
+__all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size"]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a kernel slides over an image; pairs are (vertical, horizontal)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    dilation: tuple[int, int]
+    group: int
+    out_size: tuple[int, int]
+
+
+def conv_output_size(size: int, kernel: int, stride: int, pad: int, dilation: int = 1) -> int:
+    """Return the output size along one axis: ``(size + 2*pad - extent) // stride + 1``.
+
+    Parameters
+    ----------
+    size, kernel, stride, pad, dilation : int
+        Of that axis, in elements; ``extent = dilation * (kernel - 1) + 1``.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is larger than the padded image.
+    """
+    extent = dilation * (kernel - 1) + 1
+    if extent > size + 2 * pad:
+        raise ValueError(f"kernel extent {extent} is larger than the padded size {size + 2 * pad}")
+    return (size + 2 * pad - extent) // stride + 1
+
+
+def _geometry(
+    x: np.ndarray,
+    w: np.ndarray,
+    stride: int | tuple[int, int],
+    pad: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    group: int,
+) -> ConvGeometry:
+    sh, sw = check_pair("stride", stride, 1)
+    ph, pw = check_pair("pad", pad, 0)
+    dh, dw = check_pair("dilation", dilation, 1)
+    channels, (outs, per_group, kh, kw) = x.shape[1], w.shape
+    if group < 1 or channels % group or outs % group or channels // group != per_group:
+        raise ValueError(
+            f"x has {channels} channels and w has shape {w.shape}: with group={group} w must be "
+            f"(multiple of {group}, {channels} / {group}, kh, kw)"
+        )
+    out_size = (
+        conv_output_size(x.shape[2], kh, sh, ph, dh),
+        conv_output_size(x.shape[3], kw, sw, pw, dw),
+    )
+    return ConvGeometry((kh, kw), (sh, sw), (ph, pw), (dh, dw), group, out_size)
+
+
+def conv2d(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    pad: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    group: int = 1,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Convolve in float32.
+
+    Parameters
+    ----------
+    x : float32 array (N, C, H, W)
+    w : float32 array (O, C/group, kh, kw)
+    bias : float32 array (O,), optional
+    stride, pad, dilation : int or (vertical, horizontal)
+    group : int
+        Divides C and O.
+    device : str
+        One of `kernels.DEVICES`.
+
+    Returns
+    -------
+    float32 array (N, O, H', W')
+        Sizes by `conv_output_size`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, ranks, shapes or parameters do not fit together.
+    """
+    x = check_array("x", x, np.float32, 4)
+    w = check_array("w", w, np.float32, 4)
+    bias = check_bias(bias, w.shape[0], np.float32)
+    geometry = _geometry(x, w, stride, pad, dilation, group)
+    return backend(device, "conv").conv2d(x, w, bias, geometry)
+
+
+def conv2d_int8(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    x_offset: int = 0,
+    stride: int | tuple[int, int] = 1,
+    pad: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    group: int = 1,
+    output: OutputStage | None = None,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Convolve int8 data with int8 weights, summing exactly in int32.
+
+    Parameters
+    ----------
+    x : int8 array (N, C, H, W)
+        Quantized data; a real zero is `x_offset`.
+    w : int8 array (O, C/group, kh, kw)
+        Symmetric weights (offset 0).
+    bias : int32 array (O,), optional
+        In units of scale_x * scale_w[o].
+    x_offset : int
+        Offset (zero point) of the data, -128..127.
+    stride, pad, dilation : int or (vertical, horizontal)
+    group : int
+    output : OutputStage, optional
+        What becomes of a sum before it is stored; without it the sums are returned.
+    device : str
+
+    Returns
+    -------
+    int32, float32 or int8 array (N, O, H', W')
+        Sums, dequantized values, or requantized values, as `output` says.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, ranks, shapes or parameters do not fit together.
+    OverflowError
+        If a sum could leave int32.
+    """
+    x = check_array("x", x, np.int8, 4)
+    w = check_array("w", w, np.int8, 4)
+    bias = check_bias(bias, w.shape[0], np.int32)
+    geometry = _geometry(x, w, stride, pad, dilation, group)
+    int32_room(w, bias, channel_axis=0)
+    stage = check_output(output, w.shape[0], x_offset)
+    return backend(device, "conv").conv2d_int8(x, w, bias, int(x_offset), geometry, stage)

@@ -1,0 +1,1 @@
+"""Every operation on all cores through numba; results equal `kernels.reference`."""

@@ -1,0 +1,56 @@
+"""How functions of this backend are compiled: the numba options in one place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numba
+
+from kernels.rounding import round_half_away as _round_half_away
+
+__all__ = ["jit", "parallel_entry", "parallel_jit", "prange", "round_half_away"]
+
+prange = numba.prange
+
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+def jit(function: Callable) -> Any:
+    """Compile for one core. No fastmath: it deletes NaN checks and changes rounding."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+def parallel_jit(function: Callable) -> Any:
+    """Compile with `prange` loops spread over the cores; call it in `parallel_entry`."""
+    return numba.njit(parallel=True, **_OPTIONS)(function)
+
+
+round_half_away = jit(_round_half_away)
+
+
+def _reentrant_layer() -> bool:
+    """Whether a threading layer is at hand that several Python threads may enter at once."""
+    for name in ("tbbpool", "omppool"):
+        try:
+            __import__(f"numba.np.ufunc.{name}")
+        except ImportError:
+            continue
+        return True
+    return False
+
+
+_LOCK = threading.Lock()
+_LOCK_NEEDED = not _reentrant_layer()
+
+
+@contextmanager
+def parallel_entry() -> Iterator[None]:
+    """Hold other Python threads back where numba's workqueue layer would abort on them."""
+    if not _LOCK_NEEDED:
+        yield
+        return
+    with _LOCK:
+        yield

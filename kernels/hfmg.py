@@ -1,0 +1,146 @@
+"""HFMG, the search for a range on an evenly binned histogram.
+
+Both ends are trimmed by a hundred-thousandth of the counts at a time; a candidate's loss is
+the squared error expected when 2**bits bins of equal width cover it and the counts lie
+evenly in their bins. What lies outside is charged to the edge bins, on both sides alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.affine import QuantParams
+from kernels.checks import check_bits
+from kernels.dispatch import backend
+from kernels.histogram import Histogram
+from kernels.rounding import round_half_away
+
+__all__ = ["HfmgResult", "hfmg", "hfmg_search", "rebinned"]
+
+#: Below this a scale is taken as 1.0 here (float64's epsilon, not the 1.2e-7 of IFMR).
+_MIN_SCALE = 2.220446049250313e-16
+
+
+@dataclass(frozen=True)
+class HfmgResult:
+    """What was tried and what won.
+
+    Attributes
+    ----------
+    params : QuantParams
+    candidates : int64 array (R, 2)
+        First and last bin of each range tried.
+    losses : float64 array (R,)
+    best_index : int
+    """
+
+    params: QuantParams
+    candidates: np.ndarray
+    losses: np.ndarray
+    best_index: int
+
+
+def _candidates(counts: np.ndarray) -> np.ndarray:
+    """Return the ranges (R, 2) to try: each trims the end whose next counts lie further in."""
+    bins = counts.size
+    step = max(1, -(-int(counts.sum()) // 100_000))
+    before = np.concatenate([[0], np.cumsum(counts)])
+    left, right = 0, bins - 1
+    found = []
+    while right - left > -(-bins // 4):
+        # the first bin past `step` counts from the left, the last before them from the right
+        next_left = int(np.searchsorted(before, before[left] + step))
+        next_right = int(np.searchsorted(before, before[right + 1] - step, side="right")) - 2
+        if next_left - left > right - next_right:
+            left = next_left
+        else:
+            right = next_right
+        found.append((left, right))
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def hfmg_search(
+    counts: np.ndarray,
+    low: float,
+    high: float,
+    *,
+    asymmetric: bool = True,
+    bits: int = 8,
+    device: str = "cpu",
+) -> HfmgResult:
+    """Search the range on evenly spaced bins.
+
+    Parameters
+    ----------
+    counts : int array (B,)
+        Bins of equal width from `low` to `high`.
+    low, high : float
+    asymmetric : bool
+    bits : int
+    device : str
+
+    Returns
+    -------
+    HfmgResult
+
+    Raises
+    ------
+    ValueError
+        If `high` is below `low`.
+    """
+    check_bits(bits)
+    counts = np.asarray(counts, np.int64)
+    if not low <= high:
+        raise ValueError(f"range [{low}, {high}] is upside down")
+    width = (high - low) / counts.size
+    candidates = _candidates(counts)
+    if not width or not len(candidates):
+        return HfmgResult(_params(low, high, asymmetric, bits), candidates, np.zeros(0), -1)
+    losses = backend(device, "search").hfmg_errors(counts, candidates, width, 1 << bits)
+    best = int(np.argmin(losses))
+    left, right = candidates[best]
+    clip = low + left * width, low + (right + 1) * width
+    return HfmgResult(_params(*clip, asymmetric, bits), candidates, losses, best)
+
+
+def _params(low: float, high: float, asymmetric: bool, bits: int) -> QuantParams:
+    low, high = min(low, 0.0), max(high, 0.0)
+    half = 1 << (bits - 1)
+    if asymmetric:
+        scale = (high - low) / (2 * half - 1)
+    else:
+        scale = high / (half - 1) if high > -low else -low / half
+    scale = float(np.float32(scale)) if scale >= _MIN_SCALE else 1.0
+    if not asymmetric:
+        return QuantParams(scale, 0, bits)
+    offset = -half - int(round_half_away(np.float32(low / scale)))
+    return QuantParams(scale, min(max(offset, -half), half - 1), bits)
+
+
+def rebinned(hist: Histogram, bins: int) -> np.ndarray:
+    """Return the counts of a histogram in so many even bins over its range, int64 (bins,).
+
+    A bin of the histogram that spans two counts for each by its share, rounded so that the
+    total is kept.
+    """
+    edges = hist.edges()
+    at = np.linspace(hist.low, hist.high, bins + 1)
+    ends = np.concatenate([[0], np.cumsum(edges.counts)])
+    places = np.column_stack([edges.left, edges.right]).ravel()
+    reached = np.column_stack([ends[:-1], ends[1:]]).ravel()
+    below = np.interp(at, places, reached) if places.size else np.zeros(bins + 1)
+    below += hist.zeros * (at > 0)
+    below[0], below[-1] = 0, hist.total
+    return np.diff(np.rint(below)).astype(np.int64)
+
+
+def hfmg(
+    hist: Histogram, num_of_bins: int, asymmetric: bool, bits: int, device: str
+) -> QuantParams:
+    """Return the parameters that HFMG finds for a histogram, re-binned to its own bins."""
+    low, high = hist.low, hist.high
+    counts = rebinned(hist, num_of_bins)
+    found = hfmg_search(counts, low, high, asymmetric=asymmetric, bits=bits, device=device)
+    return found.params

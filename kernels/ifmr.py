@@ -1,0 +1,183 @@
+"""IFMR, the search for activation scales: candidates, and the loss of each.
+
+The maximum and minimum are percentiles of the data, widened to hold zero. Factors
+``r_i = start + i * step`` stretch the maximum; candidate i quantizes ``clip(x, min, r_i*max)``
+with ``s_i = (r_i*max - min) / (2**bits - 1)`` and the first least mean squared error wins.
+The symmetric form stretches the dominant end and clips at it on both sides. All of it is
+float32 arithmetic, as in the tool whose results it reproduces; losses are summed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.affine import QuantParams, guard_scale
+from kernels.checks import check_array, check_bits
+from kernels.dispatch import backend
+from kernels.histogram import Histogram
+from kernels.methods import Ifmr, Percentile
+from kernels.rounding import round_half_away
+
+__all__ = ["IfmrCandidates", "IfmrPass", "ifmr", "ifmr_candidates", "percentile_range", "tail_rank"]
+
+
+def tail_rank(total: int, percentile: float) -> int:
+    """Return k such that the k-th largest of `total` values is the percentile: from 1.
+
+    ``k = total - floor(percentile * total)`` with the product in float32.
+    """
+    floor = int(np.floor(np.float32(percentile) * np.float32(total)))
+    return min(max(total - floor, 1), total)
+
+
+@dataclass(frozen=True)
+class IfmrCandidates:
+    """What IFMR chooses from.
+
+    Attributes
+    ----------
+    lows, highs, scales : float32 array (R,)
+        Where each candidate clips, and its step.
+    asymmetric : bool
+    bits : int
+    """
+
+    lows: np.ndarray
+    highs: np.ndarray
+    scales: np.ndarray
+    asymmetric: bool
+    bits: int
+
+    def best(self, losses: np.ndarray) -> QuantParams:
+        """Return the parameters of the first candidate of least loss."""
+        i = int(np.argmin(losses))
+        scale = self.scales[i]
+        if not self.asymmetric:
+            return QuantParams(float(scale), 0, self.bits)
+        half = 1 << (self.bits - 1)
+        offset = -int(round_half_away(self.lows[i] / scale)) - half
+        return QuantParams(float(scale), min(max(offset, -half), half - 1), self.bits)
+
+
+def ifmr_candidates(low: float, high: float, settings: Ifmr, bits: int = 8) -> IfmrCandidates:
+    """Return the candidates for data between two percentiles.
+
+    Parameters
+    ----------
+    low, high : float
+        The minimum and maximum by percentile.
+    settings : Ifmr
+    bits : int
+
+    Raises
+    ------
+    ValueError
+        If a scale would be infinite or out of range.
+    """
+    check_bits(bits)
+    start, end = (np.float32(r) for r in settings.search_range)
+    step = np.float32(settings.search_step)
+    count = int((end - start) / step + np.float32(1))
+    ratios = start + np.arange(count, dtype=np.float32) * step
+    lo, hi = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
+    steps = (1 << bits) - 1
+    with np.errstate(over="ignore"):
+        if settings.asymmetric:
+            highs = ratios * hi
+            lows = np.full(count, lo)
+            scales = (highs - lo) / np.float32(steps)
+        else:
+            limit = steps // 2 if hi > -lo else steps // 2 + 1
+            highs = ratios * max(hi, -lo)
+            lows = -highs
+            scales = highs / np.float32(limit)
+    guarded = np.array([guard_scale(s) for s in scales], np.float32)
+    return IfmrCandidates(lows, highs, guarded, settings.asymmetric, bits)
+
+
+class IfmrPass:
+    """A second pass over the data that equals IFMR on all of it, in constant memory.
+
+    Parameters
+    ----------
+    candidates : IfmrCandidates
+        From the percentiles that a first pass found.
+
+    Attributes
+    ----------
+    losses : float64 array (R,)
+        Sum of squared errors so far; sums of two passes over parts of the data add up.
+    """
+
+    def __init__(self, candidates: IfmrCandidates) -> None:
+        self.candidates = candidates
+        self.losses = np.zeros(candidates.scales.size)
+
+    def update(self, x: np.ndarray, *, device: str = "cpu") -> None:
+        """Add the squared errors of a float32 array under every candidate."""
+        x = check_array("x", x, np.float32, None).reshape(-1)
+        c = self.candidates
+        self.losses += backend(device, "search").squared_errors(x, c.lows, c.highs, c.scales)
+
+    def params(self) -> QuantParams:
+        """Return the parameters of the best candidate."""
+        return self.candidates.best(self.losses)
+
+
+def ifmr(
+    x: np.ndarray,
+    search_range: tuple[float, float] = (0.7, 1.3),
+    search_step: float = 0.01,
+    max_percentile: float = 0.999999,
+    min_percentile: float = 0.999999,
+    asymmetric: bool = True,
+    *,
+    bits: int = 8,
+    device: str = "cpu",
+) -> QuantParams:
+    """Search scale and offset for an array in memory, as the original does.
+
+    Parameters
+    ----------
+    x : float32 array, any shape, not empty
+    search_range, search_step, max_percentile, min_percentile, asymmetric
+        See `kernels.Ifmr`.
+    bits : int
+        2..8.
+    device : str
+
+    Returns
+    -------
+    QuantParams
+
+    Raises
+    ------
+    NotFiniteError
+        If `x` holds NaN or infinity.
+    ValueError
+        If `x` is empty, a setting is out of range, or the data is too large to scale.
+    """
+    x = check_array("x", x, np.float32, None).reshape(-1)
+    if not x.size:
+        raise ValueError("x is empty: there is nothing to search a scale for")
+    settings = Ifmr(search_range, search_step, max_percentile, min_percentile, asymmetric)
+    first = Histogram(tail=_tail_for(x.size, settings))
+    first.update(x, device=device)
+    second = IfmrPass(ifmr_candidates(*percentile_range(first, settings), settings, bits))
+    second.update(x, device=device)
+    return second.params()
+
+
+def _tail_for(total: int, settings: Ifmr) -> int:
+    """Return how long a tail makes both percentiles of so many values exact."""
+    ranks = (tail_rank(total, p) for p in (settings.max_percentile, settings.min_percentile))
+    return max(ranks)
+
+
+def percentile_range(hist: Histogram, settings: Ifmr | Percentile) -> tuple[float, float]:
+    """Return (minimum, maximum) of a histogram by the percentiles of the settings."""
+    low, _ = hist.smallest_at(tail_rank(hist.total, settings.min_percentile))
+    high, _ = hist.largest_at(tail_rank(hist.total, settings.max_percentile))
+    return low, high

@@ -1,0 +1,88 @@
+"""Inner product (fully connected): ``y = x @ w.T + bias``, float32 and INT8."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.checks import check_array, int32_room
+from kernels.dispatch import backend
+from kernels.output import OutputStage, check_bias, check_output
+
+__all__ = ["inner_product", "inner_product_int8"]
+
+
+def _check_shapes(x: np.ndarray, w: np.ndarray) -> None:
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"x {x.shape} and w {w.shape} must have the same second axis")
+
+
+def inner_product(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None, *, device: str = "cpu"
+) -> np.ndarray:
+    """Multiply in float32.
+
+    Parameters
+    ----------
+    x : float32 array (M, K)
+    w : float32 array (N, K)
+    bias : float32 array (N,), optional
+    device : str
+
+    Returns
+    -------
+    float32 array (M, N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, ranks or shapes do not fit together.
+    """
+    x = check_array("x", x, np.float32, 2)
+    w = check_array("w", w, np.float32, 2)
+    _check_shapes(x, w)
+    bias = check_bias(bias, w.shape[0], np.float32)
+    return backend(device, "inner_product").inner_product(x, w, bias)
+
+
+def inner_product_int8(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    x_offset: int = 0,
+    output: OutputStage | None = None,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Multiply int8 data with int8 weights, summing exactly in int32.
+
+    Parameters
+    ----------
+    x : int8 array (M, K)
+        Quantized data; a real zero is `x_offset`.
+    w : int8 array (N, K)
+        Symmetric weights (offset 0).
+    bias : int32 array (N,), optional
+        In units of scale_x * scale_w.
+    x_offset : int
+    output : OutputStage, optional
+        Without it the int32 sums are returned.
+    device : str
+
+    Returns
+    -------
+    int32, float32 or int8 array (M, N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes, ranks or shapes do not fit together.
+    OverflowError
+        If a sum could leave int32.
+    """
+    x = check_array("x", x, np.int8, 2)
+    w = check_array("w", w, np.int8, 2)
+    _check_shapes(x, w)
+    bias = check_bias(bias, w.shape[0], np.int32)
+    int32_room(w, bias, channel_axis=0)
+    stage = check_output(output, w.shape[0], x_offset)
+    return backend(device, "inner_product").inner_product_int8(x, w, bias, int(x_offset), stage)

@@ -1,0 +1,124 @@
+"""The output stage: what becomes of an int32 sum on its way to memory.
+
+``v = float32(sum)``; where ``shift[c] > 0``, the accelerator's 16-bit step
+``v = clip_s16(round(v / 2**shift)) * 2**shift``; then ``y = clamp(v * scale[c])``, and with
+`params` ``q = quantize(y)``. Every step is one float32 operation, so devices agree exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from kernels.affine import QuantParams
+
+__all__ = ["OutputStage", "check_bias", "check_output"]
+
+
+@dataclass(frozen=True)
+class OutputStage:
+    """How a layer's int32 sums are stored.
+
+    Attributes
+    ----------
+    scale : float32 array (C,) or (1,), or float
+        Real value of one unit of the sum: scale_x * scale_w[c].
+    shift : int array (C,) or (1,), optional
+        The accelerator's shift N, 0 (none) or 1..16.
+    clamp : (float, float)
+        Lowest and highest real value kept: (0, inf) is ReLU, (0, 6) is ReLU6.
+    params : QuantParams, optional
+        Requantize to int8; without it the values are stored as float32.
+    """
+
+    scale: np.ndarray | float
+    shift: np.ndarray | None = None
+    clamp: tuple[float, float] = (-inf, inf)
+    params: QuantParams | None = None
+
+
+@dataclass(frozen=True)
+class CheckedStage:
+    """An `OutputStage` with its arrays expanded to one entry a channel, for backends."""
+
+    kind: int  # 0: int32 sums, 1: float32 values, 2: int8 values
+    scale: np.ndarray
+    power: np.ndarray  # 2**shift, 0 where there is no shift
+    low: np.float32
+    high: np.float32
+    q_scale: np.float32
+    q_offset: np.float32
+    q_low: np.float32
+    q_high: np.float32
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of what is stored."""
+        return np.dtype(("int32", "float32", "int8")[self.kind])
+
+
+def check_bias(bias: np.ndarray | None, channels: int, dtype: type) -> np.ndarray:
+    """Return the bias as an array (channels,) of `dtype`: zeros for None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If its dtype or shape is another.
+    """
+    if bias is None:
+        return np.zeros(channels, dtype)
+    if bias.dtype != dtype or bias.shape != (channels,):
+        raise (TypeError if bias.dtype != dtype else ValueError)(
+            f"bias must be {np.dtype(dtype).name} of shape ({channels},), "
+            f"not {bias.dtype.name} {bias.shape}"
+        )
+    return np.ascontiguousarray(bias)
+
+
+def _per_channel(name: str, values: object, channels: int) -> np.ndarray:
+    array = np.atleast_1d(np.asarray(values, dtype=np.float32))
+    if array.shape not in ((1,), (channels,)):
+        raise ValueError(f"output.{name} must have 1 or {channels} entries, not {array.shape}")
+    return np.ascontiguousarray(np.broadcast_to(array, (channels,)))
+
+
+def check_output(output: OutputStage | None, channels: int, x_offset: int) -> CheckedStage:
+    """Validate an output stage for a layer of so many channels, and the data's offset.
+
+    Raises
+    ------
+    ValueError
+        If a length, a range or the offset is wrong.
+    """
+    if not -128 <= x_offset <= 127:
+        raise ValueError(f"x_offset must be in [-128, 127], not {x_offset}")
+    one, zero = np.float32(1), np.float32(0)
+    if output is None:
+        ones = np.ones(channels, np.float32)
+        return CheckedStage(0, ones, ones * 0, zero, zero, one, zero, zero, zero)
+    scale = _per_channel("scale", output.scale, channels)
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError("output.scale must be positive and finite")
+    shift = _per_channel("shift", 0 if output.shift is None else output.shift, channels)
+    if ((shift < 0) | (shift > 16)).any():
+        raise ValueError("output.shift must be in 0..16")
+    power = np.where(shift > 0, np.exp2(shift), 0).astype(np.float32)
+    low, high = np.float32(output.clamp[0]), np.float32(output.clamp[1])
+    if not low <= high:
+        raise ValueError(f"output.clamp must be (low, high), not {output.clamp}")
+    p = output.params
+    if p is None:
+        return CheckedStage(1, scale, power, low, high, one, zero, zero, zero)
+    return CheckedStage(
+        2,
+        scale,
+        power,
+        low,
+        high,
+        np.float32(p.scale),
+        np.float32(p.offset),
+        np.float32(p.low),
+        np.float32(p.high),
+    )

@@ -1,0 +1,67 @@
+"""The windows of 2-D pooling: sizes and checks that average and maximum share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.checks import check_pair
+
+__all__ = ["PoolGeometry", "pool_geometry", "pool_output_size"]
+
+
+@dataclass(frozen=True)
+class PoolGeometry:
+    """How a window slides over an image; pairs are (vertical, horizontal)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    out_size: tuple[int, int]
+
+
+def pool_output_size(size: int, kernel: int, stride: int, pad: int, ceil_mode: bool = True) -> int:
+    """Return the output size along one axis.
+
+    ``ceil((size + 2*pad - kernel) / stride) + 1`` (floor without `ceil_mode`); with padding,
+    a last window that would start beyond the image and its left padding is dropped.
+
+    Parameters
+    ----------
+    size, kernel, stride, pad : int
+        Of that axis, in elements.
+    ceil_mode : bool
+
+    Raises
+    ------
+    ValueError
+        If the kernel is larger than the padded image, or the padding not below the kernel.
+    """
+    if pad >= kernel:
+        raise ValueError(f"pad {pad} must be less than the kernel {kernel}")
+    span = size + 2 * pad - kernel
+    if span < 0:
+        raise ValueError(f"kernel {kernel} is larger than the padded size {size + 2 * pad}")
+    out = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if pad and (out - 1) * stride >= size + pad:
+        out -= 1
+    return out
+
+
+def pool_geometry(
+    x: np.ndarray,
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    pad: int | tuple[int, int],
+    ceil_mode: bool,
+) -> PoolGeometry:
+    """Check the parameters of a pooling of `x` (N, C, H, W) and work out its output size."""
+    kh, kw = check_pair("kernel", kernel, 1)
+    sh, sw = check_pair("stride", stride, 1)
+    ph, pw = check_pair("pad", pad, 0)
+    out_size = (
+        pool_output_size(x.shape[2], kh, sh, ph, ceil_mode),
+        pool_output_size(x.shape[3], kw, sw, pw, ceil_mode),
+    )
+    return PoolGeometry((kh, kw), (sh, sw), (ph, pw), out_size)

@@ -1,0 +1,1 @@
+"""Every operation in plain NumPy: what the other devices are held to."""

@@ -1,0 +1,70 @@
+"""2-D convolution in NumPy: windows as a matrix, one product a group."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.conv import ConvGeometry
+from kernels.output import CheckedStage
+from kernels.reference.output import store
+
+__all__ = ["conv2d", "conv2d_int8"]
+
+
+def _windows(x: np.ndarray, g: ConvGeometry) -> np.ndarray:
+    """Return (N, C, kh, kw, H', W'): for each tap the values under it."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = g.kernel, g.stride, g.pad, g.dilation
+    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    taps = [
+        [
+            padded[:, :, u * dh :, v * dw :][:, :, ::sh, ::sw][
+                :, :, : g.out_size[0], : g.out_size[1]
+            ]
+            for v in range(kw)
+        ]
+        for u in range(kh)
+    ]
+    return np.stack([np.stack(row, axis=2) for row in taps], axis=2)
+
+
+def _products(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
+    """Return the sums (N, O, H', W') in the dtype of the operands."""
+    n, outs = x.shape[0], w.shape[0]
+    if w.shape[1] == 1 and g.group > 1:
+        return _depthwise(x, w, g)
+    columns = _windows(x, g).reshape(n, g.group, -1, g.out_size[0] * g.out_size[1])
+    rows = w.reshape(g.group, outs // g.group, -1)
+    y = np.empty((n, g.group, outs // g.group, columns.shape[3]), x.dtype)
+    for i in range(n):
+        for k in range(g.group):
+            np.matmul(rows[k], columns[i, k], out=y[i, k])
+    return y.reshape(n, outs, *g.out_size)
+
+
+def _depthwise(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
+    """Add up tap by tap in row order: with one channel a group there is no product."""
+    windows = _windows(x, g)
+    multiple = w.shape[0] // x.shape[1]
+    y = np.zeros((x.shape[0], w.shape[0], *g.out_size), x.dtype)
+    for u in range(g.kernel[0]):
+        for v in range(g.kernel[1]):
+            y += np.repeat(windows[:, :, u, v], multiple, axis=1) * w[None, :, 0, u, v, None, None]
+    return y
+
+
+def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
+    """See `kernels.conv2d`."""
+    return _products(x, w, g) + bias[None, :, None, None]
+
+
+def conv2d_int8(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray,
+    x_offset: int,
+    g: ConvGeometry,
+    stage: CheckedStage,
+) -> np.ndarray:
+    """See `kernels.conv2d_int8`; float64 holds every sum below 2**53 exactly."""
+    sums = _products(x.astype(np.float64) - x_offset, w.astype(np.float64), g)
+    return store((sums + bias[None, :, None, None]).astype(np.int32), stage)
