@@ -1,0 +1,53 @@
+"""Caffe's files and data as plain Python values, without Caffe.
+
+>>> net = caffeio.read_net("deploy.prototxt", "net.caffemodel")
+>>> [layer.name for layer in net.layers]
+>>> caffeio.write_prototxt(net, "copy.prototxt")
+
+Data sources are in `caffeio.data`.
+"""
+
+from __future__ import annotations
+
+from caffeio.atomic import atomic_write
+from caffeio.caffemodel import write_caffemodel
+from caffeio.calibration_config import QuantConfig, read_quant_cfg
+from caffeio.errors import CaffeFileError, NetError
+from caffeio.expected import expected_blobs
+from caffeio.graph import SOURCE_TYPES, Layer, Link, Net, Value
+from caffeio.match import nonfinite_blobs
+from caffeio.nets import parse_net, read_net, to_prototxt, write_prototxt
+from caffeio.record import (
+    LayerRecord,
+    Record,
+    parse_record,
+    read_record,
+    record_to_text,
+    write_record,
+)
+
+__all__ = [
+    "SOURCE_TYPES",
+    "CaffeFileError",
+    "Layer",
+    "LayerRecord",
+    "Link",
+    "Net",
+    "NetError",
+    "QuantConfig",
+    "Record",
+    "Value",
+    "atomic_write",
+    "expected_blobs",
+    "nonfinite_blobs",
+    "parse_net",
+    "parse_record",
+    "read_net",
+    "read_quant_cfg",
+    "read_record",
+    "record_to_text",
+    "to_prototxt",
+    "write_caffemodel",
+    "write_prototxt",
+    "write_record",
+]

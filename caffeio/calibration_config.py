@@ -1,0 +1,193 @@
+"""The simplified calibration config of the Ascend quantization tool, a text file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from caffeio.errors import CaffeFileError
+from caffeio.proto import quant_pb2 as pb
+from caffeio.prototxt import parse_text, read_text_file
+
+__all__ = ["HfmgSettings", "IfmrSettings", "LayerSettings", "QuantConfig", "parse_quant_cfg",
+           "read_quant_cfg"]  # fmt: skip
+
+_BINS = (1024, 2048, 4096, 8192)
+_PER_CHANNEL = ("Convolution", "Deconvolution")
+
+
+@dataclass(frozen=True)
+class IfmrSettings:
+    """How IFMR searches; `asymmetric` None leaves it to activation_offset.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range; it names the setting.
+    """
+
+    search_range_start: float = 0.7
+    search_range_end: float = 1.3
+    search_step: float = 0.01
+    max_percentile: float = 0.999999
+    min_percentile: float = 0.999999
+    asymmetric: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_percentile", "min_percentile"):
+            if not 0.5 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0.5, 1]")
+        start, end, step = self.search_range_start, self.search_range_end, self.search_step
+        if not 0 < start < end:
+            raise ValueError(f"search_range_start is {start} and search_range_end {end}; "
+                             "0 < start < end must hold")
+        if not 0 < step <= end - start:
+            raise ValueError(f"search_step is {step}; it must be in (0, end - start]")
+
+
+@dataclass(frozen=True)
+class HfmgSettings:
+    """How HFMG searches; `asymmetric` None leaves it to activation_offset.
+
+    Raises
+    ------
+    ValueError
+        If the number of bins is not one of 1024, 2048, 4096 and 8192.
+    """
+
+    num_of_bins: int = 4096
+    asymmetric: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_of_bins not in _BINS:
+            raise ValueError(f"num_of_bins is {self.num_of_bins}; it must be one of {_BINS}")
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What is set for some layers; None is not set.
+
+    Attributes
+    ----------
+    channel_wise : bool or None
+        One weight scale for each output channel.
+    activation : IfmrSettings, HfmgSettings or None
+        How data is observed.
+    """
+
+    channel_wise: bool | None = None
+    activation: IfmrSettings | HfmgSettings | None = None
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """A calibration config; of common, layer_types and layers the nearest counts."""
+
+    batch_num: int = 1
+    activation_offset: bool = True
+    joint_quant: bool = False
+    skip_layers: tuple[str, ...] = ()
+    skip_layer_types: tuple[str, ...] = ()
+    do_fusion: bool = True
+    skip_fusion_layers: tuple[str, ...] = ()
+    common: LayerSettings = LayerSettings()
+    layer_types: Mapping[str, LayerSettings] = field(default_factory=dict)
+    layers: Mapping[str, LayerSettings] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_num < 1:
+            raise ValueError(f"batch_num is {self.batch_num}; it must be 1 or more")
+        for name in ("layer_types", "layers"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
+
+
+def read_quant_cfg(path: str | Path) -> QuantConfig:
+    """Read a simplified calibration config.
+
+    Parameters
+    ----------
+    path : path-like
+        A text file.
+
+    Returns
+    -------
+    QuantConfig
+        Its notes name, with their lines, the blocks that are not known.
+
+    Raises
+    ------
+    CaffeFileError
+        If the file cannot be read, has a mistake in its text or a value out of range.
+    """
+    return parse_quant_cfg(read_text_file(path), path)
+
+
+def parse_quant_cfg(text: str, path: str | Path = "<text>") -> QuantConfig:
+    """Make a config of its text; errors as for `read_quant_cfg`."""
+    message, notes = parse_text(text, pb.CalibrationConfig(), path)
+    try:
+        return QuantConfig(
+            message.batch_num, message.activation_offset, message.joint_quant,
+            tuple(message.skip_layers), tuple(message.skip_layer_types), message.do_fusion,
+            tuple(message.skip_fusion_layers),
+            _settings(message.common_config, "common_config"),
+            _by_type(message), _by_name(message), notes,
+        )  # fmt: skip
+    except ValueError as error:
+        raise CaffeFileError(path, str(error)) from None
+
+
+def _by_type(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
+    found: dict[str, LayerSettings] = {}
+    for item in message.override_layer_types:
+        where = f"override_layer_types '{item.layer_type}'"
+        if not item.layer_type or item.layer_type in found:
+            raise ValueError(f"{where}: the layer_type is missing or given twice")
+        found[item.layer_type] = _settings(item.calibration_config, where)
+        if found[item.layer_type].channel_wise and item.layer_type not in _PER_CHANNEL:
+            raise ValueError(f"{where}: channel_wise is true, but only {' and '.join(_PER_CHANNEL)}"
+                             " have a scale for each channel")
+    return found
+
+
+def _by_name(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
+    found: dict[str, LayerSettings] = {}
+    for item in message.override_layer_configs:
+        where = f"override_layer_configs '{item.layer_name}'"
+        if not item.layer_name or item.layer_name in found:
+            raise ValueError(f"{where}: the layer_name is missing or given twice")
+        found[item.layer_name] = _settings(item.calibration_config, where)
+    return found
+
+
+def _plain(value: float) -> float:
+    """Return the decimal that was written: 0.7, not the float32 nearest to it."""
+    return float(str(np.float32(value)))
+
+
+def _settings(message: pb.CalibrationParameter, where: str) -> LayerSettings:
+    ifmr, hfmg = message.HasField("ifmr_quantize"), message.HasField("hfmg_quantize")
+    if ifmr and hfmg:
+        raise ValueError(f"{where}: ifmr_quantize and hfmg_quantize exclude each other")
+    activation: IfmrSettings | HfmgSettings | None = None
+    try:
+        if ifmr:
+            i = message.ifmr_quantize
+            activation = IfmrSettings(
+                _plain(i.search_range_start), _plain(i.search_range_end), _plain(i.search_step),
+                _plain(i.max_percentile), _plain(i.min_percentile),
+                i.asymmetric if i.HasField("asymmetric") else None,
+            )  # fmt: skip
+        elif hfmg:
+            h = message.hfmg_quantize
+            activation = HfmgSettings(
+                h.num_of_bins, h.asymmetric if h.HasField("asymmetric") else None
+            )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    arq = message.arq_quantize
+    return LayerSettings(arq.channel_wise if arq.HasField("channel_wise") else None, activation)

@@ -1,0 +1,164 @@
+"""A Caffe net as plain values: layers in running order, and who reads what whom wrote.
+
+Caffe names a blob, then lets in-place layers overwrite it, so one name stands for
+several values. `Net.links` tells them apart: a `Value` is a blob name and the count of
+writes before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from caffeio.errors import NetError
+
+if TYPE_CHECKING:
+    from caffeio.proto.caffe_pb2 import LayerParameter
+
+__all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "Value"]
+
+#: Layers that make blobs out of nothing: their tops are the inputs of the net.
+SOURCE_TYPES = frozenset({"Input", "Data", "ImageData", "HDF5Data", "MemoryData", "WindowData"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: names, parameters and weights.
+
+    Attributes
+    ----------
+    name, type : str
+        As in the prototxt, e.g. ``"conv1"`` and ``"Convolution"``.
+    bottoms, tops : tuple of str
+        Blob names read and written; a name in both is computed in place.
+    param : LayerParameter
+        The layer's message without blobs. Never changed: copy it to change it.
+    blobs : tuple of ndarray
+        Weights, float32, C-contiguous, in Caffe's order; empty if it has none.
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    param: LayerParameter
+    blobs: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True, order=True)
+class Value:
+    """What one layer wrote under a blob's name.
+
+    Attributes
+    ----------
+    blob : str
+        The blob's name.
+    version : int
+        0 for the first layer that writes the name, 1 for the next, and so on.
+    """
+
+    blob: str
+    version: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.blob}#{self.version}" if self.version else self.blob
+
+
+@dataclass(frozen=True)
+class Link:
+    """The values one layer reads and writes, in the order of its bottoms and tops."""
+
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net: layers in running order.
+
+    Attributes
+    ----------
+    name : str
+    layers : tuple of Layer
+        In running order, those of the chosen phase only.
+    phase : str
+        ``"TEST"`` or ``"TRAIN"``.
+    notes : tuple of str
+        What reading found and did not use (unknown fields, weights without a layer,
+        ...), a sentence each. To be shown to the user.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    phase: str = "TEST"
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer of that name, or raise `NetError`."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise NetError(f"net '{self.name}' has no layer '{name}'")
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        """What each layer reads and writes, by value.
+
+        Raises
+        ------
+        NetError
+            If a layer reads a blob that no layer before it writes.
+        """
+        version: dict[str, int] = {}
+        links = []
+        for layer in self.layers:
+            for blob in layer.bottoms:
+                if blob not in version:
+                    raise NetError(self._unknown_blob(layer, blob), layer.name)
+            reads = tuple(Value(blob, version[blob]) for blob in layer.bottoms)
+            for blob in layer.tops:
+                version[blob] = version.get(blob, -1) + 1
+            links.append(Link(reads, tuple(Value(b, version[b]) for b in layer.tops)))
+        return tuple(links)
+
+    @cached_property
+    def readers(self) -> dict[Value, tuple[int, ...]]:
+        """The positions in `layers` of those who read each value; every value is a key."""
+        found: dict[Value, list[int]] = {}
+        for i, link in enumerate(self.links):
+            for value in link.reads:
+                found[value].append(i)
+            for value in link.writes:
+                found[value] = []
+        return {value: tuple(users) for value, users in found.items()}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the blobs that a caller supplies: the tops of the source layers."""
+        return tuple(t for layer in self.layers if layer.type in SOURCE_TYPES for t in layer.tops)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the blobs whose last value no layer reads, in order of writing."""
+        last = {v.blob: v for v in sorted(self.readers)}
+        return tuple(
+            blob
+            for blob in dict.fromkeys(v.blob for v in self.readers)
+            if not self.readers[last[blob]]
+        )
+
+    def with_layers(self, layers: tuple[Layer, ...]) -> Net:
+        """Return this net with other layers."""
+        return replace(self, layers=layers)
+
+    def _unknown_blob(self, layer: Layer, blob: str) -> str:
+        makers = [other.name for other in self.layers if blob in other.tops]
+        if makers:
+            return (
+                f"reads blob '{blob}' before it is made by layer '{makers[0]}': the net is "
+                "cyclic or out of order; Caffe runs layers in the order of the file"
+            )
+        return f"reads blob '{blob}', which no layer makes; check the spelling of its bottom"

@@ -1,0 +1,172 @@
+"""Reading and writing nets: a prototxt and its weights to a `Net`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from caffeio.atomic import atomic_write
+from caffeio.caffemodel import read_caffemodel
+from caffeio.errors import CaffeFileError, NetError
+from caffeio.graph import Layer, Net
+from caffeio.hdf5 import is_hdf5, read_hdf5_weights
+from caffeio.match import attach_weights
+from caffeio.phases import filter_layers
+from caffeio.proto import caffe_pb2 as pb
+from caffeio.prototxt import format_text, parse_text, read_text_file
+from caffeio.upgrade import upgrade_net
+
+__all__ = ["parse_net", "read_net", "to_prototxt", "write_prototxt"]
+
+
+def read_net(
+    prototxt: str | Path,
+    weights: str | Path | None = None,
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Sequence[str] = (),
+) -> Net:
+    """Read a net and its weights.
+
+    Parameters
+    ----------
+    prototxt : path-like
+        The net as text, in the current format, V1 or V0.
+    weights : path-like, optional
+        A .caffemodel of any format, or an HDF5 snapshot; told apart by the content.
+    phase : {"TEST", "TRAIN"}
+        Whose layers to take.
+    level : int
+        For the layers' min_level and max_level rules.
+    stages : sequence of str
+        For the layers' stage and not_stage rules.
+
+    Returns
+    -------
+    Net
+        In the current format. `notes` says what was found and not used.
+
+    Raises
+    ------
+    CaffeFileError
+        If a file cannot be read or is not of its format.
+    NetError
+        If the net is wrong, or the weights do not fit it.
+    """
+    text = read_text_file(prototxt)
+    net = parse_net(text, prototxt, phase, level=level, stages=stages)
+    if weights is None:
+        return net
+    read = read_hdf5_weights if is_hdf5(weights) else read_caffemodel
+    return attach_weights(net, read(weights))
+
+
+def parse_net(
+    text: str,
+    path: str | Path = "<text>",
+    phase: str = "TEST",
+    *,
+    level: int = 0,
+    stages: Sequence[str] = (),
+) -> Net:
+    """Make a net of a prototxt's text, without weights.
+
+    Parameters
+    ----------
+    text : str
+    path : path-like
+        The file's name, for errors and notes.
+    phase, level, stages
+        As for `read_net`.
+
+    Returns
+    -------
+    Net
+
+    Raises
+    ------
+    CaffeFileError, NetError
+        As for `read_net`.
+    """
+    if phase not in {"TEST", "TRAIN"}:
+        raise ValueError(f"phase is 'TEST' or 'TRAIN', not {phase!r}")
+    message, notes = parse_text(text, pb.NetParameter(), path)
+    upgraded, more = upgrade_net(message)
+    if not upgraded.layer:
+        raise CaffeFileError(path, "describes no layers; is it the prototxt of a net?")
+    state = pb.NetState()
+    state.CopyFrom(upgraded.state)
+    state.phase = pb.TEST if phase == "TEST" else pb.TRAIN
+    if level or not state.HasField("level"):
+        state.level = level
+    state.stage.extend(s for s in stages if s not in state.stage)
+    kept = filter_layers(upgraded.layer, state)
+    if not kept:
+        raise CaffeFileError(path, f"has no layers for phase {phase}")
+    notes += tuple(f"{path}: {note}" for note in more)
+    notes += tuple(f"{path}: layer '{p.name}' has blobs in the text; they are ignored"
+                   for p in kept if p.blobs)
+    net = Net(upgraded.name, tuple(_layer(p) for p in kept), phase, notes)
+    _check(net)
+    return net
+
+
+def _layer(message: pb.LayerParameter) -> Layer:
+    if not message.type:
+        raise NetError("has no type", message.name)
+    param = pb.LayerParameter()
+    param.CopyFrom(message)
+    param.ClearField("blobs")
+    return Layer(message.name, message.type, tuple(message.bottom), tuple(message.top), param)
+
+
+def _check(net: Net) -> None:
+    """Check that names are single and every blob has a maker."""
+    names: set[str] = set()
+    makers: dict[str, str] = {}
+    for layer in net.layers:
+        if layer.name in names:
+            raise NetError(f"two layers have the name '{layer.name}' in phase {net.phase}; "
+                           "give each its own")
+        names.add(layer.name)
+        for i, blob in enumerate(layer.tops):
+            in_place = i < len(layer.bottoms) and layer.bottoms[i] == blob
+            if blob in makers and not in_place:
+                raise NetError(f"makes the blob '{blob}', which layer '{makers[blob]}' has made; "
+                               "only a layer that works in place may write it again", layer.name)
+            makers[blob] = layer.name
+    _ = net.links  # raises for a blob that nobody makes
+
+
+def to_prototxt(net: Net) -> str:
+    """Return a net as the text of a prototxt in the current format, without weights."""
+    message = pb.NetParameter(name=net.name)
+    for layer in net.layers:
+        param = message.layer.add()
+        param.CopyFrom(layer.param)
+        param.ClearField("blobs")
+        param.name, param.type = layer.name, layer.type
+        param.bottom[:] = layer.bottoms
+        param.top[:] = layer.tops
+    return format_text(message)
+
+
+def write_prototxt(net: Net, path: str | Path, overwrite: bool = False) -> None:
+    """Write a net as a prototxt that Caffe reads.
+
+    Parameters
+    ----------
+    net : Net
+    path : path-like
+        The file to be made.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    CaffeFileError
+        If the file cannot be written.
+    """
+    with atomic_write(path, overwrite) as temporary:
+        temporary.write_text(to_prototxt(net), encoding="utf-8", newline="\n")

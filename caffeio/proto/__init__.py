@@ -1,0 +1,1 @@
+"""Caffe's message types, generated from the .proto files beside this one."""

@@ -1,0 +1,28 @@
+"""Quantize Caffe models to INT8: the pipeline that joins `caffeio` and `kernels`.
+
+>>> report = pipeline.quantize_model("config.toml")
+>>> out = pipeline.FloatNet(net).forward({"data": x})
+>>> out = pipeline.Int8Net(net, report.record).forward({"data": x})
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.executor import FloatNet
+    from pipeline.int8 import Int8Net
+    from pipeline.job import quantize_model
+
+__all__ = ["FloatNet", "Int8Net", "quantize_model"]
+
+_HOMES = {"FloatNet": "executor", "Int8Net": "int8", "quantize_model": "job"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: the command line must answer at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(f"pipeline.{_HOMES[name]}"), name)

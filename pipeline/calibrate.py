@@ -1,0 +1,232 @@
+"""Observing the data of each layer over a few batches, and searching its scale and offset.
+
+One pass of the float net fills one histogram for each value that a quantized layer reads;
+memory does not grow with the number of batches. With `exact`, a second pass over the same
+batches weighs IFMR's candidates on the data itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from caffeio import Layer, Net, Value
+from kernels import (
+    Histogram,
+    Ifmr,
+    IfmrPass,
+    NotFiniteError,
+    Percentile,
+    QuantParams,
+    ifmr_candidates,
+    percentile_range,
+    search_params,
+    tail_rank,
+)
+from pipeline.errors import PipelineError
+from pipeline.executor import FloatNet
+from pipeline.settings import LayerPlan
+
+__all__ = ["Observations", "observe", "search", "search_exactly"]
+
+#: Extreme values kept at either end of a histogram: at least, and at most.
+_TAIL = 1024
+_LONGEST_TAIL = 1 << 22
+
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What was seen of each value that a quantized layer reads.
+
+    Attributes
+    ----------
+    histograms : dict of Value to Histogram
+    samples : int
+    """
+
+    histograms: dict[Value, Histogram]
+    samples: int
+
+
+def observe(
+    net: FloatNet, plans: Mapping[str, LayerPlan], batches: Iterable[Inputs], batch_num: int
+) -> Observations:
+    """Run the net over the batches and count what the planned layers read.
+
+    Parameters
+    ----------
+    net : FloatNet
+        Of the fused net.
+    plans : mapping of layer name to LayerPlan
+        The layers to quantize.
+    batches : iterable of dict of blob name to array
+    batch_num : int
+        How many batches to expect: it sizes the exact tails.
+
+    Raises
+    ------
+    PipelineError
+        If a value holds NaN or infinity: it names layer, blob and batch.
+    """
+    readers = _first_readers(net.net, plans)
+    histograms: dict[Value, Histogram] = {}
+    samples = 0
+    for index, inputs in enumerate(batches):
+        samples += len(next(iter(inputs.values())))
+        watch = _counter(net, readers, plans, histograms, index, batch_num)
+        net.forward(inputs, observer=watch)
+    return Observations(histograms, samples)
+
+
+def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[int, Value]:
+    """Return, for each value that planned layers read, the first of them by position."""
+    found: dict[Value, int] = {}
+    for i, (layer, link) in enumerate(zip(net.layers, net.links, strict=True)):
+        if layer.name in plans:
+            found.setdefault(link.reads[0], i)
+    return {i: value for value, i in found.items()}
+
+
+Observer = Callable[[int, Layer, Sequence[np.ndarray], Sequence[np.ndarray]], None]
+
+
+def _counter(
+    net: FloatNet,
+    readers: Mapping[int, Value],
+    plans: Mapping[str, LayerPlan],
+    histograms: dict[Value, Histogram],
+    index: int,
+    batch_num: int,
+) -> Observer:
+    def watch(
+        i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
+    ) -> None:
+        value = readers.get(i)
+        if value is None:
+            return
+        if value not in histograms:
+            total = bottoms[0].size * batch_num
+            histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
+        try:
+            histograms[value].update(bottoms[0], device=net.device)
+        except NotFiniteError as error:
+            raise PipelineError(
+                f"layer '{layer.name}' reads blob '{value.blob}', which in batch {index} holds "
+                f"{error.nans} NaN and {error.infinities} infinite values; check the weights of "
+                "the layers before it and the preprocessing"
+            ) from None
+
+    return watch
+
+
+def _tail(value: Value, net: Net, plans: Mapping[str, LayerPlan], total: int) -> int:
+    """Return how long a tail makes the percentiles of all who read a value exact."""
+    longest = _TAIL
+    for i in net.readers[value]:
+        plan = plans.get(net.layers[i].name)
+        if plan is not None and isinstance(plan.method, Ifmr | Percentile):
+            p = min(plan.method.max_percentile, plan.method.min_percentile)
+            longest = max(longest, tail_rank(total, p))
+    return min(longest, _LONGEST_TAIL)
+
+
+def search(
+    net: Net, plans: Mapping[str, LayerPlan], seen: Observations, device: str
+) -> dict[str, QuantParams]:
+    """Search scale and offset for every planned layer; one value and method is one search.
+
+    Raises
+    ------
+    PipelineError
+        If the data of a layer is too large to scale.
+    """
+    found: dict[tuple[Value, object], QuantParams] = {}
+    out = {}
+    for layer, value in _planned(net, plans):
+        method = plans[layer.name].method
+        key = (value, method)
+        if key not in found:
+            try:
+                found[key] = search_params(seen.histograms[value], method, device=device)
+            except ValueError as error:
+                raise _unscalable(layer, value, error) from None
+        out[layer.name] = found[key]
+    return out
+
+
+def _planned(net: Net, plans: Mapping[str, LayerPlan]) -> list[tuple[Layer, Value]]:
+    return [
+        (layer, link.reads[0])
+        for layer, link in zip(net.layers, net.links, strict=True)
+        if layer.name in plans
+    ]
+
+
+def _unscalable(layer: Layer, value: Value, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"layer '{layer.name}': no scale for its input blob '{value.blob}': {error}; "
+        "name the layer in skip_layers to keep it in float"
+    )
+
+
+def search_exactly(
+    net: FloatNet,
+    plans: Mapping[str, LayerPlan],
+    seen: Observations,
+    batches: Iterable[Inputs],
+) -> dict[str, QuantParams]:
+    """As `search`, but IFMR's losses are taken from the data itself in a second pass.
+
+    Parameters
+    ----------
+    net, plans, seen
+        As given to and made by `observe`.
+    batches : iterable of dict of blob name to array
+        The same batches again.
+
+    Raises
+    ------
+    PipelineError
+        If a percentile lies too deep in the data for the tails kept.
+    """
+    out = search(net.net, plans, seen, net.device)
+    passes: dict[tuple[Value, object], IfmrPass] = {}
+    for layer, value in _planned(net.net, plans):
+        method = plans[layer.name].method
+        if isinstance(method, Ifmr) and (value, method) not in passes:
+            passes[value, method] = _second_pass(layer, value, method, seen)
+    readers = _first_readers(net.net, plans)
+
+    def watch(
+        i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
+    ) -> None:
+        for (value, _), second in passes.items():
+            if readers.get(i) == value:
+                second.update(bottoms[0], device=net.device)
+
+    for inputs in batches:
+        net.forward(inputs, observer=watch)
+    for layer, value in _planned(net.net, plans):
+        second = passes.get((value, plans[layer.name].method))
+        if second is not None:
+            out[layer.name] = second.params()
+    return out
+
+
+def _second_pass(layer: Layer, value: Value, method: Ifmr, seen: Observations) -> IfmrPass:
+    hist = seen.histograms[value]
+    ranks = (tail_rank(hist.total, p) for p in (method.max_percentile, method.min_percentile))
+    if max(ranks) > hist.tail:
+        raise PipelineError(
+            f"layer '{layer.name}': exact = true keeps at most {_LONGEST_TAIL} extreme values, "
+            f"fewer than its percentiles need on {hist.total} values; raise max_percentile and "
+            "min_percentile or use fewer samples"
+        )
+    try:
+        return IfmrPass(ifmr_candidates(*percentile_range(hist, method), method))
+    except ValueError as error:
+        raise _unscalable(layer, value, error) from None

@@ -1,0 +1,303 @@
+"""The float net: Caffe's layers, run one after the other in float32, NCHW.
+
+`run` is the loop: it keeps the values, hands them to the layers and frees them after
+their last reader. It does not know what a layer computes, so an integer net runs on the
+same loop with other computations for some of its layers. `FloatNet` is the loop with the
+layer types of `pipeline.layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+import kernels
+from caffeio.errors import NetError
+from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
+from pipeline.layers import Shape, layer_type
+from pipeline.layers.source import declared_shapes
+from pipeline.schedule import Schedule, label_inputs, schedule
+
+__all__ = ["FloatNet", "Forward", "Observer", "run"]
+
+#: The computation of one layer: its bottoms in, its tops out.
+Forward = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, ...]]
+
+#: ``observer(position, layer, bottoms, tops)``; it must not change the arrays.
+Observer = Callable[[int, Layer, Sequence[np.ndarray], Sequence[np.ndarray]], None]
+
+
+def run(
+    net: Net,
+    plan: Schedule,
+    inputs: Mapping[str, np.ndarray],
+    forward_of: Callable[[int], Forward],
+    observer: Observer | None = None,
+) -> dict[str, np.ndarray]:
+    """Run the layers of a plan.
+
+    Parameters
+    ----------
+    net : Net
+    plan : Schedule
+        From `schedule`, for the names in `inputs`.
+    inputs : mapping of str to ndarray
+        Clean arrays: what the first layers read.
+    forward_of : callable
+        ``forward_of(position)`` returns the computation of that layer.
+    observer : callable, optional
+        Called after each layer with its position, the layer, bottoms and tops.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The plan's results, in arrays that belong to the caller alone.
+
+    Raises
+    ------
+    caffeio.NetError
+        If a layer fails: with its name, type and the shapes it was given.
+    """
+    values = {
+        v: inputs[v.blob]
+        for layer, link in zip(net.layers, net.links, strict=True)
+        if layer.type in SOURCE_TYPES
+        for v in link.writes
+        if v.blob in inputs
+    }
+    for i, dead in zip(plan.layers, plan.frees, strict=True):
+        layer, link = net.layers[i], net.links[i]
+        bottoms = [values[v] for v in link.reads]
+        tops = _guarded(layer, bottoms, forward_of(i))
+        values.update(zip(link.writes, tops, strict=True))
+        if observer is not None:
+            observer(i, layer, bottoms, tops)
+        del bottoms, tops
+        for value in dead:
+            del values[value]
+    return _owned(plan, values, inputs)
+
+
+def _guarded(
+    layer: Layer, bottoms: Sequence[np.ndarray], forward: Forward
+) -> tuple[np.ndarray, ...]:
+    try:
+        # Overflow and division by zero give inf and NaN in Caffe, too: not a warning.
+        with np.errstate(all="ignore"):
+            return forward(bottoms)
+    except NetError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(x.shape) for x in bottoms) or "no bottoms"
+        raise NetError(f"{layer.type} failed on {shapes}: {error}", layer.name) from error
+
+
+def _owned(
+    plan: Schedule, values: Mapping[Value, np.ndarray], inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Copy those results that share memory with an input, a weight or each other."""
+    taken = {id(x) for x in inputs.values()}
+    results = {}
+    for name, value in plan.results.items():
+        x = values[value]
+        if x.base is not None or id(x) in taken:
+            x = x.copy()
+        taken.add(id(x))
+        results[name] = x
+    return results
+
+
+class FloatNet:
+    """A net that runs in float32.
+
+    Parameters
+    ----------
+    net : Net
+        With weights, as `caffeio.read_net` returns it.
+    device : str
+        One of `kernels.DEVICES`: ``"reference"`` (NumPy) or ``"cpu"`` (compiled kernels).
+
+    Raises
+    ------
+    caffeio.NetError
+        If a layer's type is unknown or cannot run.
+    ValueError
+        If the device is unknown.
+
+    Notes
+    -----
+    `forward` keeps no state: one net may serve several threads at once.
+    """
+
+    def __init__(self, net: Net, *, device: str = "cpu") -> None:
+        if device not in kernels.DEVICES:
+            raise ValueError(f"device must be one of {', '.join(kernels.DEVICES)}, not '{device}'")
+        self.net = net
+        self.device = device
+        self._types = tuple(layer_type(layer) for layer in net.layers)
+        self._unsure = self._behind_data()
+        self._infer_once = lru_cache(maxsize=16)(self._infer)
+        self._plan_once = lru_cache(maxsize=16)(self._plan)
+
+    def shapes(self, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[Value, Shape]:
+        """Infer and check the shape of every value, running nothing.
+
+        Parameters
+        ----------
+        input_shapes : mapping of str to shape, optional
+            Shapes of inputs by name; for others the prototxt's own are taken.
+
+        Returns
+        -------
+        dict of Value to tuple of int
+            A layer's bottoms and tops are found through ``net.links``. Labels (see
+            `schedule`) without a shape, and what depends on them, are left out. Behind a
+            Filter or DetectionOutput layer the first shape is Caffe's stand-in, since the
+            data decides it.
+
+        Raises
+        ------
+        caffeio.NetError
+            If an input is unknown, its shape is needed and not given, or a layer's
+            parameters, weights and bottoms do not fit together.
+        """
+        given = {name: tuple(map(int, shape)) for name, shape in (input_shapes or {}).items()}
+        return dict(self._infer_once(tuple(sorted(given.items()))))
+
+    def forward(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        blobs: Sequence[str] | None = None,
+        observer: Observer | None = None,
+        *,
+        forward_of: Callable[[int], Forward] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Run the net.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array
+            By blob name; converted to float32. The batch size (and the image size, where
+            the layers allow it) may differ from the prototxt's. Labels may be left out,
+            see `schedule`.
+        blobs : sequence of str, optional
+            Names of blobs to return, each with its last value in the net. By default the
+            outputs of the net.
+        observer : callable, optional
+            ``observer(position, layer, bottoms, tops)``, called after each layer. Without
+            it only those layers run that the blobs returned need.
+        forward_of : callable, optional
+            The computation of the layer at a position, in place of the float one.
+
+        Returns
+        -------
+        dict of str to float32 ndarray
+
+        Raises
+        ------
+        caffeio.NetError
+            If inputs, names or shapes are wrong, or a layer fails.
+        """
+        asked = None if blobs is None else tuple(blobs)
+        plan = self._plan_once(tuple(sorted(inputs)), asked, observer is not None)
+        arrays = self.check_inputs(inputs)
+        self._infer_once(tuple(sorted((name, x.shape) for name, x in arrays.items())))
+        return run(self.net, plan, arrays, forward_of or self.forward_of, observer)
+
+    def forward_of(self, position: int) -> Forward:
+        """Return the float computation of one layer, for use in `run`."""
+        layer, kind = self.net.layers[position], self._types[position]
+
+        def forward(bottoms: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+            if position in self._unsure:
+                kind.shapes(layer, [x.shape for x in bottoms])
+            return kind.forward(layer, bottoms, self.device)
+
+        return forward
+
+    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the inputs as float32 arrays in C order, having checked each one's shape.
+
+        Raises
+        ------
+        caffeio.NetError
+            If one is empty, not numeric, or has not the rank, or (as a 4-D image) not the
+            channels, that the prototxt gives.
+        """
+        declared = {
+            top: shape
+            for layer in self.net.layers
+            if layer.type in SOURCE_TYPES
+            for top, shape in zip(layer.tops, declared_shapes(layer), strict=False)
+        }
+        arrays = {}
+        for name, given in inputs.items():
+            try:
+                x = np.asarray(given, dtype=np.float32, order="C")
+            except (TypeError, ValueError) as error:
+                raise NetError(f"input '{name}' is not an array of numbers: {error}") from error
+            want = declared.get(name)
+            wrong = want is not None and (
+                x.ndim != len(want) or (x.ndim == 4 and x.shape[1] != want[1])
+            )
+            if wrong or not x.size:
+                free = "" if want is None else f", the net needs {_free_batch(want)}"
+                raise NetError(f"input '{name}' has shape {x.shape}{free}")
+            arrays[name] = x
+        return arrays
+
+    def _plan(
+        self, given: tuple[str, ...], blobs: tuple[str, ...] | None, everything: bool
+    ) -> Schedule:
+        return schedule(self.net, given, blobs, everything=everything)
+
+    def _behind_data(self) -> frozenset[int]:
+        """Return the positions of layers whose bottoms' shapes depend on values."""
+        unsure: set[Value] = set()
+        found = set()
+        for i, (kind, link) in enumerate(zip(self._types, self.net.links, strict=True)):
+            if unsure.intersection(link.reads):
+                found.add(i)
+                unsure.update(link.writes)
+            if kind.data_dependent:
+                unsure.update(link.writes)
+        return frozenset(found)
+
+    def _infer(self, given: tuple[tuple[str, Shape], ...]) -> dict[Value, Shape]:
+        sizes = dict(given)
+        schedule(self.net, {*sizes, *self.net.inputs})
+        optional = label_inputs(self.net)
+        shapes: dict[Value, Shape] = {}
+        for layer, kind, link in zip(self.net.layers, self._types, self.net.links, strict=True):
+            if layer.type in SOURCE_TYPES:
+                shapes.update(_source_shapes(layer, link.writes, sizes, optional))
+            elif all(v in shapes for v in link.reads):
+                tops = kind.shapes(layer, [shapes[v] for v in link.reads])
+                shapes.update(zip(link.writes, tops, strict=True))
+        return shapes
+
+
+def _free_batch(shape: Shape) -> str:
+    """Write a shape with its batch size left open."""
+    return f"({', '.join(['N', *map(str, shape[1:])])})"
+
+
+def _source_shapes(
+    layer: Layer, writes: Sequence[Value], sizes: Mapping[str, Shape], optional: frozenset[str]
+) -> dict[Value, Shape]:
+    """Return the shapes of a source's tops: as given, else the prototxt's."""
+    found = {}
+    declared = declared_shapes(layer)
+    for value, own in zip(writes, (*declared, *(None,) * len(writes)), strict=False):
+        shape = sizes.get(value.blob, None if value.blob in optional else own)
+        if shape is not None:
+            found[value] = shape
+        elif value.blob not in optional:
+            raise NetError(
+                f"the prototxt does not give the shape of blob '{value.blob}'; pass it "
+                "as an input shape",
+                layer.name,
+            )
+    return found

@@ -1,0 +1,238 @@
+"""Convolution, Deconvolution, their depthwise spellings, and Im2col, over any number of axes.
+
+Two spatial axes run on the kernels; any other number runs here, tap by tap in NumPy.
+Parameters and geometry follow Caffe's base_conv_layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+
+import kernels
+from caffeio.errors import NetError
+from caffeio.graph import Layer
+from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.check import arity, axis_index, blob, expect_blobs, fail, need, same_shape
+
+__all__ = ["TYPES", "ConvParams", "conv_params"]
+
+#: Types whose group is the number of channels where the prototxt gives none.
+_DEPTHWISE = frozenset({"DepthwiseConvolution", "ConvolutionDepthwise"})
+
+
+@dataclass(frozen=True)
+class ConvParams:
+    """The parameters of a convolution, one entry for each spatial axis.
+
+    Attributes
+    ----------
+    axis : int
+        The channel axis of the bottom; the spatial axes follow it.
+    kernel, stride, pad, dilation : tuple of int
+    group, outputs : int
+    bias : bool
+    """
+
+    axis: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    dilation: tuple[int, ...]
+    group: int
+    outputs: int
+    bias: bool
+
+
+def _spread(layer: Layer, name: str, axes: int, default: int | None) -> tuple[int, ...]:
+    """Return one value for each spatial axis from ``name``, or ``name_h`` and ``name_w``."""
+    p = layer.param.convolution_param
+    listed = "kernel_size" if name == "kernel" else name
+    given = tuple(getattr(p, listed))
+    pair = (f"{name}_h", f"{name}_w")
+    if name != "dilation" and any(map(p.HasField, pair)):
+        need(layer, axes == 2, f"{pair[0]} and {pair[1]} are for two spatial axes, not {axes}")
+        need(layer, not given, f"give {listed} or {pair[0]} and {pair[1]}, not both")
+        return getattr(p, pair[0]), getattr(p, pair[1])
+    if not given and default is not None:
+        return (default,) * axes
+    if len(given) not in (1, axes):
+        fail(layer, f"convolution_param gives {listed} {len(given)} times; give it once, or "
+             f"once for each of the {axes} spatial axes")
+    return given * axes if len(given) == 1 else given
+
+
+def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
+    """Read and check the convolution_param of a layer for a bottom of that shape.
+
+    Raises
+    ------
+    caffeio.NetError
+        If a parameter is missing, given twice, or does not fit the bottom.
+    """
+    p = layer.param.convolution_param
+    axis = axis_index(layer, p.axis, len(bottom))
+    axes = len(bottom) - axis - 1
+
+    kernel = _spread(layer, "kernel", axes, None)
+    stride = _spread(layer, "stride", axes, 1)
+    pad = _spread(layer, "pad", axes, 0)
+    dilation = _spread(layer, "dilation", axes, 1)
+    for name, values in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
+        need(layer, min(values, default=1) > 0, f"{name} {values} must be positive")
+    group = p.group
+    if layer.type in _DEPTHWISE and group in (0, 1):
+        group = bottom[axis]
+    return ConvParams(axis, kernel, stride, pad, dilation, group, p.num_output, p.bias_term)
+
+
+def _check_groups(layer: Layer, p: ConvParams, channels: int) -> None:
+    need(layer, p.outputs > 0, "convolution_param needs num_output > 0")
+    need(layer, p.group > 0 and channels % p.group == 0 and p.outputs % p.group == 0,
+         f"group {p.group} must divide the {channels} channels of bottom "
+         f"'{layer.bottoms[0]}' and num_output {p.outputs}")
+
+
+def _sizes(layer: Layer, p: ConvParams, spatial: Shape, deconv: bool) -> Shape:
+    rule = kernels.deconv_output_size if deconv else kernels.conv_output_size
+    try:
+        return tuple(map(rule, spatial, p.kernel, p.stride, p.pad, p.dilation))
+    except ValueError as error:
+        raise NetError(f"{error} (bottom '{layer.bottoms[0]}', spatial size {spatial})",
+                       layer.name) from error
+
+
+def _weight_shape(p: ConvParams, channels: int, deconv: bool) -> Shape:
+    first, second = (channels, p.outputs) if deconv else (p.outputs, channels)
+    return (first, second // p.group, *p.kernel)
+
+
+def _shapes(layer: Layer, shapes: Sequence[Shape], deconv: bool) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(1, None), tops=(len(shapes), len(shapes)))
+    same_shape(layer, shapes)
+    x = shapes[0]
+    p = conv_params(layer, x)
+    channels = x[p.axis]
+    _check_groups(layer, p, channels)
+    wanted = {"weights": _weight_shape(p, channels, deconv)}
+    if p.bias:
+        wanted["bias"] = (p.outputs,)
+    expect_blobs(layer, **wanted)
+    top = (*x[:p.axis], p.outputs, *_sizes(layer, p, x[p.axis + 1:], deconv))
+    return (top,) * len(shapes)
+
+
+def _conv_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return _shapes(layer, shapes, deconv=False)
+
+
+def _deconv_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    return _shapes(layer, shapes, deconv=True)
+
+
+def _forward(
+    layer: Layer, bottoms: Sequence[np.ndarray], device: str, deconv: bool
+) -> tuple[np.ndarray, ...]:
+    p = conv_params(layer, bottoms[0].shape)
+    w = blob(layer, 0, _weight_shape(p, bottoms[0].shape[p.axis], deconv))
+    bias = blob(layer, 1) if p.bias else None
+    tops = []
+    for bottom in bottoms:
+        x = bottom.reshape(-1, *bottom.shape[p.axis:])
+        if len(p.kernel) == 2:
+            operation = kernels.deconv2d if deconv else kernels.conv2d
+            y = operation(x, w, bias, stride=(p.stride[0], p.stride[1]),
+                          pad=(p.pad[0], p.pad[1]), dilation=(p.dilation[0], p.dilation[1]),
+                          group=p.group, device=device)
+        else:
+            y = (_deconv_nd if deconv else _conv_nd)(x, w, p)
+            if bias is not None:
+                y += bias.reshape(-1, *(1,) * len(p.kernel))
+        tops.append(y.reshape(*bottom.shape[:p.axis], *y.shape[1:]))
+    return tuple(tops)
+
+
+def _conv(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    return _forward(layer, bottoms, device, deconv=False)
+
+
+def _deconv(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    return _forward(layer, bottoms, device, deconv=True)
+
+
+def _taps(p: ConvParams, size: Shape) -> Iterator[tuple[slice, ...]]:
+    """Yield, for each position in the kernel, what it meets in `size` windows."""
+    for tap in product(*map(range, p.kernel)):
+        starts = [t * d for t, d in zip(tap, p.dilation, strict=True)]
+        yield tuple(slice(b, b + (n - 1) * s + 1, s)
+                    for b, n, s in zip(starts, size, p.stride, strict=True))
+
+
+def _padded(x: np.ndarray, p: ConvParams) -> np.ndarray:
+    return np.pad(x, [(0, 0), (0, 0), *((n, n) for n in p.pad)])
+
+
+def _window_counts(spatial: Shape, p: ConvParams) -> Shape:
+    return tuple(map(kernels.conv_output_size, spatial, p.kernel, p.stride, p.pad, p.dilation))
+
+
+def _conv_nd(x: np.ndarray, w: np.ndarray, p: ConvParams) -> np.ndarray:
+    n, channels = x.shape[:2]
+    size = _window_counts(x.shape[2:], p)
+    source = _padded(x, p)
+    wg = w.reshape(p.group, p.outputs // p.group, channels // p.group, -1)
+    y = np.zeros((n, p.group, p.outputs // p.group, prod(size)), np.float32)
+    for tap, where in enumerate(_taps(p, size)):
+        patch = source[:, :, *where]
+        y += wg[..., tap] @ patch.reshape(n, p.group, channels // p.group, -1)
+    return y.reshape(n, p.outputs, *size)
+
+
+def _deconv_nd(x: np.ndarray, w: np.ndarray, p: ConvParams) -> np.ndarray:
+    n, channels = x.shape[:2]
+    size = x.shape[2:]
+    full = tuple(s * (m - 1) + d * (k - 1) + 1 for s, m, d, k in
+                 zip(p.stride, size, p.dilation, p.kernel, strict=True))
+    wg = w.reshape(p.group, channels // p.group, p.outputs // p.group, -1)
+    xg = x.reshape(n, p.group, channels // p.group, -1)
+    y = np.zeros((n, p.outputs, *full), np.float32)
+    for tap, where in enumerate(_taps(p, size)):
+        part = np.swapaxes(wg[..., tap], 1, 2) @ xg
+        y[:, :, *where] += part.reshape(n, p.outputs, *size)
+    crop = tuple(slice(b, m - b) for b, m in zip(p.pad, full, strict=True))
+    return np.ascontiguousarray(y[:, :, *crop])
+
+
+def _im2col_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    x = shapes[0]
+    p = conv_params(layer, x)
+    size = _sizes(layer, p, x[p.axis + 1:], deconv=False)
+    return ((*x[:p.axis], x[p.axis] * prod(p.kernel), *size),)
+
+
+def _im2col(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    bottom = bottoms[0]
+    p = conv_params(layer, bottom.shape)
+    x = bottom.reshape(-1, *bottom.shape[p.axis:])
+    size = _window_counts(x.shape[2:], p)
+    source = _padded(x, p)
+    y = np.empty((*x.shape[:2], prod(p.kernel), *size), np.float32)
+    for tap, where in enumerate(_taps(p, size)):
+        y[:, :, tap] = source[:, :, *where]
+    return (y.reshape(*bottom.shape[:p.axis], -1, *size),)
+
+
+_CONVOLUTION = LayerType(_conv_shapes, _conv)
+
+TYPES: dict[str, LayerType] = {
+    "Convolution": _CONVOLUTION,
+    "ConvolutionDepthwise": _CONVOLUTION,
+    "Deconvolution": LayerType(_deconv_shapes, _deconv),
+    "DepthwiseConvolution": _CONVOLUTION,
+    "Im2col": LayerType(_im2col_shapes, _im2col),
+}

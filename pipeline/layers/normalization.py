@@ -1,0 +1,137 @@
+"""Layers that normalize: BatchNorm, LRN, MVN, and SSD's Normalize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import kernels
+from caffeio.graph import Layer
+from caffeio.proto.caffe_pb2 import TRAIN, LRNParameter
+from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.check import arity, blob, expect_blobs, need, rank
+
+__all__ = ["TYPES", "uses_global_stats"]
+
+_f32 = np.float32
+
+
+def uses_global_stats(layer: Layer) -> bool:
+    """Whether a BatchNorm layer uses its stored mean and variance.
+
+    As given in the prototxt; by default true, unless the layer itself is of phase TRAIN.
+    """
+    p = layer.param.batch_norm_param
+    if p.HasField("use_global_stats"):
+        return p.use_global_stats
+    return not (layer.param.HasField("phase") and layer.param.phase == TRAIN)
+
+
+def _batch_norm_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    x = shapes[0]
+    need(layer, len(x) >= 1, "bottom has no axes; BatchNorm needs at least one")
+    channels = x[1] if len(x) > 1 else 1
+    if layer.blobs or uses_global_stats(layer):
+        expect_blobs(layer, mean=(channels,), variance=(channels,), scale_factor=(1,))
+    return (x,)
+
+
+def _batch_norm(
+    layer: Layer, bottoms: Sequence[np.ndarray], device: str
+) -> tuple[np.ndarray, ...]:
+    """Subtract the mean and divide by ``sqrt(variance + eps)``, per channel.
+
+    The stored sums are divided by the scale factor, or taken as 0 where that is 0.
+    """
+    x = bottoms[0]
+    spread = (-1,) + (1,) * (x.ndim - 2) if x.ndim > 1 else (1,)
+    eps = _f32(layer.param.batch_norm_param.eps)
+    if uses_global_stats(layer):
+        factor = blob(layer, 2)[0]
+        factor = _f32(0) if factor == 0 else _f32(1) / factor
+        mean, variance = blob(layer, 0) * factor, blob(layer, 1) * factor
+        y = x - mean.reshape(spread)
+        y /= np.sqrt(variance + eps).reshape(spread)
+        return (y,)
+    axes = tuple(a for a in range(x.ndim) if a != 1)
+    y = x - x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(_f32)
+    variance = np.square(y).mean(axis=axes, keepdims=True, dtype=np.float64).astype(_f32)
+    y /= np.sqrt(variance + eps)
+    return (y,)
+
+
+def _lrn_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    rank(layer, shapes[0], 4)
+    size = layer.param.lrn_param.local_size
+    need(layer, size % 2 == 1, f"local_size {size} must be odd")
+    return (shapes[0],)
+
+
+def _lrn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    """Divide by ``(k + alpha / n * sum of squares) ** beta`` over the n neighbours.
+
+    Within a channel Caffe averages over an n x n window and takes k as 1.
+    """
+    x, p = bottoms[0], layer.param.lrn_param
+    half = p.local_size // 2
+    squares = np.square(x)
+    if p.norm_region == LRNParameter.WITHIN_CHANNEL:
+        scale = kernels.avg_pool2d(squares, (p.local_size, p.local_size), stride=(1, 1),
+                                   pad=(half, half), device=device)
+        scale *= _f32(p.alpha)
+        scale += _f32(1)
+    else:
+        padded = np.pad(squares, ((0, 0), (half, half), (0, 0), (0, 0)))
+        scale = np.zeros_like(x)
+        for i in range(p.local_size):
+            scale += padded[:, i:i + x.shape[1]]
+        scale *= _f32(p.alpha / p.local_size)
+        scale += _f32(p.k)
+    np.power(scale, _f32(-p.beta), out=scale)
+    scale *= x
+    return (scale,)
+
+
+def _mvn_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    need(layer, len(shapes[0]) >= 2, f"bottom has shape {shapes[0]}; MVN needs a channel axis")
+    return (shapes[0],)
+
+
+def _mvn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    x, p = bottoms[0], layer.param.mvn_param
+    axes = tuple(range(1 if p.across_channels else 2, x.ndim))
+    y = x - x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(_f32)
+    if p.normalize_variance:
+        variance = np.square(y).mean(axis=axes, keepdims=True, dtype=np.float64).astype(_f32)
+        y /= np.sqrt(variance) + _f32(p.eps)
+    return (y,)
+
+
+def _normalize_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    need(layer, len(shapes[0]) >= 2, f"bottom has shape {shapes[0]}; Normalize needs channels")
+    shared = layer.param.norm_param.channel_shared
+    expect_blobs(layer, scale=() if shared else (shapes[0][1],))
+    return (shapes[0],)
+
+
+def _normalize(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    """Divide by the L2 norm over channels (and space), then scale each channel (SSD)."""
+    x, p = bottoms[0], layer.param.norm_param
+    axes = tuple(range(1, x.ndim)) if p.across_spatial else (1,)
+    norm = np.sqrt(np.square(x).sum(axis=axes, keepdims=True) + _f32(p.eps))
+    y = x / norm
+    y *= blob(layer, 0).reshape((-1,) + (1,) * (x.ndim - 2))
+    return (y,)
+
+
+TYPES: dict[str, LayerType] = {
+    "BatchNorm": LayerType(_batch_norm_shapes, _batch_norm),
+    "LRN": LayerType(_lrn_shapes, _lrn),
+    "MVN": LayerType(_mvn_shapes, _mvn),
+    "Normalize": LayerType(_normalize_shapes, _normalize),
+}

@@ -1,0 +1,219 @@
+"""Pooling (MAX, AVE, STOCHASTIC), spatial pyramid pooling, and ROI pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import kernels
+from caffeio.errors import NetError
+from caffeio.graph import Layer
+from caffeio.proto.caffe_pb2 import PoolingParameter, SPPParameter
+from kernels.rounding import round_half_away
+from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.check import arity, need, rank
+
+__all__ = ["TYPES", "PoolParams", "pool_params"]
+
+_MAX, _AVE, _STOCHASTIC = "MAX", "AVE", "STOCHASTIC"
+_FLT_MAX = np.finfo(np.float32).max
+
+
+@dataclass(frozen=True)
+class PoolParams:
+    """The parameters of a pooling; pairs are (vertical, horizontal).
+
+    Attributes
+    ----------
+    method : str
+        ``"MAX"``, ``"AVE"`` or ``"STOCHASTIC"``.
+    kernel, stride, pad : (int, int)
+    ceil_mode : bool
+        Round the output size up (Caffe's way) or down.
+    global_pooling : bool
+        The window is the whole image.
+    """
+
+    method: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    ceil_mode: bool = True
+    global_pooling: bool = False
+
+
+def _pair(layer: Layer, name: str, single: str, required: bool = False) -> tuple[int, int]:
+    """Return a (vertical, horizontal) parameter from its one or its two fields."""
+    p = layer.param.pooling_param
+    fields = (f"{name}_h", f"{name}_w")
+    given = [p.HasField(f) for f in fields]
+    if any(given):
+        need(layer, all(given), f"give both {fields[0]} and {fields[1]}")
+        need(layer, not p.HasField(single), f"give {single} or {fields[0]} and {fields[1]}, "
+             "not both")
+        return getattr(p, fields[0]), getattr(p, fields[1])
+    need(layer, not required or p.HasField(single), f"pooling_param needs {single}")
+    return getattr(p, single), getattr(p, single)
+
+
+def pool_params(layer: Layer, bottom: Shape) -> PoolParams:
+    """Read and check the pooling_param of a layer for a bottom (N, C, H, W).
+
+    Raises
+    ------
+    caffeio.NetError
+        If a parameter is missing, given twice, or does not fit the bottom.
+    """
+    p = layer.param.pooling_param
+    method = PoolingParameter.PoolMethod.Name(p.pool)
+    pad, stride = _pair(layer, "pad", "pad"), _pair(layer, "stride", "stride")
+    if p.global_pooling:
+        sized = any(map(p.HasField, ("kernel_size", "kernel_h", "kernel_w")))
+        need(layer, not sized, "global_pooling takes the whole image; leave the kernel out")
+        need(layer, pad == (0, 0) and stride == (1, 1), "global_pooling needs pad 0 and stride 1")
+        kernel = (bottom[2], bottom[3])
+    else:
+        kernel = _pair(layer, "kernel", "kernel_size", required=True)
+    need(layer, min(kernel) > 0 and min(stride) > 0,
+         f"kernel {kernel} and stride {stride} must be positive")
+    need(layer, method != _STOCHASTIC or pad == (0, 0), "STOCHASTIC pooling takes no pad")
+    floor = p.round_mode == PoolingParameter.FLOOR or not p.ceil_mode
+    return PoolParams(method, kernel, stride, pad, not floor, p.global_pooling)
+
+
+def _size(layer: Layer, p: PoolParams, height: int, width: int) -> tuple[int, int]:
+    try:
+        sizes = [kernels.pool_output_size(n, k, s, b, p.ceil_mode)
+                 for n, k, s, b in zip((height, width), p.kernel, p.stride, p.pad, strict=True)]
+    except ValueError as error:
+        raise NetError(f"{error} (bottom '{layer.bottoms[0]}' is {height} x {width})",
+                       layer.name) from error
+    return sizes[0], sizes[1]
+
+
+def _pool_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, tops=(1, 2))
+    rank(layer, shapes[0], 4)
+    n, c, h, w = shapes[0]
+    p = pool_params(layer, shapes[0])
+    need(layer, len(layer.tops) == 1 or p.method == _MAX,
+         "only MAX pooling has a second top (where each maximum was)")
+    top = (n, c, *_size(layer, p, h, w))
+    return (top,) * len(layer.tops)
+
+
+def _stochastic(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
+    """Return sum(x^2) / sum(x) of each window, Caffe's rule in phase TEST."""
+    def mean(values: np.ndarray) -> np.ndarray:
+        return kernels.avg_pool2d(values, p.kernel, stride=p.stride, ceil_mode=p.ceil_mode,
+                                  device=device)
+
+    total, squares = mean(x), mean(x * x)
+    return np.divide(squares, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _pool(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
+    if p.method == _STOCHASTIC:
+        return _stochastic(x, p, device)
+    if p.method == _AVE:
+        return kernels.avg_pool2d(x, p.kernel, stride=p.stride, pad=p.pad,
+                                  ceil_mode=p.ceil_mode, device=device)
+    y = kernels.max_pool2d(x, p.kernel, stride=p.stride, pad=p.pad, ceil_mode=p.ceil_mode,
+                           device=device)
+    assert isinstance(y, np.ndarray)
+    return y
+
+
+def _pooling(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    x = bottoms[0]
+    p = pool_params(layer, x.shape)
+    if len(layer.tops) == 1:
+        return (_pool(x, p, device),)
+    y, where = kernels.max_pool2d(x, p.kernel, stride=p.stride, pad=p.pad,
+                                  ceil_mode=p.ceil_mode, return_indices=True, device=device)
+    return y, where.astype(np.float32)
+
+
+def _levels(layer: Layer, height: int, width: int) -> list[PoolParams]:
+    """Return the poolings of a pyramid: level i has 2^i bins along each axis."""
+    p = layer.param.spp_param
+    need(layer, p.pyramid_height > 0, "spp_param needs pyramid_height > 0")
+    levels = []
+    for level in range(p.pyramid_height):
+        bins = 1 << level
+        kernel = (-(-height // bins), -(-width // bins))
+        pad = ((kernel[0] * bins - height + 1) // 2, (kernel[1] * bins - width + 1) // 2)
+        levels.append(PoolParams(SPPParameter.PoolMethod.Name(p.pool), kernel, kernel, pad))
+    return levels
+
+
+def _spp_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    rank(layer, shapes[0], 4)
+    n, c, h, w = shapes[0]
+    sizes = [_size(layer, p, h, w) for p in _levels(layer, h, w)]
+    if len(sizes) == 1:
+        return ((n, c, *sizes[0]),)
+    return ((n, c * sum(a * b for a, b in sizes)),)
+
+
+def _spp(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    x = bottoms[0]
+    tops = [_pool(x, p, device) for p in _levels(layer, *x.shape[2:])]
+    if len(tops) == 1:
+        return (tops[0],)
+    return (np.concatenate([y.reshape(len(x), -1) for y in tops], axis=1),)
+
+
+def _roi_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(2, 2))
+    rank(layer, shapes[0], 4)
+    rois = shapes[1]
+    need(layer, len(rois) >= 2 and int(np.prod(rois[1:])) == 5,
+         f"bottom '{layer.bottoms[1]}' has shape {rois}; it must hold five numbers for each "
+         "region: image, x1, y1, x2, y2")
+    p = layer.param.roi_pooling_param
+    need(layer, p.pooled_h > 0 and p.pooled_w > 0,
+         "roi_pooling_param needs pooled_h > 0 and pooled_w > 0")
+    return ((rois[0], shapes[0][1], p.pooled_h, p.pooled_w),)
+
+
+def _bins(first: np.float32, last: np.float32, bins: int, size: int) -> list[tuple[int, int]]:
+    """Split the pixels first..last into bins, clipped to the image."""
+    start = int(first)
+    width = np.float32(max(int(last) - start + 1, 1)) / np.float32(bins)
+    edges = np.arange(bins + 1, dtype=np.float32) * width
+    low = np.clip(np.floor(edges[:-1]).astype(int) + start, 0, size)
+    high = np.clip(np.ceil(edges[1:]).astype(int) + start, 0, size)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _roi_pooling(
+    layer: Layer, bottoms: Sequence[np.ndarray], device: str
+) -> tuple[np.ndarray, ...]:
+    x, rois = bottoms[0], bottoms[1].reshape(-1, 5)
+    p = layer.param.roi_pooling_param
+    scales = [p.spatial_scale_w if p.HasField("spatial_scale_w") else p.spatial_scale,
+              p.spatial_scale_h if p.HasField("spatial_scale_h") else p.spatial_scale]
+    corners = round_half_away(rois[:, 1:] * np.array(scales * 2, dtype=np.float32))
+    images = rois[:, 0].astype(int)
+    if images.size and not (images.min() >= 0 and images.max() < len(x)):
+        raise ValueError(f"bottom '{layer.bottoms[1]}' names image {images.max()}; the batch "
+                         f"has {len(x)}")
+    y = np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w), dtype=np.float32)
+    for r, (image, (x1, y1, x2, y2)) in enumerate(zip(images, corners, strict=True)):
+        rows, columns = _bins(y1, y2, p.pooled_h, x.shape[2]), _bins(x1, x2, p.pooled_w, x.shape[3])
+        for i, (top, bottom) in enumerate(rows):
+            for j, (left, right) in enumerate(columns):
+                if bottom > top and right > left:
+                    y[r, :, i, j] = x[image, :, top:bottom, left:right].max(axis=(1, 2))
+    return (np.maximum(y, -_FLT_MAX, out=y),)
+
+
+TYPES: dict[str, LayerType] = {
+    "Pooling": LayerType(_pool_shapes, _pooling),
+    "ROIPooling": LayerType(_roi_shapes, _roi_pooling),
+    "SPP": LayerType(_spp_shapes, _spp),
+}

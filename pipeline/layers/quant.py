@@ -1,0 +1,91 @@
+"""The layers that the quantization tool puts into a net: Quant, DeQuant, AntiQuant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import kernels
+from caffeio.errors import NetError
+from caffeio.graph import Layer
+from kernels.rounding import round_half_away
+from pipeline.layers.activation import same
+from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.check import arity, blob, expect_blobs, need
+
+__all__ = ["TYPES", "quant_params"]
+
+_f32 = np.float32
+
+
+def quant_params(layer: Layer) -> kernels.QuantParams:
+    """Return scale and offset of a Quant layer.
+
+    The prototxt holds the reciprocal: ``s = float32(1 / double(scale))``. The offset is
+    one byte, a signed integer; without one it is 0.
+
+    Raises
+    ------
+    caffeio.NetError
+        If scale or offset are missing or out of range.
+    """
+    p = layer.param.quant_param
+    need(layer, p.HasField("scale") and np.isfinite(p.scale) and p.scale > 0,
+         f"quant_param needs a positive scale, has {p.scale:g}")
+    need(layer, len(p.offset) <= 1, f"quant_param.offset holds {len(p.offset)} bytes, needs one")
+    offset = int.from_bytes(p.offset, "big", signed=True)
+    try:
+        return kernels.QuantParams(float(_f32(1.0 / float(p.scale))), offset)
+    except ValueError as error:
+        raise NetError(f"quant_param: {error}", layer.name) from error
+
+
+def _quant_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    quant_params(layer)
+    return same(layer, shapes)
+
+
+def _quant(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    return (kernels.fake_quantize(bottoms[0], quant_params(layer), device=device),)
+
+
+def _dequant_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes)
+    x = shapes[0]
+    entries = 1
+    if layer.param.dequant_param.channel_wise:
+        need(layer, len(x) == 4, f"channel_wise needs a bottom with 4 axes, has {x}")
+        entries = x[1]
+    expect_blobs(layer, deq_scale=(entries,), shift_bit=(entries,), offset_w=(entries,))
+    shifts = blob(layer, 1)
+    if shifts.any():
+        need(layer, bool(((shifts >= 1) & (shifts <= 16) & (shifts == np.trunc(shifts))).all()),
+             "shift_bit must be all 0, or all whole numbers from 1 to 16: found "
+             f"{shifts.min():g} to {shifts.max():g}")
+        scales = blob(layer, 0)
+        need(layer, bool((np.isfinite(scales) & (scales > 0)).all()),
+             f"deq_scale must be positive, found {scales.min():g}")
+    return (x,)
+
+
+def _dequant(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    """Simulate the rounding of int32 sums to 16 bits; identity where all shifts are 0.
+
+    ``y = clip_s16(round(round(x / deq) / 2^N)) * deq * 2^N``
+    """
+    x = bottoms[0]
+    spread = (-1,) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,)
+    shifts = blob(layer, 1).reshape(spread)
+    if not shifts.any():
+        return (x,)
+    scales, powers = blob(layer, 0).reshape(spread), np.exp2(shifts)
+    q = round_half_away(round_half_away(x / scales) / powers)
+    return (np.clip(q, _f32(-32768), _f32(32767)) * scales * powers,)
+
+
+TYPES: dict[str, LayerType] = {
+    "AntiQuant": LayerType(same, lambda layer, bottoms, device: (bottoms[0],)),
+    "DeQuant": LayerType(_dequant_shapes, _dequant),
+    "Quant": LayerType(_quant_shapes, _quant),
+}

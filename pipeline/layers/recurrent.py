@@ -1,0 +1,135 @@
+"""LSTM and RNN over sequences (T, N, ...), with Caffe's sequence markers.
+
+`cont` (T, N) is 0 where a sequence begins: what came before is forgotten there. Every
+call starts from a zero state (or from the exposed hidden bottoms): unlike Caffe's, a net
+here remembers nothing from one forward to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from caffeio.graph import Layer
+from pipeline.layers.activation import sigmoid
+from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.check import arity, blob, expect_blobs, need
+
+__all__ = ["TYPES"]
+
+_f32 = np.float32
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the bottoms of a recurrent layer are.
+
+    Attributes
+    ----------
+    states : int
+        Number of state arrays: 2 for LSTM (h, c), 1 for RNN (h).
+    static : bool
+        Whether a third bottom is read anew at each step.
+    exposed : bool
+        Whether the states are bottoms and tops.
+    """
+
+    states: int
+    static: bool
+    exposed: bool
+
+
+def _form(layer: Layer, bottoms: int) -> _Form:
+    states = 2 if layer.type == "LSTM" else 1
+    exposed = layer.param.recurrent_param.expose_hidden
+    return _Form(states, bottoms > 2 + states * exposed, exposed)
+
+
+def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    form = _form(layer, len(shapes))
+    hidden = form.states * form.exposed
+    arity(layer, shapes, bottoms=(2 + hidden, 3 + hidden), tops=(1 + hidden, 1 + hidden))
+    x, cont = shapes[:2]
+    outputs = layer.param.recurrent_param.num_output
+    need(layer, outputs > 0, "recurrent_param needs num_output > 0")
+    need(layer, len(x) >= 2, f"bottom '{layer.bottoms[0]}' has shape {x}; it must be (steps, "
+         "streams, ...)")
+    need(layer, cont == x[:2], f"bottom '{layer.bottoms[1]}' has shape {cont}; it marks the "
+         f"sequences of {x} and must be {x[:2]}")
+    state = (1, x[1], outputs)
+    for name, shape in zip(layer.bottoms[2 + form.static:], shapes[2 + form.static:], strict=True):
+        need(layer, shape == state, f"hidden state '{name}' has shape {shape}, must be {state}")
+    rows = 4 * outputs if layer.type == "LSTM" else outputs
+    wanted: dict[str, Shape] = {"input_weights": (rows, prod(x[2:])), "bias": (rows,)}
+    if form.static:
+        need(layer, shapes[2][:1] == x[1:2], f"static bottom '{layer.bottoms[2]}' has shape "
+             f"{shapes[2]}; its first axis must be the {x[1]} streams")
+        wanted["static_weights"] = (rows, prod(shapes[2][1:]))
+    wanted["hidden_weights"] = (rows, outputs)
+    if layer.type == "RNN":
+        wanted |= {"output_weights": (outputs, outputs), "output_bias": (outputs,)}
+    expect_blobs(layer, **wanted)
+    return ((x[0], x[1], outputs), *(state,) * hidden)
+
+
+def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> np.ndarray:
+    """Return what the inputs add at each step: (T, N, rows)."""
+    x = bottoms[0]
+    rows = blob(layer, 1).size
+    weights = blob(layer, 0, (rows, prod(x.shape[2:])))
+    drive = x.reshape(*x.shape[:2], -1) @ weights.T
+    drive += blob(layer, 1)
+    if form.static:
+        static = bottoms[2].reshape(len(bottoms[2]), -1)
+        drive += static @ blob(layer, 2, (rows, static.shape[1])).T
+    return drive
+
+
+def _states(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> list[np.ndarray]:
+    if form.exposed:
+        return [b[0] for b in bottoms[2 + form.static:]]
+    shape = (bottoms[0].shape[1], layer.param.recurrent_param.num_output)
+    return [np.zeros(shape, dtype=_f32) for _ in range(form.states)]
+
+
+def _finish(form: _Form, steps: np.ndarray, states: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    return (steps, *(s[None] for s in states)) if form.exposed else (steps,)
+
+
+def _lstm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    form = _form(layer, len(bottoms))
+    drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
+    h, c = _states(layer, bottoms, form)
+    size = h.shape[1]
+    recurrent = blob(layer, 2 + form.static, (4 * size, size)).T
+    steps = np.empty((*drive.shape[:2], size), dtype=_f32)
+    for t in range(len(drive)):
+        gates = (cont[t] * h) @ recurrent + drive[t]
+        i, f, o = (sigmoid(gates[:, k * size:(k + 1) * size]) for k in range(3))
+        c = np.where(cont[t] == 0, _f32(0), cont[t] * f * c) + i * np.tanh(gates[:, 3 * size:])
+        h = o * np.tanh(c)
+        steps[t] = h
+    return _finish(form, steps, [h, c])
+
+
+def _rnn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    form = _form(layer, len(bottoms))
+    drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
+    (h,) = _states(layer, bottoms, form)
+    size = h.shape[1]
+    recurrent = blob(layer, 2 + form.static, (size, size)).T
+    hidden = np.empty((*drive.shape[:2], size), dtype=_f32)
+    for t in range(len(drive)):
+        h = np.tanh((cont[t] * h) @ recurrent + drive[t])
+        hidden[t] = h
+    weights = blob(layer, 3 + form.static, (size, size))
+    return _finish(form, np.tanh(hidden @ weights.T + blob(layer, 4 + form.static)), [h])
+
+
+TYPES: dict[str, LayerType] = {
+    "LSTM": LayerType(_shapes, _lstm),
+    "RNN": LayerType(_shapes, _rnn),
+}

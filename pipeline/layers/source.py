@@ -1,0 +1,129 @@
+"""Layers without bottoms: inputs that the caller supplies, DummyData, and Parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod, sqrt
+from zlib import crc32
+
+import numpy as np
+
+from caffeio.graph import SOURCE_TYPES, Layer
+from caffeio.proto.caffe_pb2 import FillerParameter
+from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.check import arity, blob, expect_blobs, fail, need
+
+__all__ = ["TYPES", "declared_shapes"]
+
+
+def declared_shapes(layer: Layer) -> tuple[Shape | None, ...]:
+    """Return the shape that the prototxt gives each top of a source layer.
+
+    None where the data decides: a Data layer's images have the size of its records.
+
+    Raises
+    ------
+    caffeio.NetError
+        If an Input layer gives neither one shape nor one for each top.
+    """
+    tops = len(layer.tops)
+    if layer.type == "Input":
+        shapes = [tuple(s.dim) for s in layer.param.input_param.shape]
+        if not shapes:
+            return (None,) * tops
+        need(layer, len(shapes) in (1, tops),
+             f"input_param gives {len(shapes)} shapes for {tops} tops; give one, or one for each")
+        return tuple(shapes * tops if len(shapes) == 1 else shapes)
+    if layer.type == "MemoryData":
+        m = layer.param.memory_data_param
+        return ((m.batch_size, m.channels, m.height, m.width), (m.batch_size,))[:tops]
+    if layer.type == "ImageData":
+        p, transform = layer.param.image_data_param, layer.param.transform_param
+        side = transform.crop_size or p.crop_size
+        h, w = side or p.new_height, side or p.new_width
+        channels = 3 if p.is_color else 1
+        return ((p.batch_size, channels, h, w) if h and w else None, (p.batch_size,))[:tops]
+    return (None,) * tops
+
+
+def _input_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(0, 0), tops=(1, None))
+    known = []
+    for top, shape in zip(layer.tops, declared_shapes(layer), strict=True):
+        if shape is None:
+            fail(layer, f"the prototxt does not give the shape of blob '{top}'; pass it as "
+                 "an input shape")
+        known.append(shape)
+    return tuple(known)
+
+
+def _no_forward(
+    layer: Layer, bottoms: Sequence[np.ndarray], device: str
+) -> tuple[np.ndarray, ...]:
+    fail(layer, "its blobs are inputs of the net: the caller gives them")
+
+
+def _dummy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(0, 0), tops=(1, None))
+    p, tops = layer.param.dummy_data_param, len(layer.tops)
+    if p.shape:
+        given: list[Shape] = [tuple(s.dim) for s in p.shape]
+    else:
+        fields = [list(f) for f in (p.num, p.channels, p.height, p.width)]
+        need(layer, all(len(f) in (1, tops) for f in fields),
+             "dummy_data_param needs shape, or num, channels, height and width")
+        given = [tuple(f[i] if len(f) > 1 else f[0] for f in fields) for i in range(tops)]
+    need(layer, len(given) in (1, tops), f"dummy_data_param gives {len(given)} shapes for {tops} "
+         "tops; give one, or one for each")
+    need(layer, len(p.data_filler) in (0, 1, tops), f"dummy_data_param gives "
+         f"{len(p.data_filler)} data_filler for {tops} tops; give none, one, or one for each")
+    return tuple(given * tops if len(given) == 1 else given)
+
+
+def _fill(layer: Layer, p: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Fill a new array as the filler says; random values are the same in every call."""
+    fan_in, fan_out = prod(shape[1:]), prod(shape) // max(prod(shape[1:2]), 1)
+    fan = {FillerParameter.FAN_IN: fan_in, FillerParameter.FAN_OUT: fan_out,
+           FillerParameter.AVERAGE: (fan_in + fan_out) / 2}[p.variance_norm]
+    if p.type == "constant":
+        return np.full(shape, p.value, dtype=np.float32)
+    if p.type == "uniform":
+        values = rng.uniform(p.min, p.max, shape)
+    elif p.type == "gaussian" and p.sparse < 0:
+        values = rng.normal(p.mean, p.std, shape)
+    elif p.type == "xavier":
+        values = rng.uniform(-sqrt(3 / fan), sqrt(3 / fan), shape)
+    elif p.type == "msra":
+        values = rng.normal(0, sqrt(2 / fan), shape)
+    else:
+        sparse = "sparse " if p.sparse >= 0 else ""
+        fail(layer, f"filler '{sparse}{p.type}' is not known here; use constant, uniform, "
+             "gaussian, xavier or msra")
+    return np.asarray(values, dtype=np.float32)
+
+
+def _dummy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    shapes = _dummy_shapes(layer, [])
+    fillers = list(layer.param.dummy_data_param.data_filler) or [FillerParameter()]
+    if len(fillers) == 1:
+        fillers *= len(shapes)
+    rng = np.random.default_rng(crc32(layer.name.encode()))
+    return tuple(_fill(layer, f, s, rng) for f, s in zip(fillers, shapes, strict=True))
+
+
+def _parameter_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(0, 0))
+    shape = tuple(layer.param.parameter_param.shape.dim)
+    expect_blobs(layer, parameter=shape)
+    return (shape,)
+
+
+def _parameter(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    return (blob(layer, 0, tuple(layer.param.parameter_param.shape.dim)).view(),)
+
+
+TYPES: dict[str, LayerType] = {
+    "DummyData": LayerType(_dummy_shapes, _dummy),
+    "Parameter": LayerType(_parameter_shapes, _parameter),
+    **{name: LayerType(_input_shapes, _no_forward) for name in SOURCE_TYPES},
+}

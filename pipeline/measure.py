@@ -1,0 +1,90 @@
+"""How far quantized values are from float ones: SQNR, cosine, accuracy; all running sums."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["Closeness", "TopK"]
+
+
+@dataclass
+class Closeness:
+    """Compares two streams of arrays.
+
+    Attributes
+    ----------
+    signal, noise : float
+        Sums of squares of the float values, and of the differences.
+    cosines : list of float
+        One for each sample.
+    worst : float
+        Largest absolute difference.
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    worst: float = 0.0
+    cosines: list[float] = field(default_factory=list)
+
+    def update(self, exact: np.ndarray, other: np.ndarray) -> None:
+        """Add arrays (N, ...) of the same shape: float values, and what stands for them."""
+        a = exact.reshape(len(exact), -1).astype(np.float64)
+        b = other.reshape(len(other), -1).astype(np.float64)
+        difference = a - b
+        self.signal += float(np.einsum("ij,ij->", a, a))
+        self.noise += float(np.einsum("ij,ij->", difference, difference))
+        self.worst = max(self.worst, float(np.abs(difference).max(initial=0.0)))
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        dots = np.einsum("ij,ij->i", a, b)
+        both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+        cosine = np.divide(dots, norms, out=both_zero.astype(np.float64), where=norms > 0)
+        self.cosines.extend(cosine.tolist())
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise ratio in dB: 10 log10(signal / noise); inf if exact."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine similarity of the samples; NaN before any."""
+        return float(np.mean(self.cosines)) if self.cosines else math.nan
+
+
+@dataclass
+class TopK:
+    """Counts labels among the best 1 and 5 scores."""
+
+    first: int = 0
+    fifth: int = 0
+    samples: int = 0
+
+    def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
+        """Add scores (N, classes[, 1, 1]) and integer labels (N,).
+
+        A label is among the best k if fewer than k classes score higher, or equal with a
+        lower index.
+        """
+        scores = scores.reshape(len(scores), -1)
+        labels = labels.reshape(-1).astype(np.int64)
+        own = scores[np.arange(len(labels)), labels][:, None]
+        index = np.arange(scores.shape[1])[None]
+        ahead = ((scores > own) | ((scores == own) & (index < labels[:, None]))).sum(axis=1)
+        self.first += int((ahead < 1).sum())
+        self.fifth += int((ahead < 5).sum())
+        self.samples += len(labels)
+
+    @property
+    def top1(self) -> float:
+        """Share of samples, in percent."""
+        return 100.0 * self.first / self.samples if self.samples else math.nan
+
+    @property
+    def top5(self) -> float:
+        """Share of samples, in percent."""
+        return 100.0 * self.fifth / self.samples if self.samples else math.nan

@@ -1,0 +1,46 @@
+"""What a person sees while the work goes on; silent when asked to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Reporter"]
+
+T = TypeVar("T")
+
+
+class Reporter:
+    """Progress bars and remarks on one console.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    console : rich.console.Console, optional
+        Where to show it; standard error by default.
+    """
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
+
+    def say(self, line: str, style: str = "") -> None:
+        """Show a line."""
+        self.console.print(line, style=style, markup=False, highlight=False)
+
+    def track(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+        """Yield the items while a bar named `what` counts them."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)

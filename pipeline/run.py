@@ -1,0 +1,127 @@
+"""The command line: ``python -m pipeline.run config.toml``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["main"]
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+_THREAD_VARIABLES = (
+    "NUMBA_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.run",
+        description="Quantize a Caffe model to INT8 by calibration, and say what it costs.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong use (command or config).",
+    )
+    parser.add_argument("config", help="TOML file that names the model, the data and the output")
+    parser.add_argument(
+        "--plan", action="store_true", help="show what would be done, without computing"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "reference"), default="cpu",
+        help="cpu: numba on all cores (default); reference: NumPy, slow, defines the results",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=_positive, help="threads to use (default: all cores)")
+    parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--verbose", action="store_true", help="print tracebacks of errors")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Instead of ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    if options.threads:
+        # read when the libraries are loaded, which has not happened yet
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if options.verbose:
+            raise
+        return _explain(error)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pipeline.job import plan_model, quantize_model
+    from pipeline.progress import Reporter
+    from pipeline.report import show_plan, show_report
+
+    console = Console(quiet=options.quiet)
+    if options.plan:
+        cost, config = plan_model(options.config)
+        c = config.calibrate
+        show_plan(cost, c.batch_size, c.batch_size * c.batch_num, _wide(console))
+        return DONE
+    report = quantize_model(
+        options.config,
+        device=options.device,
+        output=options.output,
+        reporter=Reporter(quiet=options.quiet),
+    )
+    show_report(report, _wide(console))
+    return DONE
+
+
+def _wide(console: Console) -> Console:
+    """Give tables room where the output is not a terminal, so that nothing is cut off."""
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def _explain(error: Exception) -> int:
+    """Print what went wrong as a line, and return the exit code."""
+    from caffeio import CaffeFileError, NetError
+    from pipeline.errors import ConfigError, PipelineError
+
+    if isinstance(error, ConfigError):
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_USE
+    known = isinstance(error, CaffeFileError | NetError | PipelineError | ImportError)
+    kind = "" if known else f"{type(error).__name__}: "
+    hint = "" if known else " (--verbose shows where)"
+    print(f"error: {kind}{error}{hint}", file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Which layers of a net one forward pass runs, and how long each value lives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from caffeio.errors import NetError
+from caffeio.graph import SOURCE_TYPES, Net, Value
+
+__all__ = ["Schedule", "label_inputs", "schedule"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What one forward pass does.
+
+    Attributes
+    ----------
+    layers : tuple of int
+        Positions of the layers to run, in order; sources are not among them.
+    results : dict of str to Value
+        What to return, by blob name.
+    frees : tuple of tuple of Value
+        For each entry of `layers`, the values that nothing needs after it.
+    """
+
+    layers: tuple[int, ...]
+    results: dict[str, Value]
+    frees: tuple[tuple[Value, ...], ...]
+
+
+def schedule(
+    net: Net,
+    given: Collection[str],
+    blobs: Sequence[str] | None = None,
+    *,
+    everything: bool = False,
+) -> Schedule:
+    """Work out which layers to run, and which values live how long.
+
+    Parameters
+    ----------
+    net : Net
+    given : collection of str
+        Names of the inputs that will be there.
+    blobs : sequence of str, optional
+        Names asked for, each for its last value in the net; only what they need runs.
+        Without it all layers run, and the outputs of the net are returned.
+    everything : bool
+        Run all layers whatever `blobs` says.
+
+    Returns
+    -------
+    Schedule
+        Labels (any top but the first of a data layer, such as Data or ImageData) may be
+        missing. The layers that depend on a missing label (losses, Accuracy) are then left
+        out, and the outputs are those of the net without them.
+
+    Raises
+    ------
+    caffeio.NetError
+        If `given` names what is no input, an input that is needed is missing, or `blobs`
+        names what the net has not, or what depends on a missing label.
+    """
+    for name in given:
+        if name not in net.inputs:
+            raise NetError(
+                f"'{name}' is not an input of the net{_near(name, net.inputs)}; "
+                f"its inputs are {_quoted(net.inputs)}"
+            )
+    last = {v.blob: v for v in sorted(net.readers)}
+    for name in blobs or ():
+        if name not in last:
+            raise NetError(f"the net has no blob '{name}'{_near(name, last)}")
+    asked = [last[name] for name in blobs or ()]
+    wanted = frozenset(range(len(net.layers)))
+    if blobs is not None and not everything:
+        wanted = _ancestors(net, asked)
+    absent = _absent(net, given)
+    _check_missing(net, given, wanted, asked)
+    for value in asked:
+        if value in absent:
+            labels = [n for n in net.inputs if n not in given]
+            raise NetError(
+                f"blob '{value.blob}' depends on input {_quoted(labels)}, which is not given"
+            )
+    layers = tuple(
+        i
+        for i, (layer, link) in enumerate(zip(net.layers, net.links, strict=True))
+        if i in wanted and layer.type not in SOURCE_TYPES and not absent.intersection(link.reads)
+    )
+    results = _outputs(net, layers, absent)
+    if blobs is not None:
+        results = {value.blob: value for value in asked}
+    return Schedule(layers, results, _frees(net, layers, frozenset(results.values())))
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; do you mean '{near[0]}'?" if near else ""
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{n}'" for n in names) or "none"
+
+
+def _absent(net: Net, given: Collection[str]) -> frozenset[Value]:
+    """Return the values that cannot be computed for want of an input."""
+    absent: set[Value] = set()
+    for layer, link in zip(net.layers, net.links, strict=True):
+        if layer.type in SOURCE_TYPES:
+            absent.update(v for v in link.writes if v.blob not in given)
+        elif absent.intersection(link.reads):
+            absent.update(link.writes)
+    return frozenset(absent)
+
+
+def label_inputs(net: Net) -> frozenset[str]:
+    """Return the names of the inputs that may be left out: all but the first of data layers."""
+    return frozenset(
+        top
+        for layer in net.layers
+        if layer.type in SOURCE_TYPES and layer.type != "Input"
+        for top in layer.tops[1:]
+    )
+
+
+def _check_missing(
+    net: Net, given: Collection[str], wanted: Collection[int], asked: Sequence[Value]
+) -> None:
+    """Raise if an input is missing that is no label and that a wanted layer reads."""
+    optional = label_inputs(net)
+    for layer, link in zip(net.layers, net.links, strict=True):
+        if layer.type not in SOURCE_TYPES:
+            continue
+        for value in link.writes:
+            used = value in asked or any(r in wanted for r in net.readers[value])
+            if used and value.blob not in given and value.blob not in optional:
+                needs = _quoted(n for n in net.inputs if n not in optional)
+                raise NetError(f"input '{value.blob}' is missing; the net needs {needs}")
+
+
+def _ancestors(net: Net, values: Sequence[Value]) -> frozenset[int]:
+    """Return the positions of the layers that the values depend on."""
+    needed = set(values)
+    found: set[int] = set()
+    for i in range(len(net.layers) - 1, -1, -1):
+        if needed.intersection(net.links[i].writes):
+            found.add(i)
+            needed.update(net.links[i].reads)
+    return frozenset(found)
+
+
+def _outputs(net: Net, layers: Sequence[int], absent: frozenset[Value]) -> dict[str, Value]:
+    """Return the outputs of the net reduced to these layers and its given inputs."""
+    running = set(layers)
+    last = {v.blob: v for v in sorted(net.readers) if v not in absent}
+    return {
+        blob: last[blob]
+        for blob in dict.fromkeys(v.blob for v in net.readers)
+        if blob in last and not running.intersection(net.readers[last[blob]])
+    }
+
+
+def _frees(
+    net: Net, layers: Sequence[int], results: frozenset[Value]
+) -> tuple[tuple[Value, ...], ...]:
+    seen = set(results)
+    frees: list[tuple[Value, ...]] = []
+    for i in reversed(layers):
+        link = net.links[i]
+        dead = tuple(dict.fromkeys(v for v in (*link.reads, *link.writes) if v not in seen))
+        seen.update(dead)
+        frees.append(dead)
+    return tuple(reversed(frees))

@@ -1,0 +1,160 @@
+"""Which algorithm applies to which layer: the nearest setting wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import kernels
+from caffeio import Layer, Net
+from caffeio.calibration_config import HfmgSettings, IfmrSettings, LayerSettings, read_quant_cfg
+from kernels import Ifmr, Method
+from pipeline.config import (
+    Algorithm,
+    ArqQuantize,
+    CalibrateConfig,
+    HfmgQuantize,
+    IfmrQuantize,
+    LayerOverride,
+    TypeOverride,
+)
+from pipeline.errors import ConfigError
+
+__all__ = ["LayerPlan", "layer_plan", "with_quant_cfg"]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is quantized.
+
+    Attributes
+    ----------
+    method : Method
+        How the scale of its data is searched.
+    channel_wise : bool
+        One weight scale for each output channel.
+    """
+
+    method: Method
+    channel_wise: bool
+
+
+def check_names(config: CalibrateConfig, net: Net) -> None:
+    """Raise `ConfigError` if a setting names a layer or type that the net does not have."""
+    names = {layer.name for layer in net.layers}
+    types = {layer.type for layer in net.layers}
+    named = {
+        "skip_layers": config.skip_layers,
+        "skip_fusion_layers": config.skip_fusion_layers,
+        "override_layer_configs": tuple(o.layer_name for o in config.override_layer_configs),
+    }
+    for key, given in named.items():
+        for name in given:
+            if name not in names:
+                raise ConfigError(
+                    f"calibrate.{key}: net '{net.name}' has no layer '{name}'"
+                    f"{_nearest(name, names)}"
+                )
+    for name in config.skip_layer_types:
+        if name not in types:
+            raise ConfigError(
+                f"calibrate.skip_layer_types: net '{net.name}' has no layer of type '{name}'"
+                f"{_nearest(name, types)}"
+            )
+
+
+def _nearest(name: str, names: set[str]) -> str:
+    near = get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
+    """Return how a layer is quantized: its own override, its type's, or the common settings.
+
+    Raises
+    ------
+    ConfigError
+        If channel_wise is asked for where it is not allowed.
+    """
+    levels: list[tuple[str, Algorithm]] = [("common_config", config.common_config)]
+    levels += [
+        (f"override_layer_types '{o.layer_type}'", o)
+        for o in config.override_layer_types
+        if o.layer_type == layer.type
+    ]
+    levels += [
+        (f"override_layer_configs '{o.layer_name}'", o)
+        for o in config.override_layer_configs
+        if o.layer_name == layer.name
+    ]
+    per_channel = layer.type in ("Convolution", "Deconvolution")
+    channel_wise = per_channel
+    method: Method = Ifmr(asymmetric=config.activation_offset)
+    for where, algorithm in levels:
+        arq = algorithm.arq_quantize
+        if arq is not None and arq.channel_wise is not None:
+            if arq.channel_wise and not per_channel and where != "common_config":
+                raise ConfigError(
+                    f"calibrate.{where}: channel_wise = true is for Convolution and Deconvolution, "
+                    f"not for {layer.type} layer '{layer.name}'"
+                )
+            channel_wise = arq.channel_wise and per_channel
+        for name, search in algorithm.data_searches.items():
+            method = _method(name, search.model_dump(), config.activation_offset)
+    return LayerPlan(method, channel_wise)
+
+
+def _method(name: str, settings: dict[str, object], activation_offset: bool) -> Method:
+    if settings.get("asymmetric") is None:
+        settings["asymmetric"] = activation_offset
+    if name == "ifmr":
+        ends = settings.pop("search_range_start"), settings.pop("search_range_end")
+        settings["search_range"] = ends
+    return kernels.METHODS[name](**settings)  # type: ignore[arg-type]
+
+
+def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str, ...]]:
+    """Return the config with the settings of the file that `quant_cfg` names, and its notes.
+
+    Raises
+    ------
+    ConfigError
+        If the file asks for what is not supported.
+    """
+    if config.quant_cfg is None:
+        return config, ()
+    given = read_quant_cfg(config.quant_cfg)
+    if given.joint_quant:
+        raise ConfigError(f"{config.quant_cfg}: joint_quant = true is not supported")
+    changed = config.model_copy(
+        update={
+            "batch_num": given.batch_num,
+            "activation_offset": given.activation_offset,
+            "skip_layers": given.skip_layers,
+            "skip_layer_types": given.skip_layer_types,
+            "do_fusion": given.do_fusion,
+            "skip_fusion_layers": given.skip_fusion_layers,
+            "common_config": Algorithm(**_algorithm(given.common)),
+            "override_layer_types": _overrides(given.layer_types, TypeOverride, "layer_type"),
+            "override_layer_configs": _overrides(given.layers, LayerOverride, "layer_name"),
+        }
+    )
+    return changed, given.notes
+
+
+def _overrides(found: Mapping[str, LayerSettings], table: type, key: str) -> tuple:
+    return tuple(table(**{key: name}, **_algorithm(s)) for name, s in found.items())
+
+
+def _algorithm(given: LayerSettings) -> dict[str, Any]:
+    """Return the keywords of an `Algorithm` that says the same."""
+    out: dict[str, Any] = {}
+    if given.channel_wise is not None:
+        out["arq_quantize"] = ArqQuantize(channel_wise=given.channel_wise)
+    if isinstance(given.activation, IfmrSettings):
+        out["ifmr_quantize"] = IfmrQuantize(**vars(given.activation))
+    if isinstance(given.activation, HfmgSettings):
+        out["hfmg_quantize"] = HfmgQuantize(**vars(given.activation))
+    return out

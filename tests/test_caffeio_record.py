@@ -1,0 +1,161 @@
+"""The record of factors and the simplified calibration config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caffeio import CaffeFileError, LayerRecord, Record, parse_record, record_to_text
+from caffeio.calibration_config import (
+    HfmgSettings,
+    IfmrSettings,
+    LayerSettings,
+    parse_quant_cfg,
+    read_quant_cfg,
+)
+from caffeio.proto import quant_pb2
+from caffeio.record import read_record, write_record
+
+ONE = 'record { key: "a" value { scale_d: 0.5 offset_d: -3 scale_w: 0.25 offset_w: 0 %s } }'
+
+
+def test_a_record_of_the_original_tool_round_trips(assets: Path, tmp_path: Path) -> None:
+    path = assets / "amct/resnet50_record.txt"
+    record = read_record(path)
+    assert len(record.layers) > 50
+    assert record.notes == ()
+    conv1 = record.layers["conv1"]
+    assert (conv1.scale_d, conv1.offset_d) == (float(np.float32(1.07450986)), -14)
+    assert (len(conv1.scale_w), conv1.channels) == (64, 3)
+    write_record(record, tmp_path / "r.txt")
+    assert (tmp_path / "r.txt").read_text() == path.read_text()
+
+
+SCALES = st.floats(2.0**-100, 2.0**100, width=32)
+
+
+@st.composite
+def layer_records(draw: st.DrawFn) -> LayerRecord:
+    n = draw(st.integers(1, 4))
+    size = st.none() | st.integers(0, 2**32 - 1)
+    shifts = draw(st.sampled_from(["none", "zero", "some"]))
+    return LayerRecord(
+        draw(SCALES), draw(st.integers(-128, 127)),
+        tuple(draw(st.lists(SCALES, min_size=n, max_size=n))), (0,) * n,
+        {"none": (), "zero": (0,) * n,
+         "some": tuple(draw(st.lists(st.integers(1, 16), min_size=n, max_size=n)))}[shifts],
+        draw(size), draw(size), draw(size), draw(st.booleans()),
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), layer_records(), max_size=3))
+def test_records_round_trip(layers: dict[str, LayerRecord]) -> None:
+    record = Record(layers)
+    text = record_to_text(record)
+    assert parse_record(text) == record
+    assert list(parse_record(text).layers) == list(layers)
+    theirs = text_format.Parse(text, quant_pb2.ScaleOffsetRecord())
+    assert [(e.key, e.value.scale_d) for e in theirs.record] == [
+        (name, layer.scale_d) for name, layer in layers.items()]
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ("scale_w: 0.5", "offset_w has 1 values, scale_w 2"),
+        ("scale_w: 0 offset_w: 0", "scale_w is 0"),
+        ("scale_w: inf offset_w: 0", "scale_w is inf"),
+        ("scale_w: nan offset_w: 0", "scale_w is nan"),
+        ("scale_w: 1e-60 offset_w: 0", "scale_w is 0"),
+        ("scale_w: -1 offset_w: 0", "scale_w is -1"),
+        ("scale_w: 1 offset_w: 2", "offset_w is not 0"),
+        ("shift_bit: 17", "shift_bit"),
+        ("scale_w: 1 offset_w: 0 shift_bit: 0 shift_bit: 3", "all 0 or all in 1..16"),
+        ("shift_bit: 1 shift_bit: 1", "shift_bit has 2 values"),
+    ],
+)
+def test_factors_out_of_range(more: str, match: str) -> None:
+    with pytest.raises(CaffeFileError, match=f"^r.txt: layer 'a': .*{match}"):
+        parse_record(ONE % more, "r.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (ONE.replace("offset_d: -3", "offset_d: 128") % "", "offset_d is 128"),
+        (ONE.replace("offset_d: -3", "") % "", "offset_d is missing"),
+        (ONE.replace("scale_d: 0.5", "") % "", "scale_d is missing"),
+        ('record { key: "a" value { scale_d: 1 offset_d: 0 } }', "scale_w is empty"),
+        ((ONE % "") * 2, "'a' is recorded twice"),
+        ("record { value { } }", "no key"),
+        ('record {\n key: "a"\n value { scale_d: x } }', r"r.txt:3:\d+: "),
+    ],
+)
+def test_wrong_records(text: str, match: str) -> None:
+    with pytest.raises(CaffeFileError, match=match):
+        parse_record(text, "r.txt")
+
+
+def test_unknown_fields_of_a_record_are_named() -> None:
+    record = parse_record(ONE % "dst_type: 'INT8'", "r.txt")
+    assert record.layers["a"].scale_w == (0.25,)
+    assert record.notes[0].startswith("r.txt:1: field 'dst_type' of SingleLayerRecord")
+
+
+# --------------------------------------------------------------------------- config
+
+
+def test_the_config_of_the_original_tool(assets: Path) -> None:
+    config = read_quant_cfg(assets / "amct/quant.cfg")
+    ifmr = IfmrSettings(0.7, 1.3, 0.01, 0.999999, 0.999999, None)
+    assert (config.batch_num, config.activation_offset, config.do_fusion) == (2, True, True)
+    assert config.common == LayerSettings(None, ifmr)
+    assert config.layer_types == {"Pooling": LayerSettings(False, ifmr)}
+    assert len(config.notes) == 1
+    assert "quant.cfg:4: field 'nuq_config'" in config.notes[0]
+
+
+def test_everything_in_a_config() -> None:
+    config = parse_quant_cfg("""
+        batch_num: 3 activation_offset: false joint_quant: true do_fusion: false
+        skip_layers: "a" skip_layers: "b" skip_layer_types: "Pooling" skip_fusion_layers: "c"
+        common_config { hfmg_quantize { num_of_bins: 2048 asymmetric: false } }
+        override_layer_types { layer_type: "Convolution"
+          calibration_config { arq_quantize { channel_wise: true } } }
+        override_layer_configs { layer_name: "fc"
+          calibration_config { ifmr_quantize { search_step: 0.05 asymmetric: true } } }""")
+    assert (config.batch_num, config.activation_offset, config.joint_quant) == (3, False, True)
+    assert (config.skip_layers, config.skip_layer_types) == (("a", "b"), ("Pooling",))
+    assert (config.do_fusion, config.skip_fusion_layers) == (False, ("c",))
+    assert config.common == LayerSettings(None, HfmgSettings(2048, False))
+    assert config.layer_types == {"Convolution": LayerSettings(True, None)}
+    assert config.layers == {"fc": LayerSettings(None, IfmrSettings(search_step=0.05,
+                                                                    asymmetric=True))}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("batch_num: 0", "batch_num is 0"),
+        ("common_config { ifmr_quantize { max_percentile: 0.5 } }", "max_percentile is 0.5"),
+        ("common_config { ifmr_quantize { search_step: 0 } }", "search_step"),
+        ("common_config { ifmr_quantize { search_step: 0.7 } }", "search_step"),
+        ("common_config { ifmr_quantize { search_range_start: 1.4 } }", "start < end"),
+        ("common_config { hfmg_quantize { num_of_bins: 1000 } }", "num_of_bins is 1000"),
+        ("common_config { hfmg_quantize {} ifmr_quantize {} }", "exclude each other"),
+        ('override_layer_types { layer_type: "InnerProduct" calibration_config '
+         "{ arq_quantize { channel_wise: true } } }", "channel_wise is true"),
+        ('override_layer_configs { layer_name: "a" } override_layer_configs { layer_name: "a" }',
+         "given twice"),
+        ("batch_num: many", "q.cfg:1:12"),
+    ],
+)
+def test_wrong_configs(text: str, match: str) -> None:
+    with pytest.raises(CaffeFileError, match=match):
+        parse_quant_cfg(text, "q.cfg")
