@@ -22,7 +22,14 @@ from kernels.conv import conv2d, conv2d_int8, conv_output_size
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES
 from kernels.histogram import Histogram, NotFiniteError
-from kernels.ifmr import IfmrCandidates, IfmrPass, ifmr, ifmr_candidates, percentile_range, tail_rank
+from kernels.ifmr import (
+    IfmrCandidates,
+    IfmrPass,
+    ifmr,
+    ifmr_candidates,
+    percentile_range,
+    tail_rank,
+)
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.max_pool import max_pool2d
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile

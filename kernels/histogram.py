@@ -23,8 +23,8 @@ from kernels.dispatch import backend
 
 __all__ = ["BinEdges", "Histogram", "NotFiniteError"]
 
-#: The narrowest bins: magnitudes below 2**(_LEAST + 14) share them.
-_LEAST = -140
+#: The narrowest bins: 2**126, by which values are multiplied then, is still a float32.
+_LEAST = -126
 
 
 class NotFiniteError(ValueError):

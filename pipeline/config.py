@@ -346,7 +346,7 @@ def _keys(place: tuple[int | str, ...], table: Any) -> list[int | str]:
             break
         kept.append(part)
         inside = isinstance(part, int) or part in table
-        table = table[part] if inside else None  # type: ignore[index,call-overload]
+        table = table[part] if inside else None  # type: ignore[index]
     return kept
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from caffeio import Net
 from caffeio.record import Record
-from pipeline.executor import FloatNet, Forward, Observer, run, schedule
+from pipeline.executor import FloatNet, Forward, Observer
 from pipeline.fuse import fuse
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.quantize import quantize_layers
@@ -64,10 +64,7 @@ class Int8Net:
         observer: Observer | None = None,
     ) -> dict[str, np.ndarray]:
         """Run the net; arguments, result and errors as `FloatNet.forward`."""
-        plan = schedule(self.net, inputs.keys(), blobs)
-        arrays = self._float.check_inputs(inputs)
-        self._float.shapes({name: x.shape for name, x in arrays.items()})
-        return run(self.net, plan, arrays, self._forward_of, observer)
+        return self._float.forward(inputs, blobs, observer, forward_of=self._forward_of)
 
     def _forward_of(self, position: int) -> Forward:
         layer = self.net.layers[position]

@@ -39,9 +39,9 @@ class Closeness:
         self.worst = max(self.worst, float(np.abs(difference).max(initial=0.0)))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         dots = np.einsum("ij,ij->i", a, b)
-        both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-        cosine = np.divide(dots, norms, out=both_zero.astype(np.float64), where=norms > 0)
-        self.cosines.extend(cosine.tolist())
+        # two zero vectors are alike; one alone is like nothing
+        alike = (~a.any(axis=1) & ~b.any(axis=1)).astype(np.float64)
+        self.cosines.extend(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), alike))
 
     @property
     def sqnr(self) -> float:

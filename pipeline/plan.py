@@ -8,9 +8,10 @@ from math import prod
 
 from caffeio import Layer, Value
 from pipeline.eligibility import Verdict
-from pipeline.executor import FloatNet, schedule
+from pipeline.executor import FloatNet
 from pipeline.layers import Shape
 from pipeline.layers.pooling import pool_params
+from pipeline.schedule import schedule
 from pipeline.settings import LayerPlan
 
 __all__ = ["LayerCost", "NetCost", "net_cost"]

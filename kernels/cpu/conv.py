@@ -5,60 +5,98 @@ Depthwise convolution (one channel a group) has loops of its own in `kernels.cpu
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.cpu import depthwise
+from kernels.cpu.blas import scratch, spread
 from kernels.cpu.gemm import dot_tile, padded
-from kernels.cpu.jit import parallel_entry, parallel_jit, prange
+from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.cpu.output import stage_args, store_run
 from kernels.output import CheckedStage
 
 __all__ = ["conv2d", "conv2d_int8", "to_nhwc"]
 
-#: Output positions gathered at a time: their windows stay in the second-level cache.
+#: Output positions gathered at a time in INT8: their windows stay in the second-level cache.
 _TILE = 64
+#: The same in float: about so many gathered values, but not fewer columns than pay for BLAS.
+_COLUMN_VALUES = 1 << 18
+_LEAST_COLUMNS = 128
 
 
-@parallel_jit
-def _gather(x, kernel, stride, pad, dilation, columns):
-    """Fill ``columns[c, u, v, i, j]`` with the value of channel c under tap (u, v)."""
+@jit
+def _inside(width, out_w, stride, left):
+    """Return the first and one past the last output column whose tap is in the image."""
+    first = 0 if left >= 0 else (-left + stride - 1) // stride
+    last = (width - left + stride - 1) // stride
+    first = min(first, out_w)
+    return first, max(min(last, out_w), first)
+
+
+@jit
+def _gather(x, kernel, stride, pad, dilation, first, columns):
+    """Fill ``columns[c, u, v, i, j]`` with channel c under tap (u, v) of output row first + i."""
     channels, height, width = x.shape
-    out_h, out_w = columns.shape[3], columns.shape[4]
-    for cu in prange(channels * kernel[0]):
-        c, u = cu // kernel[0], cu % kernel[0]
-        for v in range(kernel[1]):
-            left = v * dilation[1] - pad[1]
-            for i in range(out_h):
-                row = i * stride[0] + u * dilation[0] - pad[0]
-                for j in range(out_w):
-                    column = j * stride[1] + left
-                    inside = 0 <= row < height and 0 <= column < width
-                    columns[c, u, v, i, j] = x[c, row, column] if inside else np.float32(0)
+    rows, out_w = columns.shape[3], columns.shape[4]
+    for c in range(channels):
+        for u in range(kernel[0]):
+            for v in range(kernel[1]):
+                left = v * dilation[1] - pad[1]
+                begin, end = _inside(width, out_w, stride[1], left)
+                for i in range(rows):
+                    line = columns[c, u, v, i]
+                    row = (first + i) * stride[0] + u * dilation[0] - pad[0]
+                    if row < 0 or row >= height:
+                        line[:] = np.float32(0)
+                        continue
+                    line[:begin] = np.float32(0)
+                    line[end:] = np.float32(0)
+                    if stride[1] == 1:
+                        line[begin:end] = x[c, row, left + begin : left + end]
+                    else:
+                        for j in range(begin, end):
+                            line[j] = x[c, row, left + j * stride[1]]
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
     """See `kernels.conv2d`."""
     if w.shape[1] == 1 and g.group > 1:
         return depthwise.conv2d(x, w, bias, g)
-    n, channels = x.shape[:2]
-    outs, per = w.shape[0] // g.group, w.shape[1]
-    rows = w.reshape(g.group, outs, -1)
-    y = np.empty((n, g.group, outs, g.out_size[0] * g.out_size[1]), np.float32)
-    pointwise = g.kernel == (1, 1) and g.stride == (1, 1) and g.pad == (0, 0)
-    columns = None if pointwise else np.empty((channels, *g.kernel, *g.out_size), np.float32)
-    for i in range(n):
-        data = x[i]
-        if columns is not None:
-            with parallel_entry():
-                _gather(x[i], g.kernel, g.stride, g.pad, g.dilation, columns)
-            data = columns
-        data = data.reshape(g.group, per * g.kernel[0] * g.kernel[1], -1)
-        for k in range(g.group):
-            np.matmul(rows[k], data[k], out=y[i, k])
-    y = y.reshape(n, -1, *g.out_size)
-    y += bias[None, :, None, None]
+    out_h, out_w = g.out_size
+    y = np.empty((x.shape[0], w.shape[0], out_h, out_w), np.float32)
+    depth = w[0].size
+    rows = max(1, max(_LEAST_COLUMNS, _COLUMN_VALUES // max(depth, 1)) // max(out_w, 1))
+    spread(
+        [
+            partial(_conv_rows, x[i], w, bias, g, first, y[i, :, first : first + rows])
+            for i in range(x.shape[0])
+            for first in range(0, out_h, rows)
+        ]
+    )
     return y
+
+
+def _conv_rows(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, first: int, y: np.ndarray
+) -> None:
+    """Compute the output rows (O, R, W') of one image from `first` on."""
+    channels, outs, per = x.shape[0], w.shape[0] // g.group, w.shape[1]
+    rows, out_w = y.shape[1:]
+    if g.kernel == (1, 1) and g.stride == (1, 1) and g.pad == (0, 0):
+        columns = x[:, first : first + rows].reshape(channels, -1)
+    else:
+        size = channels * g.kernel[0] * g.kernel[1] * rows * out_w
+        gathered = scratch(size).reshape(channels, *g.kernel, rows, out_w)
+        _gather(x, g.kernel, g.stride, g.pad, g.dilation, first, gathered)
+        columns = gathered.reshape(-1, rows * out_w)
+    depth = per * g.kernel[0] * g.kernel[1]
+    for k in range(g.group):
+        weights = w[k * outs : (k + 1) * outs].reshape(outs, depth)
+        product = weights @ columns[k * depth : (k + 1) * depth]
+        product += bias[k * outs : (k + 1) * outs, None]
+        y[k * outs : (k + 1) * outs] = product.reshape(outs, rows, out_w)
 
 
 @parallel_jit

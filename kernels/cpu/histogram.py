@@ -2,63 +2,106 @@
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 
-from kernels.cpu.jit import parallel_entry, parallel_jit, prange
+from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
 __all__ = ["collect", "count", "extremes"]
 
 _CHUNK = 1 << 15
+_BLOCK = 1 << 10
+_TURNS = 16
+
+
+@jit
+def _extreme_keys(bits):
+    """Return the least and greatest key of float32 bits.
+
+    Keys are integers in the order of the floats. They have no NaN, so the comparison is a
+    vector instruction; a NaN's key lies beyond that of infinity.
+    """
+    low, high = np.int32(2147483647), np.int32(-2147483648)
+    for i in range(bits.size):
+        b = bits[i]
+        key = b if b >= 0 else np.int32(b ^ np.int32(0x7FFFFFFF))
+        low, high = np.int32(min(low, key)), np.int32(max(high, key))
+    return low, high
 
 
 @parallel_jit
-def _extremes(x, lows, highs, nans, infinities):
-    chunks = lows.size
-    for c in prange(chunks):
-        low, high = np.float32(np.inf), np.float32(-np.inf)
-        bad = endless = 0
-        for i in range(c * _CHUNK, min(x.size, (c + 1) * _CHUNK)):
-            v = x[i]
-            low, high = min(low, v), max(high, v)
-            bad += v != v
-            endless += abs(v) == np.inf
-        lows[c], highs[c], nans[c], infinities[c] = low, high, bad, endless
+def _chunk_keys(bits, lows, highs):
+    for chunk in prange(lows.size):
+        c = np.int64(chunk)
+        lows[c], highs[c] = _extreme_keys(bits[c * _CHUNK : (c + 1) * _CHUNK])
+
+
+def _value(key: np.int32) -> float:
+    """Return the float32 that a key stands for."""
+    bits = key if key >= 0 else key ^ np.int32(0x7FFFFFFF)
+    return float(np.array(bits, np.int32).view(np.float32))
 
 
 def extremes(x: np.ndarray) -> tuple[float, float, int, int]:
     """See `kernels.reference.histogram.extremes`."""
-    chunks = -(-x.size // _CHUNK)
-    lows, highs = np.empty((2, chunks), np.float32)
-    nans, infinities = np.empty((2, chunks), np.int64)
+    lows, highs = np.empty((2, -(-x.size // _CHUNK)), np.int32)
     with parallel_entry():
-        _extremes(x, lows, highs, nans, infinities)
-    return float(lows.min()), float(highs.max()), int(nans.sum()), int(infinities.sum())
+        _chunk_keys(x.view(np.int32), lows, highs)
+    low, high = _value(lows.min()), _value(highs.max())
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high, 0, 0
+    return low, high, int(np.isnan(x).sum()), int(np.isinf(x).sum())
+
+
+@jit
+def _places(x, factor, half, place):
+    """Fill in where each value is counted.
+
+    Zeros, which may be half of the data, take turns in places behind the bins: one counter
+    incremented again and again would have to wait for itself.
+    """
+    middle, below, behind = np.int32(half), np.int32(half - 1), np.int32(2 * half)
+    for i in range(x.size):
+        v = x[i]
+        index = np.int32(abs(v) * factor)
+        signed = np.int32(below - index) if v < 0 else np.int32(middle + index)
+        turn = np.int32(behind + np.int32(i & (_TURNS - 1)))
+        place[i] = turn if v == 0 else signed
+
+
+@jit
+def _increment(counts, place):
+    for i in range(place.size):
+        counts[place[i]] += 1
 
 
 @parallel_jit
-def _count(x, factor, half, counts, zeros):
+def _count(x, factor, half, counts):
+    """Count in blocks: places by vector instructions, then one increment after the other."""
     threads = counts.shape[0]
     share = (x.size + threads - 1) // threads
-    for t in prange(threads):
-        mine = counts[t]
-        none = 0
-        for i in range(t * share, min(x.size, (t + 1) * share)):
-            v = x[i]
-            index = np.int64(np.float64(abs(v)) * factor)
-            none += v == 0
-            mine[half - 1 - index if v < 0 else half + index] += 1
-        zeros[t] = none
+    for thread in prange(threads):
+        t = np.int64(thread)
+        place = np.empty(_BLOCK, np.int32)
+        last = min(x.size, (t + 1) * share)
+        for start in range(t * share, last, _BLOCK):
+            end = min(start + _BLOCK, last)
+            _places(x[start:end], factor, half, place)
+            _increment(counts[t], place[: end - start])
 
 
 def count(x: np.ndarray, exponent: int, half: int) -> tuple[np.ndarray, int]:
-    """See `kernels.reference.histogram.count`."""
-    threads = numba.get_num_threads()
-    counts = np.zeros((threads, 2 * half), np.int64)
-    zeros = np.zeros(threads, np.int64)
+    """See `kernels.reference.histogram.count`: a float32 product truncates to the same bin."""
+    counts = np.zeros((numba.get_num_threads(), 2 * half + _TURNS), np.int64)
     with parallel_entry():
-        _count(x, 2.0**-exponent, half, counts, zeros)
-    return counts.sum(axis=0), int(zeros.sum())
+        _count(x, np.float32(2.0**-exponent), half, counts)
+    total = counts.sum(axis=0)
+    zeros = int(total[2 * half :].sum())
+    bins = total[: 2 * half]
+    bins[half] += zeros
+    return bins, zeros
 
 
 def collect(x: np.ndarray, sign: np.float32, threshold: np.float32) -> np.ndarray:

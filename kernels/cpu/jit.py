@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# threads that wait must not spin: they would take the cores from BLAS and from decoding
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numba
 
 from kernels.rounding import round_half_away as _round_half_away

@@ -1,0 +1,1 @@
+"""A small net for handwritten digits, with its data: something to quantize at once."""
