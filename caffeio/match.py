@@ -58,7 +58,8 @@ def _fit_layer(layer: Layer, weights: Weights) -> list[np.ndarray | None]:
     if layer.type in _CONVOLUTIONS and found:
         spatial = max(found[0].array.ndim - 2, 1)
     rules = expected_blobs(layer, spatial)
-    if rules is None:
+    packed = layer.type == "DeQuant" and [b.array.dtype for b in found] == [np.uint64]
+    if rules is None or packed:  # a deploy model packs DeQuant's three blobs in one
         return [blob.array for blob in found]
     if not found:
         return [None] * len(rules)

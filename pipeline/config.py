@@ -113,7 +113,8 @@ class DataConfig(_Table):
 
 
 def _inputs(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else (value,)
+    """Take one table, or one for each input."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 Data = Annotated[tuple[DataConfig, ...], BeforeValidator(_inputs)]

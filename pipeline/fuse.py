@@ -94,7 +94,7 @@ def fuse(net: Net, skip: Collection[str] = ()) -> Fused:
         bn, scale = net.layers[i], net.layers[pair]
         maker, reader = _maker(net, i), _only_reader(net, pair)
         names = {bn.name, scale.name}
-        if maker is not None and _folds_forwards(net, maker, i, pair, shared, {*skip}, names):
+        if maker is not None and _folds_forwards(net, maker, i, shared, {*skip}, names):
             host = layers[maker]
             layers[maker] = _folded_forwards(host, scale, _affine(bn, scale))
             fusions.append(Fusion(host.name, (bn.name, scale.name)))
@@ -160,7 +160,7 @@ def _can_host(host: Layer, shared: set[str], skip: set[str], names: set[str]) ->
 
 
 def _folds_forwards(
-    net: Net, maker: int, bn: int, scale: int, shared: set[str], skip: set[str], names: set[str]
+    net: Net, maker: int, bn: int, shared: set[str], skip: set[str], names: set[str]
 ) -> bool:
     host = net.layers[maker]
     if host.type not in _FORWARDS or not _can_host(host, shared, skip, names):
@@ -173,14 +173,7 @@ def _folds_forwards(
         if host.blobs[0].ndim != 4 or host.param.convolution_param.axis != 1:
             return False
         channels = host.param.convolution_param.num_output
-    if net.layers[bn].blobs[0].size != channels:
-        return False
-    # the host will write the Scale's top: nobody may write or read that name in between
-    top = net.layers[scale].tops[0]
-    between = net.layers[maker + 1 : scale]
-    return not any(
-        top in (*layer.tops, *layer.bottoms) for layer in between if layer is not net.layers[bn]
-    )
+    return net.layers[bn].blobs[0].size == channels
 
 
 def _folds_backwards(

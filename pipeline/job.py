@@ -147,6 +147,8 @@ def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
 
 def _prepare(config: Config) -> _Prepared:
     net = caffeio.read_net(config.model.prototxt, config.model.caffemodel, config.model.phase)
+    if broken := caffeio.nonfinite_blobs(net):
+        raise PipelineError(f"{config.model.caffemodel}: {broken[0]}; the training has diverged?")
     calibrate, notes = with_quant_cfg(config.calibrate)
     check_names(calibrate, net)
     everything = fuse(net)

@@ -11,6 +11,7 @@ the test, the net is trained on the others, and 32 of those others calibrate.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ import numpy as np
 from rich.console import Console
 
 import caffeio
-from caffeio import Net
 from pipeline.demo.trainable import TrainableNet, optional_module
 from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
@@ -81,32 +81,30 @@ def load_digits() -> tuple[Digits, Digits]:
     return digits[TEST_IMAGES:], digits[:TEST_IMAGES]
 
 
-def train(net: Net, digits: Digits, epochs: int = EPOCHS) -> Iterator[tuple[TrainableNet, float]]:
-    """Train a net, and give it and its mean loss after each epoch.
+def train(model: TrainableNet, digits: Digits, epochs: int = EPOCHS) -> Iterator[float]:
+    """Train a net in place, and give its mean loss after each epoch.
 
     Parameters
     ----------
-    net : Net
-        Its blobs are not used: weights start at random, always the same.
+    model : TrainableNet
     digits : Digits
         Each epoch sees them all once, moved by up to a pixel.
     epochs : int
 
     Yields
     ------
-    TrainableNet, float
+    float
     """
     torch = optional_module("torch")
     torch.use_deterministic_algorithms(True)
-    model, random = TrainableNet(net, SEED), np.random.default_rng(SEED)
-    weights = [blob for layer in net.layers for blob in model.parameters(layer)]
-    steps = epochs * (len(digits) // BATCH)
+    random = np.random.default_rng(SEED)
+    weights = [blob for layer in model.net.layers for blob in model.parameters(layer)]
+    steps = len(digits) // BATCH  # of an epoch; what does not fill a batch waits for the next
     optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * steps)
     for _ in range(epochs):
         losses = []
-        for chosen in np.split(random.permutation(len(digits))[: steps // epochs * BATCH],
-                               steps // epochs):  # fmt: skip
+        for chosen in random.permutation(len(digits))[: steps * BATCH].reshape(steps, BATCH):
             x = torch.from_numpy(_moved(digits.data[chosen], random))
             labels = torch.from_numpy(digits.labels[chosen].astype(np.int64))
             loss = torch.nn.functional.cross_entropy(model.scores(x, training=True), labels)
@@ -115,7 +113,7 @@ def train(net: Net, digits: Digits, epochs: int = EPOCHS) -> Iterator[tuple[Trai
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        yield model, float(np.mean(losses))
+        yield float(np.mean(losses))
 
 
 def _moved(data: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -170,9 +168,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = Console(highlight=False)
     prototxt, weights = here / "deploy.prototxt", options.output / "digits.caffemodel"
-    net = caffeio.read_net(prototxt)
+    model = TrainableNet(caffeio.read_net(prototxt), SEED)
     known, test = load_digits()
-    for epoch, (model, loss) in enumerate(train(net, known, options.epochs), 1):
+    for epoch, loss in enumerate(train(model, known, options.epochs), 1):
         console.print(f"epoch {epoch} of {options.epochs}: loss {loss:.4f}")
     write_data(options.output, known[:CALIBRATION_IMAGES], test)
     caffeio.write_caffemodel(model.trained(), weights, overwrite=True)
@@ -181,4 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ImportError as missing:
+        sys.exit(f"error: {missing}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ def optional_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(
             f"training the demo needs {error.name}: pip install torch scikit-learn"
-        ) from error
+        ) from None
 
 
 class TrainableNet:
@@ -128,30 +128,38 @@ class TrainableNet:
 
     def _forward(self, layer: Layer, bottoms: Sequence[Tensor], training: bool) -> Tensor:
         """Compute one layer."""
-        functional, blobs, x = self._torch.nn.functional, self.blobs[layer.name], bottoms[0]
-        if layer.type == "Convolution":
-            p = layer.param.convolution_param
-            bias = blobs[1] if p.bias_term else None
-            step = [values[0] if values else default
-                    for values, default in ((p.stride, 1), (p.pad, 0), (p.dilation, 1))]
-            return functional.conv2d(x, blobs[0], bias, *step, p.group)
-        if layer.type == "BatchNorm":
-            return self._batch_norm(layer, x, training)
-        if layer.type == "Scale":
-            gamma, beta = (blob.reshape(1, -1, 1, 1) for blob in blobs)
-            return x * gamma + beta
-        if layer.type == "ReLU":
-            return functional.relu(x)
-        if layer.type == "Eltwise":
-            return bottoms[0] + bottoms[1]
-        if layer.type == "InnerProduct":
-            return functional.linear(x.flatten(1), *blobs)
-        if layer.type == "Pooling":
-            q = layer.param.pooling_param
-            largest = q.pool == caffe_pb2.PoolingParameter.MAX
-            pool = functional.max_pool2d if largest else functional.avg_pool2d
-            return pool(x, q.kernel_size, q.stride, q.pad, ceil_mode=True)
-        raise NetError(f"has the type {layer.type}, which the demo cannot train", layer.name)
+        functional, x = self._torch.nn.functional, bottoms[0]
+        blobs = self.blobs[layer.name]
+        computations: dict[str, Callable[[], Tensor]] = {
+            "Convolution": lambda: self._convolution(layer, x),
+            "BatchNorm": lambda: self._batch_norm(layer, x, training),
+            "Scale": lambda: x * blobs[0].reshape(1, -1, 1, 1) + blobs[1].reshape(1, -1, 1, 1),
+            "ReLU": lambda: functional.relu(x),
+            "Eltwise": lambda: bottoms[0] + bottoms[1],
+            "InnerProduct": lambda: functional.linear(x.flatten(1), *blobs),
+            "Pooling": lambda: self._pooling(layer, x),
+        }
+        if layer.type not in computations:
+            raise NetError(f"has the type {layer.type}, which the demo cannot train", layer.name)
+        return computations[layer.type]()
+
+    def _convolution(self, layer: Layer, x: Tensor) -> Tensor:
+        param, blobs = layer.param.convolution_param, self.blobs[layer.name]
+        return self._torch.nn.functional.conv2d(
+            x,
+            blobs[0],
+            blobs[1] if param.bias_term else None,
+            param.stride[0] if param.stride else 1,
+            param.pad[0] if param.pad else 0,
+            param.dilation[0] if param.dilation else 1,
+            param.group,
+        )
+
+    def _pooling(self, layer: Layer, x: Tensor) -> Tensor:
+        param, functional = layer.param.pooling_param, self._torch.nn.functional
+        largest = param.pool == caffe_pb2.PoolingParameter.MAX
+        pool = functional.max_pool2d if largest else functional.avg_pool2d
+        return pool(x, param.kernel_size, param.stride, param.pad, ceil_mode=True)
 
     def _batch_norm(self, layer: Layer, x: Tensor, training: bool) -> Tensor:
         """Normalize; Caffe's blobs are decaying sums of means, of variances and of ones."""

@@ -1,0 +1,124 @@
+"""Observing and searching: one pass, constant memory, equal to the original where exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layer_nets import with_blobs
+from small_nets import samples, small_net
+
+import kernels
+from caffeio import Value
+from pipeline.calibrate import observe, search, search_exactly
+from pipeline.eligibility import judge
+from pipeline.errors import PipelineError
+from pipeline.executor import FloatNet
+from pipeline.fuse import fuse
+from pipeline.settings import LayerPlan
+
+
+@pytest.fixture(scope="module")
+def net():
+    return FloatNet(fuse(small_net()).net)
+
+
+def plans_for(net, method) -> dict[str, LayerPlan]:
+    return {v.layer: LayerPlan(method, False) for v in judge(net.net) if v.quantize}
+
+
+def batches(count: int = 3, size: int = 4):
+    x = samples(count * size)
+    return [{"data": x[i * size : (i + 1) * size]} for i in range(count)]
+
+
+def seen_values(net, names) -> dict[str, np.ndarray]:
+    """Return everything that each layer reads, by keeping it all."""
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
+
+    def watch(i, layer, bottoms, tops):
+        if layer.name in kept:
+            kept[layer.name].append(bottoms[0].ravel())
+
+    for inputs in batches():
+        net.forward(inputs, observer=watch)
+    return {name: np.concatenate(arrays) for name, arrays in kept.items()}
+
+
+def test_one_histogram_for_each_value_that_is_read(net):
+    seen = observe(net, plans_for(net, kernels.Ifmr()), batches(), 3)
+    values = {str(v) for v in seen.histograms}
+    # conv1 is read by dw and branch after its ReLU, which works in place
+    assert values == {"data", "conv1#1", "dilated", "up_scale", "max"}
+    assert seen.samples == 12
+    assert seen.histograms[Value("data")].total == 12 * 3 * 12 * 10
+
+
+def test_exact_search_equals_the_original_on_all_data_in_memory(net):
+    method = kernels.Ifmr(search_step=0.05)
+    plans = plans_for(net, method)
+    seen = observe(net, plans, batches(), 3)
+    found = search_exactly(net, plans, seen, batches())
+    fast = search(net.net, plans, seen, "cpu")
+    for name, x in seen_values(net, plans).items():
+        whole = kernels.ifmr(x, search_step=0.05)
+        assert found[name] == whole
+        step = 0.05 * float(x.max()) / 255
+        assert abs(fast[name].scale - whole.scale) <= step * 1.01
+
+
+def test_layers_that_read_one_value_share_its_result(net):
+    plans = plans_for(net, kernels.Ifmr())
+    found = search(net.net, plans, observe(net, plans, batches(), 3), "cpu")
+    assert found["dw"] is found["branch"]
+    assert set(found) == set(plans)
+
+
+@pytest.mark.parametrize("name", ["hfmg", "minmax", "percentile", "mse", "kl"])
+def test_every_method_finds_parameters(net, name):
+    plans = plans_for(net, kernels.METHODS[name](asymmetric=False))
+    found = search(net.net, plans, observe(net, plans, batches(), 3), "cpu")
+    assert all(p.offset == 0 and p.scale > 0 for p in found.values())
+
+
+def test_devices_see_the_same(net):
+    plans = plans_for(net, kernels.MinMax())
+    seen = [observe(FloatNet(net.net, device=d), plans, batches(), 3) for d in kernels.DEVICES]
+    first = Value("data")
+    one, two = (s.histograms[first] for s in seen)
+    np.testing.assert_array_equal(one.counts, two.counts)
+
+
+def test_memory_does_not_grow_with_the_number_of_batches(net):
+    plans = plans_for(net, kernels.Ifmr())
+    few, many = (observe(net, plans, batches(n), n) for n in (2, 12))
+
+    def size(seen) -> int:
+        return sum(
+            h.counts.nbytes + h.largest.nbytes + h.smallest.nbytes for h in seen.histograms.values()
+        )
+
+    assert size(many) == size(few)
+
+
+def test_nan_names_layer_blob_and_batch():
+    net = small_net()
+    w = net.layer("dw").blobs[0].copy()
+    bad = FloatNet(fuse(with_blobs(net, {"dw": [w * np.nan, net.layer("dw").blobs[1]]})).net)
+    plans = plans_for(bad, kernels.Ifmr())
+    with pytest.raises(PipelineError, match=r"'up' reads blob 'dilated'.*batch 0 holds \d+ NaN"):
+        observe(bad, plans, batches(), 3)
+
+
+def test_infinite_input_names_its_batch(net):
+    bad = batches()
+    bad[2]["data"] = bad[2]["data"].copy()
+    bad[2]["data"][1, 2, 3, 4] = np.inf
+    with pytest.raises(PipelineError, match=r"'conv1'.*'data'.*batch 2.*0 NaN and 1 infinite"):
+        observe(net, plans_for(net, kernels.Ifmr()), bad, 3)
+
+
+def test_data_too_large_to_scale_names_the_layer(net):
+    plans = plans_for(net, kernels.MinMax())
+    seen = observe(net, plans, [{"data": samples(2) * 1e12}], 1)
+    with pytest.raises(PipelineError, match=r"layer 'conv1'.*scale.*skip_layers"):
+        search(net.net, plans, seen, "cpu")

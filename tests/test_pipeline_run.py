@@ -1,0 +1,302 @@
+"""The command from end to end: what it writes, prints and returns, also when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from layer_nets import with_blobs
+from small_nets import samples, small_net, write_job
+
+import caffeio
+import pipeline
+from caffeio.record import read_record
+from pipeline.run import main
+
+FILES = {
+    "net_record.txt", "net_fake_quant_model.prototxt", "net_fake_quant_weights.caffemodel",
+    "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json",
+}  # fmt: skip
+
+
+def test_a_run_writes_all_files_and_they_agree(tmp_path, capsys):
+    assert main([str(write_job(tmp_path))]) == 0
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == FILES
+    printed = capsys.readouterr().out
+    assert "dilation is 2, not 1" in printed
+    assert "Accuracy on 16 samples" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert {s["model"] for s in report["accuracy"]} == {"float", "fakequant", "int8"}
+    assert report["samples"] == 8
+    record = read_record(out / "net_record.txt")
+    quantized = [layer["layer"] for layer in report["layers"] if layer["quantized"]]
+    assert quantized == list(record.layers) == ["conv1", "dw", "branch", "up", "avg", "fc"]
+    for layer in report["layers"]:
+        assert layer["quantized"] == (layer["error"] is not None)
+        assert layer["quantized"] != bool(layer["reason"])
+    errors = {x["layer"]: x["error"] for x in report["layers"] if x["quantized"]}
+    assert all(20 < e["sqnr"] < 80 and 0 <= e["saturation"] < 0.05 for e in errors.values())
+    fake = caffeio.read_net(
+        out / "net_fake_quant_model.prototxt", out / "net_fake_quant_weights.caffemodel"
+    )
+    x = {"data": samples(24)[8:]}
+    exact = pipeline.FloatNet(small_net()).forward(x)["prob"]
+    faked = pipeline.FloatNet(fake).forward(x)["prob"]
+    whole = pipeline.Int8Net(small_net(), record).forward(x)["prob"]
+    np.testing.assert_allclose(faked, whole, atol=2e-3)
+    labels = np.arange(8, 24) % 10
+    top1 = {s["model"]: s["top1"] for s in report["accuracy"]}
+    assert top1["float"] == pytest.approx(100 * (exact.argmax(1) == labels).mean())
+    assert top1["int8"] == pytest.approx(100 * (whole.argmax(1) == labels).mean())
+
+
+def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        assert main([str(write_job(tmp_path / name)), "--quiet"]) == 0
+    for name in FILES - {"report.json"}:
+        one, two = ((tmp_path / f / "out" / name).read_bytes() for f in ("a", "b"))
+        assert one == two, name
+
+
+def test_the_python_face_returns_what_the_command_writes(tmp_path):
+    report = pipeline.quantize_model(write_job(tmp_path), device="reference")
+    assert {p.name for p in report.files.values()} == FILES
+    assert report.record == read_record(report.files["record"])
+    assert [s.model for s in report.accuracy] == ["float", "fakequant", "int8"]
+    assert {x.layer for x in report.layers if x.quantized} == set(report.record.layers)
+
+
+def test_devices_write_the_same_record(tmp_path):
+    records = []
+    for device in ("cpu", "reference"):
+        (tmp_path / device).mkdir()
+        config = write_job(tmp_path / device, calibrate="exact = true")
+        assert main([str(config), "--quiet", "--device", device]) == 0
+        records.append((tmp_path / device / "out" / "net_record.txt").read_text())
+    # float layers may differ in their last bits between devices
+    one, two = (r.split() for r in records)
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        if a != b:
+            assert float(a) == pytest.approx(float(b), rel=1e-5)
+
+
+def test_plan_computes_and_writes_nothing(tmp_path, capsys):
+    assert main([str(write_job(tmp_path)), "--plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "ifmr" in printed
+    assert "pooling is MAX, not AVE" in printed
+    assert "MACs a sample" in printed
+    # conv1: 8 outputs x 12 x 10 places x 3 inputs x 9 taps
+    assert f"{8 * 120 * 27:,}" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_quiet_prints_nothing_and_output_moves_the_files(tmp_path, capsys):
+    config = write_job(tmp_path)
+    assert main([str(config), "--quiet", "--output", str(tmp_path / "elsewhere")]) == 0
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert not captured.err
+    assert {p.name for p in (tmp_path / "elsewhere").iterdir()} == FILES
+
+
+def test_without_evaluation_data_the_calibration_samples_serve(tmp_path, capsys):
+    config = write_job(tmp_path)
+    text = config.read_text()
+    config.write_text(text[: text.index("[evaluate]")] + text[text.index("[output]") :])
+    assert main([str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert "compared on the calibration samples" in printed
+    assert "Accuracy on 8 samples" in printed
+
+
+def test_do_fusion_false_is_kept_in_the_record(tmp_path):
+    report = pipeline.quantize_model(write_job(tmp_path, calibrate="do_fusion = false"))
+    skipped = {name for name, layer in report.record.layers.items() if layer.skip_fusion}
+    assert skipped == {"conv1", "up"}
+    int8 = pipeline.Int8Net(small_net(), report.record)
+    assert "bn1" in {layer.name for layer in int8.net.layers}
+
+
+def break_text(name: str, old: str, new: str):
+    def do(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+
+    return do
+
+
+def break_bytes(name: str, size: int):
+    def do(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return do
+
+
+def break_weights(layer: str, change):
+    def do(folder: Path) -> None:
+        net = small_net()
+        blobs = [change(b) for b in net.layer(layer).blobs]
+        (folder / "net.caffemodel").unlink()
+        caffeio.write_caffemodel(with_blobs(net, {layer: blobs}), folder / "net.caffemodel")
+
+    return do
+
+
+def forget_weights(folder: Path) -> None:
+    net = small_net()
+    (folder / "net.caffemodel").unlink()
+    kept = tuple(x for x in net.layers if x.name != "dw")
+    caffeio.write_caffemodel(net.with_layers(kept), folder / "net.caffemodel")
+
+
+def empty_folder(folder: Path) -> None:
+    (folder / "images").mkdir()
+    break_text("config.toml", 'data.source = "data.npz"', 'data.source = "images"')(folder)
+
+
+def corrupt_jpeg(folder: Path) -> None:
+    empty_folder(folder)
+    for i in range(8):
+        image = np.full((12, 10, 3), i * 20, np.uint8)
+        data = cv2.imencode(".jpg", image)[1].tobytes()
+        (folder / "images" / f"{i}.jpg").write_bytes(data[:80] if i == 5 else data)
+
+
+def nan_data(folder: Path) -> None:
+    x = samples(24)
+    x[6] = np.nan
+    np.savez(folder / "data.npz", data=x, label=np.zeros(24))
+
+
+def file_in_the_way(folder: Path) -> None:
+    (folder / "out").write_text("a file")
+
+
+def outputs_exist(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "net_record.txt").write_text("mine")
+
+
+def huge_label(folder: Path) -> None:
+    np.savez(folder / "data.npz", data=samples(24), label=np.full(24, 10))
+
+
+BROKEN = [
+    ("truncated caffemodel", break_bytes("net.caffemodel", 1500), 1, ["net.caffemodel"]),
+    ("empty caffemodel", break_bytes("net.caffemodel", 0), 1, ["net.caffemodel"]),
+    ("weights of a wrong shape", break_text("net.prototxt", "num_output: 10", "num_output: 11"), 1,
+     ["'fc'", "net.caffemodel"]),
+    ("unknown layer type", break_text("net.prototxt", '"Eltwise"', '"Eltwize"'), 1,
+     ["'sum'", "Eltwize", "Eltwise"]),
+    ("a blob nobody makes", break_text("net.prototxt", 'bottom: "branch"', 'bottom: "brunch"'), 1,
+     ["'sum'", "'brunch'"]),
+    ("cyclic net", break_text("net.prototxt", 'bottom: "branch"', 'bottom: "fc"'), 1,
+     ["'sum'", "'fc'", "cyclic"]),
+    ("syntax error", break_text("net.prototxt", 'type: "ReLU"', 'type: ReLU"'), 1,
+     ["net.prototxt:", ":"]),
+    ("missing weights", forget_weights, 1, ["'dw'", "net.caffemodel"]),
+    ("NaN weights", break_weights("dw", lambda b: b * np.nan), 1, ["'dw'", "NaN"]),
+    ("NaN data", nan_data, 1, ["'conv1'", "'data'", "batch 1", "NaN"]),
+    ("empty data folder", empty_folder, 1, ["images"]),
+    ("corrupt JPEG", corrupt_jpeg, 1, ["5.jpg"]),
+    ("too little data", break_text("config.toml", "batch_num = 2", "batch_num = 20"), 1,
+     ["80", "24", "batch_num"]),
+    ("no such data", break_text("config.toml", "data.npz", "nowhere.npz"), 1, ["nowhere.npz"]),
+    ("no such model", break_text("config.toml", "net.prototxt", "nit.prototxt"), 1,
+     ["nit.prototxt"]),
+    ("label beyond the classes", huge_label, 1, ["label 10", "10 classes"]),
+    ("typo in the config", break_text("config.toml", "batch_num", "batch_nun"), 2,
+     ["batch_nun", "batch_num"]),
+    ("not TOML", break_text("config.toml", "[model]", "[model"), 2, ["config.toml", "TOML"]),
+    ("wrong input name", break_text("config.toml", "data.start = 8", 'data.input = "dta"'), 2,
+     ["evaluate.data", "data"]),
+    ("output is a file", file_in_the_way, 1, ["out"]),
+    ("outputs exist", outputs_exist, 2, ["net_record.txt", "overwrite"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "do", "code", "parts"), BROKEN, ids=[b[0] for b in BROKEN])
+def test_broken_input_gives_a_clear_line_and_writes_nothing(
+    tmp_path, capsys, what, do, code, parts
+):
+    config = write_job(tmp_path)
+    do(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert main([str(config), "--quiet"]) == code
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert len(captured.err.strip().splitlines()) == 1, captured.err
+    assert all(part in captured.err for part in parts), captured.err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_found_before_the_work(tmp_path, capsys):
+    config = write_job(tmp_path)
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert main([str(config), "--quiet"]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_wrong_command_is_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["c.toml", "--threads", "0"])
+    assert caught.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_verbose_lets_the_traceback_out(tmp_path):
+    config = write_job(tmp_path)
+    break_bytes("net.caffemodel", 100)(tmp_path)
+    with pytest.raises(caffeio.CaffeFileError):
+        main([str(config), "--verbose"])
+
+
+def command(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.run", *arguments], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from pipeline.run import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'numba', 'pydantic', 'google', 'cv2', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--plan" in done.stdout
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    config = write_job(tmp_path)
+    x = np.repeat(samples(24), 400, axis=0)
+    np.savez(tmp_path / "data.npz", data=x, label=np.zeros(len(x)))
+    process = command(str(config), "--device", "reference")
+    time.sleep(4)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip().endswith("interrupted; nothing was written")
+    assert not list((tmp_path / "out").iterdir())
