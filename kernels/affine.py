@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array, check_bits
+from kernels.checks import check_array, check_bits, check_integer
 from kernels.dispatch import backend
 from kernels.rounding import round_half_away
 
@@ -51,6 +51,8 @@ class QuantParams:
 
     Raises
     ------
+    TypeError
+        If offset or bits is no integer.
     ValueError
         If the scale is not a positive finite float32 or the offset leaves the range.
     """
@@ -60,15 +62,14 @@ class QuantParams:
     bits: int = 8
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        object.__setattr__(self, "bits", check_bits(self.bits))
         with np.errstate(over="ignore"):
             scale = float(np.float32(self.scale))
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"scale must be a positive finite float32, not {self.scale}")
-        if not self.low <= self.offset <= self.high:
-            raise ValueError(f"offset {self.offset} is outside [{self.low}, {self.high}]")
         object.__setattr__(self, "scale", scale)
-        object.__setattr__(self, "offset", int(self.offset))
+        offset = check_integer("offset", self.offset, self.low, self.high)
+        object.__setattr__(self, "offset", offset)
 
     @property
     def low(self) -> int:
@@ -121,7 +122,8 @@ def params_from_range(
         If an end is NaN or infinite, or the scale is out of range.
     """
     check_bits(bits)
-    lo, hi = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
+    with np.errstate(over="ignore"):
+        lo, hi = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
     if not (np.isfinite(lo) and np.isfinite(hi) and low <= high):
         raise ValueError(f"range [{low}, {high}] is not finite or is upside down")
     half = 1 << (bits - 1)
@@ -209,22 +211,29 @@ def requantize(
         If there are neither 1 nor C scales, or one is not positive and finite.
     """
     acc = check_array("acc", acc, np.int32, None)
-    scales = np.atleast_1d(np.asarray(scale, dtype=np.float32))
-    if not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise ValueError("scale must be positive and finite")
-    if scales.size != 1 and (acc.ndim < 2 or scales.shape != (acc.shape[1],)):
+    scales = _scales("scale", scale)
+    if scales.size != 1 and (acc.ndim < 2 or scales.size != acc.shape[1]):
         raise ValueError(f"{scales.size} scales do not fit sums of shape {acc.shape}")
     return backend(device, "affine").requantize(acc, scales, params)
 
 
+def _scales(name: str, values: np.ndarray | float) -> np.ndarray:
+    """Return scales as a float32 array of one axis, having checked that they can be used."""
+    with np.errstate(over="ignore"):
+        scales = np.atleast_1d(np.asarray(values, dtype=np.float32))
+    if scales.ndim != 1 or not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise ValueError(f"{name} must be positive and finite, one value or one a channel")
+    return scales
+
+
 def _channels(w: np.ndarray, scales: np.ndarray, channel_axis: int) -> np.ndarray:
     """Return the scales shaped to multiply `w`."""
-    scales = np.atleast_1d(np.asarray(scales, dtype=np.float32))
+    scales = _scales("scales", scales)
     shape = [1] * w.ndim
     if scales.size != 1:
-        shape[channel_axis] = -1
-        if w.shape[channel_axis] != scales.size:
+        if not -w.ndim <= channel_axis < w.ndim or w.shape[channel_axis] != scales.size:
             raise ValueError(f"{scales.size} scales do not fit axis {channel_axis} of {w.shape}")
+        shape[channel_axis] = -1
     return scales.reshape(shape)
 
 
@@ -236,6 +245,7 @@ def quantize_weights(
     Parameters
     ----------
     w : float32 array
+        Infinities saturate.
     scales : float32 array (C,) or (1,)
         From `kernels.arq`.
     channel_axis : int
@@ -248,18 +258,31 @@ def quantize_weights(
     Raises
     ------
     ValueError
-        If the scales do not fit, or `w` holds a NaN.
+        If the scales do not fit or are not positive and finite, or `w` holds a NaN.
     """
     w = check_array("w", w, np.float32, None)
     if np.isnan(w).any():
         raise ValueError("w holds NaN")
     half = 1 << (check_bits(bits) - 1)
-    q = round_half_away(w / _channels(w, scales, channel_axis))
+    with np.errstate(over="ignore", invalid="ignore"):
+        q = round_half_away(w / _channels(w, scales, channel_axis))
     return np.clip(q, -half, half - 1).astype(np.int8)
 
 
 def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0) -> np.ndarray:
-    """Return ``q * scale`` as float32; arguments as `quantize_weights`."""
+    """Return ``q * scale`` as float32.
+
+    Parameters
+    ----------
+    q : int8 array
+    scales : float32 array (C,) or (1,)
+    channel_axis : int
+
+    Raises
+    ------
+    ValueError
+        If the scales do not fit or are not positive and finite.
+    """
     q = check_array("q", q, np.int8, None)
     return q.astype(np.float32) * _channels(q, scales, channel_axis)
 
@@ -267,6 +290,19 @@ def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int =
 def fake_quantize_weights(
     w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
 ) -> np.ndarray:
-    """Return ``dequantize_weights(quantize_weights(w))``; arguments as there."""
+    """Return ``dequantize_weights(quantize_weights(w))`` as float32.
+
+    Parameters
+    ----------
+    w : float32 array
+    scales : float32 array (C,) or (1,)
+    channel_axis : int
+    bits : int
+
+    Raises
+    ------
+    ValueError
+        As `quantize_weights`.
+    """
     q = quantize_weights(w, scales, channel_axis=channel_axis, bits=bits)
     return dequantize_weights(q, scales, channel_axis=channel_axis)

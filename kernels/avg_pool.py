@@ -11,9 +11,20 @@ import numpy as np
 from kernels.checks import check_array
 from kernels.dispatch import backend
 from kernels.output import OutputStage, check_output
-from kernels.pool import pool_geometry
+from kernels.pool import PoolGeometry, pool_geometry
 
 __all__ = ["avg_pool2d", "avg_pool2d_int8"]
+
+
+def _refuse_empty_windows(x: np.ndarray, g: PoolGeometry) -> None:
+    """Raise where a last window covers nothing, as strides beyond the kernel can make it."""
+    for axis, name in enumerate(("row", "column")):
+        start = (g.out_size[axis] - 1) * g.stride[axis] - g.pad[axis]
+        if start >= x.shape[2 + axis] + g.pad[axis]:
+            raise ValueError(
+                f"the last window starts at {name} {start}, beyond x of shape {x.shape}: it has no "
+                "average; use ceil_mode=False or a stride not above the kernel"
+            )
 
 
 def avg_pool2d(
@@ -42,10 +53,11 @@ def avg_pool2d(
     Raises
     ------
     TypeError, ValueError
-        If dtype, rank or parameters are wrong.
+        If dtype, rank or parameters are wrong, or a window covers nothing.
     """
     x = check_array("x", x, np.float32, 4)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
+    _refuse_empty_windows(x, geometry)
     return backend(device, "avg_pool").avg_pool2d(x, geometry)
 
 
@@ -80,12 +92,13 @@ def avg_pool2d_int8(
     Raises
     ------
     TypeError, ValueError
-        If dtype, rank or parameters are wrong.
+        If dtype, rank or parameters are wrong, or a window covers nothing.
     OverflowError
         If a sum could leave int32.
     """
     x = check_array("x", x, np.int8, 4)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
+    _refuse_empty_windows(x, geometry)
     if geometry.kernel[0] * geometry.kernel[1] * 255 > np.iinfo(np.int32).max:
         raise OverflowError(f"a window of {geometry.kernel} can sum beyond int32")
     stage = check_output(output, x.shape[1], x_offset)

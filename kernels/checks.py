@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
-__all__ = ["check_array", "check_bits", "check_pair", "int32_room"]
+__all__ = [
+    "check_array",
+    "check_bits",
+    "check_integer",
+    "check_not_empty",
+    "check_pair",
+    "int32_room",
+]
 
 
 def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> np.ndarray:
@@ -30,7 +39,7 @@ def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | No
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
     if dtype is not None and array.dtype != dtype:
-        raise TypeError(f"{name} must be {np.dtype(dtype).name}, not {array.dtype.name}")
+        raise TypeError(f"{name} must be {np.dtype(dtype).name}, not {array.dtype}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, not shape {array.shape}")
     return np.ascontiguousarray(array).reshape(array.shape)
@@ -38,17 +47,51 @@ def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | No
 
 def check_pair(name: str, pair: int | tuple[int, int], least: int) -> tuple[int, int]:
     """Return ``(vertical, horizontal)`` from one or two integers of at least `least`."""
-    v, h = (pair, pair) if isinstance(pair, int | np.integer) else pair
-    if int(v) != v or int(h) != h or v < least or h < least:
+    try:
+        both = pair if isinstance(pair, tuple | list) else (pair, pair)
+        v, h = (operator.index(p) for p in both)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be one integer or two, not {pair!r}") from None
+    if v < least or h < least:
         raise ValueError(f"{name} must be integers >= {least}, not {pair}")
-    return int(v), int(h)
+    return v, h
+
+
+def check_integer(name: str, value: int, low: int, high: int | None = None) -> int:
+    """Return an integer of at least `low` and at most `high`.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer: a fraction is refused, not cut off.
+    ValueError
+        If it is out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if number < low or (high is not None and number > high):
+        allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {allowed}, not {number}")
+    return number
 
 
 def check_bits(bits: int) -> int:
     """Return the bit width if it is one of 2..8."""
-    if bits not in range(2, 9):
-        raise ValueError(f"bits must be 2..8, not {bits}")
-    return int(bits)
+    return check_integer("bits", bits, 2, 8)
+
+
+def check_not_empty(name: str, array: np.ndarray, first_axis: int = 0) -> None:
+    """Raise if an axis has length 0, from `first_axis` on: a batch may be empty.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and its shape.
+    """
+    if 0 in array.shape[first_axis:]:
+        raise ValueError(f"{name} is empty: its shape is {array.shape}")
 
 
 def int32_room(w: np.ndarray, bias: np.ndarray | None, channel_axis: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array, check_pair, int32_room
+from kernels.checks import check_array, check_integer, check_not_empty, check_pair, int32_room
 from kernels.dispatch import backend
 from kernels.output import OutputStage, check_bias, check_output
 
@@ -41,8 +41,10 @@ def conv_output_size(size: int, kernel: int, stride: int, pad: int, dilation: in
     Raises
     ------
     ValueError
-        If the kernel is larger than the padded image.
+        If a number is out of range, or the kernel is larger than the padded image.
     """
+    check_integer("kernel", kernel, 1)
+    check_integer("stride", stride, 1)
     extent = dilation * (kernel - 1) + 1
     if extent > size + 2 * pad:
         raise ValueError(f"kernel extent {extent} is larger than the padded size {size + 2 * pad}")
@@ -60,8 +62,11 @@ def _geometry(
     sh, sw = check_pair("stride", stride, 1)
     ph, pw = check_pair("pad", pad, 0)
     dh, dw = check_pair("dilation", dilation, 1)
+    check_not_empty("x", x, first_axis=1)
+    check_not_empty("w", w)
+    check_integer("group", group, 1)
     channels, (outs, per_group, kh, kw) = x.shape[1], w.shape
-    if group < 1 or channels % group or outs % group or channels // group != per_group:
+    if channels % group or outs % group or channels // group != per_group:
         raise ValueError(
             f"x has {channels} channels and w has shape {w.shape}: with group={group} w must be "
             f"(multiple of {group}, {channels} / {group}, kh, kw)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_array, check_pair, int32_room
+from kernels.checks import check_array, check_integer, check_not_empty, check_pair, int32_room
 from kernels.conv import ConvGeometry
 from kernels.dispatch import backend
 from kernels.output import OutputStage, check_bias, check_output
@@ -46,8 +46,11 @@ def _geometry(
     sh, sw = check_pair("stride", stride, 1)
     ph, pw = check_pair("pad", pad, 0)
     dh, dw = check_pair("dilation", dilation, 1)
+    check_not_empty("x", x, first_axis=1)
+    check_not_empty("w", w)
+    check_integer("group", group, 1)
     channels, kh, kw = w.shape[0], w.shape[2], w.shape[3]
-    if group < 1 or channels % group or x.shape[1] != channels:
+    if channels % group or x.shape[1] != channels:
         raise ValueError(
             f"x has {x.shape[1]} channels and w has shape {w.shape}: w must be "
             f"({x.shape[1]}, outputs / group, kh, kw) and group={group} must divide its first axis"

@@ -7,6 +7,7 @@ evenly in their bins. What lies outside is charged to the edge bins, on both sid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,8 @@ def _candidates(counts: np.ndarray) -> np.ndarray:
             left = next_left
         else:
             right = next_right
+        if right < left:  # the counts at one end lay beyond those at the other
+            break
         found.append((left, right))
     return np.array(found, np.int64).reshape(-1, 2)
 
@@ -77,6 +80,7 @@ def hfmg_search(
     counts : int array (B,)
         Bins of equal width from `low` to `high`.
     low, high : float
+        Real values, finite.
     asymmetric : bool
     bits : int
     device : str
@@ -88,12 +92,15 @@ def hfmg_search(
     Raises
     ------
     ValueError
-        If `high` is below `low`.
+        If there are no bins, the range is not finite or upside down, or the scale is out of
+        range.
     """
     check_bits(bits)
     counts = np.asarray(counts, np.int64)
-    if not low <= high:
-        raise ValueError(f"range [{low}, {high}] is upside down")
+    if not counts.size:
+        raise ValueError("counts is empty: there is nothing to search a scale for")
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"range [{low}, {high}] is not finite or is upside down")
     width = (high - low) / counts.size
     candidates = _candidates(counts)
     if not width or not len(candidates):
@@ -112,6 +119,8 @@ def _params(low: float, high: float, asymmetric: bool, bits: int) -> QuantParams
         scale = (high - low) / (2 * half - 1)
     else:
         scale = high / (half - 1) if high > -low else -low / half
+    if scale > 1 / _MIN_SCALE:
+        raise ValueError(f"scale {scale} is out of range: the data holds huge values")
     scale = float(np.float32(scale)) if scale >= _MIN_SCALE else 1.0
     if not asymmetric:
         return QuantParams(scale, 0, bits)

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import numpy as np
 
-from kernels.checks import check_array
+from kernels.checks import check_array, check_integer
 from kernels.dispatch import backend
 
 __all__ = ["BinEdges", "Histogram", "NotFiniteError"]
@@ -83,11 +83,9 @@ class Histogram:
     """
 
     def __init__(self, half: int = 1 << 14, tail: int = 4096) -> None:
-        if half < 2 or half & (half - 1):
+        self.half, self.tail = check_integer("half", half, 2), check_integer("tail", tail, 1)
+        if self.half & (self.half - 1):
             raise ValueError(f"half must be a power of two, not {half}")
-        if tail < 1:
-            raise ValueError(f"tail must be at least 1, not {tail}")
-        self.half, self.tail = half, tail
         self.counts = np.zeros(2 * half, np.int64)
         self.exponent = _LEAST
         self.total = 0

@@ -27,6 +27,12 @@ def tail_rank(total: int, percentile: float) -> int:
     """Return k such that the k-th largest of `total` values is the percentile: from 1.
 
     ``k = total - floor(percentile * total)`` with the product in float32.
+
+    Parameters
+    ----------
+    total : int
+    percentile : float
+        In (0.5, 1].
     """
     floor = int(np.floor(np.float32(percentile) * np.float32(total)))
     return min(max(total - floor, 1), total)
@@ -51,7 +57,15 @@ class IfmrCandidates:
     bits: int
 
     def best(self, losses: np.ndarray) -> QuantParams:
-        """Return the parameters of the first candidate of least loss."""
+        """Return the parameters of the first candidate of least loss.
+
+        Raises
+        ------
+        ValueError
+            If a loss is NaN or infinite, as NaN or infinity in the data make it.
+        """
+        if not np.isfinite(losses).all():
+            raise ValueError("the losses are not finite: the data held NaN or infinity")
         i = int(np.argmin(losses))
         scale = self.scales[i]
         if not self.asymmetric:
@@ -81,7 +95,8 @@ def ifmr_candidates(low: float, high: float, settings: Ifmr, bits: int = 8) -> I
     step = np.float32(settings.search_step)
     count = int((end - start) / step + np.float32(1))
     ratios = start + np.arange(count, dtype=np.float32) * step
-    lo, hi = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
+    with np.errstate(over="ignore"):
+        lo, hi = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
     steps = (1 << bits) - 1
     with np.errstate(over="ignore"):
         if settings.asymmetric:
@@ -109,20 +124,35 @@ class IfmrPass:
     ----------
     losses : float64 array (R,)
         Sum of squared errors so far; sums of two passes over parts of the data add up.
+    total : int
+        Values seen.
     """
 
     def __init__(self, candidates: IfmrCandidates) -> None:
         self.candidates = candidates
         self.losses = np.zeros(candidates.scales.size)
+        self.total = 0
 
     def update(self, x: np.ndarray, *, device: str = "cpu") -> None:
-        """Add the squared errors of a float32 array under every candidate."""
+        """Add the squared errors of a float32 array under every candidate.
+
+        NaN and infinity are found by `params`: they leave a loss that is not finite.
+        """
         x = check_array("x", x, np.float32, None).reshape(-1)
         c = self.candidates
         self.losses += backend(device, "search").squared_errors(x, c.lows, c.highs, c.scales)
+        self.total += x.size
 
     def params(self) -> QuantParams:
-        """Return the parameters of the best candidate."""
+        """Return the parameters of the best candidate.
+
+        Raises
+        ------
+        ValueError
+            If there was no data, or it held NaN or infinity.
+        """
+        if not self.total:
+            raise ValueError("no data was given: there is nothing to choose a scale by")
         return self.candidates.best(self.losses)
 
 
@@ -177,7 +207,19 @@ def _tail_for(total: int, settings: Ifmr) -> int:
 
 
 def percentile_range(hist: Histogram, settings: Ifmr | Percentile) -> tuple[float, float]:
-    """Return (minimum, maximum) of a histogram by the percentiles of the settings."""
+    """Return (minimum, maximum) of a histogram by the percentiles of the settings.
+
+    Parameters
+    ----------
+    hist : Histogram
+        Not empty.
+    settings : Ifmr or Percentile
+
+    Raises
+    ------
+    ValueError
+        If the histogram is empty.
+    """
     low, _ = hist.smallest_at(tail_rank(hist.total, settings.min_percentile))
     high, _ = hist.largest_at(tail_rank(hist.total, settings.max_percentile))
     return low, high

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from kernels.checks import check_integer
+
 __all__ = ["METHODS", "Hfmg", "Ifmr", "Kl", "Method", "MinMax", "Mse", "Percentile"]
+
+
+#: More factors than this are a mistyped step: the search would seem to hang.
+_MOST_CANDIDATES = 100_000
 
 
 def _check_percentile(name: str, value: float) -> None:
@@ -22,7 +28,7 @@ class Ifmr:
     search_range : (float, float)
         First and last factor tried on the maximum, 0 < first < last.
     search_step : float
-        0 < step <= last - first.
+        0 < step <= last - first, and no more than 100,000 steps.
     max_percentile, min_percentile : float
         In (0.5, 1]: which value counts as the maximum, and as the minimum.
     asymmetric : bool
@@ -41,6 +47,11 @@ class Ifmr:
             raise ValueError(f"search_range must be 0 < start < end, not {self.search_range}")
         if not 0 < self.search_step <= end - start:
             raise ValueError(f"search_step must be in (0, {end - start}], not {self.search_step}")
+        if (end - start) / _MOST_CANDIDATES > self.search_step:
+            raise ValueError(
+                f"search_step {self.search_step} is too small: it makes more than "
+                f"{_MOST_CANDIDATES} candidates between {start} and {end}"
+            )
         _check_percentile("max_percentile", self.max_percentile)
         _check_percentile("min_percentile", self.min_percentile)
 
@@ -60,6 +71,7 @@ class Hfmg:
     asymmetric: bool = True
 
     def __post_init__(self) -> None:
+        check_integer("num_of_bins", self.num_of_bins, 1)
         if self.num_of_bins not in (1024, 2048, 4096, 8192):
             raise ValueError(
                 f"num_of_bins must be 1024, 2048, 4096 or 8192, not {self.num_of_bins}"
@@ -94,8 +106,7 @@ class Mse:
     asymmetric: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, not {self.steps}")
+        check_integer("steps", self.steps, 2)
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,7 @@ class Kl:
     asymmetric: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, not {self.steps}")
+        check_integer("steps", self.steps, 2)
 
 
 Method = Ifmr | Hfmg | MinMax | Percentile | Mse | Kl

@@ -13,6 +13,7 @@ from math import inf
 import numpy as np
 
 from kernels.affine import QuantParams
+from kernels.checks import check_integer
 
 __all__ = ["OutputStage", "check_bias", "check_output"]
 
@@ -69,16 +70,19 @@ def check_bias(bias: np.ndarray | None, channels: int, dtype: type) -> np.ndarra
     """
     if bias is None:
         return np.zeros(channels, dtype)
+    if not isinstance(bias, np.ndarray):
+        raise TypeError(f"bias must be a NumPy array, not {type(bias).__name__}")
     if bias.dtype != dtype or bias.shape != (channels,):
         raise (TypeError if bias.dtype != dtype else ValueError)(
             f"bias must be {np.dtype(dtype).name} of shape ({channels},), "
-            f"not {bias.dtype.name} {bias.shape}"
+            f"not {bias.dtype} {bias.shape}"
         )
     return np.ascontiguousarray(bias)
 
 
 def _per_channel(name: str, values: object, channels: int) -> np.ndarray:
-    array = np.atleast_1d(np.asarray(values, dtype=np.float32))
+    with np.errstate(over="ignore"):
+        array = np.atleast_1d(np.asarray(values, dtype=np.float32))
     if array.shape not in ((1,), (channels,)):
         raise ValueError(f"output.{name} must have 1 or {channels} entries, not {array.shape}")
     return np.ascontiguousarray(np.broadcast_to(array, (channels,)))
@@ -89,11 +93,10 @@ def check_output(output: OutputStage | None, channels: int, x_offset: int) -> Ch
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a length, a range or the offset is wrong.
     """
-    if not -128 <= x_offset <= 127:
-        raise ValueError(f"x_offset must be in [-128, 127], not {x_offset}")
+    check_integer("x_offset", x_offset, -128, 127)
     one, zero = np.float32(1), np.float32(0)
     if output is None:
         ones = np.ones(channels, np.float32)
@@ -102,10 +105,11 @@ def check_output(output: OutputStage | None, channels: int, x_offset: int) -> Ch
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError("output.scale must be positive and finite")
     shift = _per_channel("shift", 0 if output.shift is None else output.shift, channels)
-    if ((shift < 0) | (shift > 16)).any():
-        raise ValueError("output.shift must be in 0..16")
+    if not np.isin(shift, np.arange(17)).all():
+        raise ValueError("output.shift must be an integer in 0..16")
     power = np.where(shift > 0, np.exp2(shift), 0).astype(np.float32)
-    low, high = np.float32(output.clamp[0]), np.float32(output.clamp[1])
+    with np.errstate(over="ignore"):
+        low, high = np.float32(output.clamp[0]), np.float32(output.clamp[1])
     if not low <= high:
         raise ValueError(f"output.clamp must be (low, high), not {output.clamp}")
     p = output.params

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_pair
+from kernels.checks import check_integer, check_not_empty, check_pair
 
 __all__ = ["PoolGeometry", "pool_geometry", "pool_output_size"]
 
@@ -21,30 +21,44 @@ class PoolGeometry:
     out_size: tuple[int, int]
 
 
-def pool_output_size(size: int, kernel: int, stride: int, pad: int, ceil_mode: bool = True) -> int:
+def pool_output_size(
+    size: int,
+    kernel: int,
+    stride: int,
+    pad: int,
+    ceil_mode: bool = True,
+    *,
+    padded: bool | None = None,
+) -> int:
     """Return the output size along one axis.
 
     ``ceil((size + 2*pad - kernel) / stride) + 1`` (floor without `ceil_mode`); with padding,
-    a last window that would start beyond the image and its left padding is dropped.
+    a last window that would start beyond the image and its left padding is dropped. Caffe
+    does so on both axes where either has padding.
 
     Parameters
     ----------
     size, kernel, stride, pad : int
         Of that axis, in elements.
     ceil_mode : bool
+    padded : bool, optional
+        Whether either axis has padding; left out, whether this one has.
 
     Raises
     ------
     ValueError
-        If the kernel is larger than the padded image, or the padding not below the kernel.
+        If a number is out of range, the kernel is larger than the padded image, or the padding
+        not below the kernel.
     """
+    check_integer("kernel", kernel, 1)
+    check_integer("stride", stride, 1)
     if pad >= kernel:
         raise ValueError(f"pad {pad} must be less than the kernel {kernel}")
     span = size + 2 * pad - kernel
     if span < 0:
         raise ValueError(f"kernel {kernel} is larger than the padded size {size + 2 * pad}")
     out = (-(-span // stride) if ceil_mode else span // stride) + 1
-    if pad and (out - 1) * stride >= size + pad:
+    if (pad > 0 if padded is None else padded) and (out - 1) * stride >= size + pad:
         out -= 1
     return out
 
@@ -60,8 +74,10 @@ def pool_geometry(
     kh, kw = check_pair("kernel", kernel, 1)
     sh, sw = check_pair("stride", stride, 1)
     ph, pw = check_pair("pad", pad, 0)
+    check_not_empty("x", x, first_axis=2)
+    padded = max(ph, pw) > 0
     out_size = (
-        pool_output_size(x.shape[2], kh, sh, ph, ceil_mode),
-        pool_output_size(x.shape[3], kw, sw, pw, ceil_mode),
+        pool_output_size(x.shape[2], kh, sh, ph, ceil_mode, padded=padded),
+        pool_output_size(x.shape[3], kw, sw, pw, ceil_mode, padded=padded),
     )
     return PoolGeometry((kh, kw), (sh, sw), (ph, pw), out_size)

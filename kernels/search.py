@@ -43,7 +43,7 @@ def search_params(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the histogram is empty, or the method or a setting is wrong.
     """
     check_bits(bits)
@@ -53,6 +53,8 @@ def search_params(
         method = METHODS[method](**settings)  # type: ignore[arg-type]
     elif settings:
         raise TypeError(f"settings {sorted(settings)} must be in the {type(method).__name__} given")
+    if type(method) not in _SEARCHES:
+        raise TypeError(f"method must be a name or a settings object, not {method!r}")
     if not hist.total:
         raise ValueError("the histogram is empty: there is nothing to search a scale for")
     return _SEARCHES[type(method)](hist, method, bits, device)
@@ -62,6 +64,12 @@ def quantization_error(hist: Histogram, params: QuantParams, *, device: str = "c
     """Return the mean squared error that quantizing the data of a histogram adds.
 
     Values are taken as evenly spread within a bin; exact zeros have no error.
+
+    Parameters
+    ----------
+    hist : Histogram
+    params : QuantParams
+    device : str
     """
     return float(_losses(hist, [params], device)[0]) / max(hist.total, 1)
 
@@ -131,20 +139,22 @@ def _divergence(centres: np.ndarray, counts: np.ndarray, params: QuantParams) ->
     """Return KL(P || Q): P clips what lies outside to the edge bins, Q spreads each level.
 
     A level's count (without what was clipped) is spread evenly over its non-empty bins, as
-    in the calibration of "8-bit Inference with TensorRT" (Migacz, 2017).
+    in the calibration of "8-bit Inference with TensorRT" (Migacz, 2017). Q is not scaled
+    up to a sum of 1: else a range that holds one bin, and clips all others, would look perfect.
     """
-    low, high = params.range
-    inside = (centres >= low) & (centres <= high)
+    low = params.range[0]
+    level = np.rint((centres - low) / params.scale)
+    # up to half a step beyond an end a value is rounded to it, not clipped
+    inside = (level >= 0) & (level < 1 << params.bits)
     if not inside.any():
         return np.inf
     kept = counts[inside]
     clipped = kept.copy()
-    clipped[0] += counts[centres < low].sum()
-    clipped[-1] += counts[centres > high].sum()
-    level = np.rint((centres[inside] - low) / params.scale).astype(np.int64)
+    clipped[0] += counts[level < 0].sum()
+    clipped[-1] += counts[level >= 1 << params.bits].sum()
+    level = level[inside].astype(np.int64)
     spread = (np.bincount(level, kept) / np.maximum(np.bincount(level), 1))[level]
-    p, q = clipped / clipped.sum(), spread / spread.sum()
-    return float(np.sum(p * np.log(p / q)))
+    return float(np.sum(clipped * np.log(clipped / spread)) / counts.sum())
 
 
 _SEARCHES: dict[type, Callable[..., QuantParams]] = {

@@ -39,7 +39,7 @@ def deconv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) ->
     n, _, height, width = x.shape
     per, size = w.shape[1], g.kernel[0] * g.kernel[1]
     rows = w.reshape(g.group, -1, per * size)
-    data = x.reshape(n, g.group, -1, height * width)
+    data = x.reshape(n, g.group, w.shape[0] // g.group, height * width)
     taps = np.empty((g.group, per * size, height * width), np.float32)
     out = np.empty((n, g.group * per, *g.out_size), np.float32)
     for i in range(n):

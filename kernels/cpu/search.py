@@ -22,7 +22,7 @@ def _squared_errors(x, lows, highs, scales, losses):
             for i in range(first, last):
                 v = x[i]
                 d = round_half_away(min(max(v, low), high) / scale) * scale - v
-                errors[i - first] = np.float64(d * d)
+                errors[i - first] = np.float64(d) * np.float64(d)
             s0 = s1 = s2 = s3 = 0.0
             whole = errors.size - errors.size % 4
             for i in range(0, whole, 4):
@@ -60,10 +60,13 @@ def _bin_errors(left, right, counts, lows, highs, scales, losses):
     for r in prange(scales.size):
         low, high, s = lows[r], highs[r], scales[r]
         total = 0.0
+        edge, at_edge = np.nan, 0.0
         for b in range(counts.size):
             if right[b] > left[b]:
-                area = _integral(right[b], low, high, s) - _integral(left[b], low, high, s)
-                total += counts[b] / (right[b] - left[b]) * area
+                # most bins begin where the one before ends
+                begin = at_edge if left[b] == edge else _integral(left[b], low, high, s)
+                edge, at_edge = right[b], _integral(right[b], low, high, s)
+                total += counts[b] / (right[b] - left[b]) * (at_edge - begin)
             else:
                 value, step = np.float32(left[b]), np.float32(s)
                 clipped = min(max(value, np.float32(low)), np.float32(high))

@@ -32,7 +32,8 @@ def _products(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
     n, outs = x.shape[0], w.shape[0]
     if w.shape[1] == 1 and g.group > 1:
         return _depthwise(x, w, g)
-    columns = _windows(x, g).reshape(n, g.group, -1, g.out_size[0] * g.out_size[1])
+    depth = w.shape[1] * w.shape[2] * w.shape[3]
+    columns = _windows(x, g).reshape(n, g.group, depth, g.out_size[0] * g.out_size[1])
     rows = w.reshape(g.group, outs // g.group, -1)
     y = np.empty((n, g.group, outs // g.group, columns.shape[3]), x.dtype)
     for i in range(n):

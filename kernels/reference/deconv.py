@@ -17,7 +17,7 @@ def _products(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
     n, _, height, width = x.shape
     per = w.shape[1]
     rows = w.reshape(g.group, -1, per * kh * kw)
-    data = x.reshape(n, g.group, -1, height * width)
+    data = x.reshape(n, g.group, w.shape[0] // g.group, height * width)
     full_size = sh * (height - 1) + dh * (kh - 1) + 1, sw * (width - 1) + dw * (kw - 1) + 1
     full = np.zeros((n, g.group, per, *full_size), x.dtype)
     for i in range(n):

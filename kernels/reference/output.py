@@ -26,8 +26,9 @@ def store(acc: np.ndarray, stage: CheckedStage, divisor: np.ndarray | None = Non
         safe = np.where(power > 0, power, np.float32(1))
         stepped = np.clip(round_half_away(v / safe), np.float32(-32768), np.float32(32767)) * safe
         v = np.where(power > 0, stepped, v)
-    y = np.minimum(np.maximum(v * scale, stage.low), stage.high)
-    if stage.kind == 1:
-        return y.astype(np.float32)
-    q = round_half_away(y / stage.q_scale) + stage.q_offset
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows saturates
+        y = np.minimum(np.maximum(v * scale, stage.low), stage.high)
+        if stage.kind == 1:
+            return y.astype(np.float32)
+        q = round_half_away(y / stage.q_scale) + stage.q_offset
     return np.clip(q, stage.q_low, stage.q_high).astype(np.int8)

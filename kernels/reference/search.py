@@ -14,7 +14,8 @@ def squared_errors(
 ) -> np.ndarray:
     """Return the summed squared error of each candidate on data, float64 (R,).
 
-    ``sum((round(clip(x, low, high) / scale) * scale - x)**2)`` in float32, summed in float64.
+    ``sum((round(clip(x, low, high) / scale) * scale - x)**2)`` in float32, squared and summed in
+    float64.
 
     Parameters
     ----------
@@ -24,7 +25,7 @@ def squared_errors(
     losses = np.empty(scales.size)
     for r in range(scales.size):
         d = round_half_away(np.clip(x, lows[r], highs[r]) / scales[r]) * scales[r] - x
-        losses[r] = np.sum(d * d, dtype=np.float64)
+        losses[r] = np.sum(np.square(d, dtype=np.float64))
     return losses
 
 
