@@ -6,7 +6,14 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["Reporter"]
 
@@ -32,8 +39,13 @@ class Reporter:
         self.console.print(line, style=style, markup=False, highlight=False)
 
     def track(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
-        """Yield the items while a bar named `what` counts them."""
+        """Yield the items while a bar named `what` counts them; in a log, one line says so."""
+        if not self.console.is_terminal:
+            self.say(f"{what} ({total} batches) ..." if total else f"{what} ...")
+            yield from items
+            return
         columns = (
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -99,10 +100,8 @@ def _plain(value: Any) -> Any:
 
 def show_report(report: Report, console: Console) -> None:
     """Print the tables: layers first, then the accuracy that they lead to."""
-    console.print(_layer_table(report))
-    floats = [layer for layer in report.layers if not layer.quantized]
-    quantized = len(report.layers) - len(floats)
-    console.print(f"{quantized} layers quantized, {len(floats)} in float.", highlight=False)
+    console.print(_quantized_table(report))
+    console.print(_float_table(report))
     if report.accuracy:
         console.print(_accuracy_table(report))
     for note in report.notes:
@@ -113,27 +112,51 @@ def show_report(report: Report, console: Console) -> None:
         console.print(f"  {path.name}", markup=False, highlight=False)
 
 
-def _layer_table(report: Report) -> Table:
-    table = Table(title=f"Layers of {report.net}", title_justify="left")
-    for name, justify in (
-        ("layer", "left"), ("type", "left"), ("INT8", "left"), ("scale", "right"),
-        ("offset", "right"), ("adds (dB)", "right"), ("in net (dB)", "right"),
-        ("saturated", "right"), ("range used", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for layer in report.layers:
-        if not layer.quantized:
-            table.add_row(layer.layer, layer.type, f"no: {layer.reason}", style="dim")
-            continue
+def _table(title: str, *columns: str, left: int) -> Table:
+    """Return an empty table narrow enough for 80 characters; the first `left` columns are text."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < left else "right", overflow="fold")
+    return table
+
+
+def _quantized_table(report: Report) -> Table:
+    layers = [layer for layer in report.layers if layer.quantized]
+    table = _table(
+        f"{len(layers)} layers of {report.net} in INT8",
+        "layer", "type", "scale", "offset", "adds dB", "net dB", "clipped", "used",
+        left=2,
+    )  # fmt: skip
+    table.caption = (
+        "adds: SQNR at its output if it alone is quantized; net: with all before it; "
+        "clipped: share of its input beyond the range; used: share of the range in use"
+    )
+    for layer in layers:
         e = layer.error
-        folded = f" + {len(layer.absorbed)} folded" if layer.absorbed else ""
         measured = ("", "", "", "") if e is None else (
             _db(e.sqnr), _db(e.sqnr_in_net), f"{e.saturation:.3%}", f"{e.range_used:.0%}",
         )  # fmt: skip
-        table.add_row(
-            layer.layer, layer.type, f"yes{folded}", f"{layer.scale_d:.6g}",
-            str(layer.offset_d), *measured,
-        )  # fmt: skip
+        kind = layer.type + (f" +{len(layer.absorbed)}" if layer.absorbed else "")
+        table.add_row(layer.layer, kind, f"{layer.scale_d:.4g}", str(layer.offset_d), *measured)
+    return table
+
+
+def _float_table(report: Report) -> Table:
+    by_rule: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if not layer.quantized:
+            by_rule.setdefault(layer.reason, []).append(layer.layer)
+    count = sum(map(len, by_rule.values()))
+    table = _table(f"{count} layers in float", "because", "layers", left=2)
+    for reason, names in by_rule.items():
+        table.add_row(reason, ", ".join(names))
     return table
 
 
@@ -142,30 +165,26 @@ def _db(value: float) -> str:
 
 
 def _accuracy_table(report: Report) -> Table:
-    samples = report.accuracy[0].samples
-    table = Table(title=f"Accuracy on {samples} samples", title_justify="left")
-    for name in ("model", "top-1 (%)", "top-5 (%)", "output", "cosine", "SQNR (dB)"):
-        table.add_column(name, justify="left" if name in ("model", "output") else "right")
+    table = _table(
+        f"Accuracy on {report.accuracy[0].samples} samples",
+        "model", "output", "cosine", "SQNR dB", "top-1 %", "top-5 %",
+        left=2,
+    )  # fmt: skip
     for score in report.accuracy:
         ranks = [("" if r is None else f"{r:.2f}") for r in (score.top1, score.top5)]
         rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr)) for o in score.outputs]
         for i, row in enumerate(rows or [("", "", "")]):
-            table.add_row(*((score.model, *ranks) if i == 0 else ("", "", "")), *row)
+            table.add_row(score.model if i == 0 else "", *row, *(ranks if i == 0 else ("", "")))
     return table
 
 
 def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) -> None:
     """Print what would be done to each layer, and what the net costs."""
-    table = Table(title="Plan", title_justify="left")
-    for name, justify in (
-        ("layer", "left"), ("type", "left"), ("INT8", "left"), ("input", "left"),
-        ("output", "left"), ("MACs", "right"), ("weights", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = _table("Plan", "layer", "type", "INT8", "output", "MACs", "weights", left=4)
     for c in cost.layers:
         table.add_row(
-            c.layer, c.type, c.method if c.quantize else f"no: {c.reason}", _size(c.bottom),
-            _size(c.top), f"{c.macs:,}" if c.macs else "", f"{c.weights:,}" if c.weights else "",
+            c.layer, c.type, c.method if c.quantize else f"no: {c.reason}", _size(c.top),
+            f"{c.macs:,}" if c.macs else "", f"{c.weights:,}" if c.weights else "",
             style="" if c.quantize else "dim",
         )  # fmt: skip
     console.print(table)

@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
 def _wide(console: Console) -> Console:
     """Give tables room where the output is not a terminal, so that nothing is cut off."""
     if not console.is_terminal:
-        console.width = 160
+        console.width = 120
     return console
 
 

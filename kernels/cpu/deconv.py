@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from kernels.conv import ConvGeometry
+from kernels.cpu.blas import scratch, spread
 from kernels.cpu.conv import to_nhwc
 from kernels.cpu.gemm import dot_tile, padded
-from kernels.cpu.jit import parallel_entry, parallel_jit, prange
+from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.cpu.output import stage_args, store_run
 from kernels.output import CheckedStage
 
 __all__ = ["deconv2d", "deconv2d_int8"]
 
 
-@parallel_jit
+@jit
 def _scatter(taps, bias, stride, pad, dilation, out):
     """Add ``taps[o, u, v, i, j]`` to the outputs (O, H', W') it belongs to."""
     outs, kh, kw, height, width = taps.shape
-    for o in prange(outs):
+    for o in range(outs):
         plane = out[o]
         plane[:] = np.float32(0)
         for u in range(kh):
@@ -40,14 +43,17 @@ def deconv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) ->
     per, size = w.shape[1], g.kernel[0] * g.kernel[1]
     rows = w.reshape(g.group, -1, per * size)
     data = x.reshape(n, g.group, w.shape[0] // g.group, height * width)
-    taps = np.empty((g.group, per * size, height * width), np.float32)
     out = np.empty((n, g.group * per, *g.out_size), np.float32)
-    for i in range(n):
+
+    def one_image(i: int) -> None:
+        taps = scratch(g.group * per * size * height * width)
+        taps = taps.reshape(g.group, per * size, height * width)
         for k in range(g.group):
             np.matmul(rows[k].T, data[i, k], out=taps[k])
         by_tap = taps.reshape(g.group * per, *g.kernel, height, width)
-        with parallel_entry():
-            _scatter(by_tap, bias, g.stride, g.pad, g.dilation, out[i])
+        _scatter(by_tap, bias, g.stride, g.pad, g.dilation, out[i])
+
+    spread([partial(one_image, i) for i in range(n)])
     return out
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
+from kernels.cpu.blas import spread
 from kernels.cpu.gemm import dot_tile, pack_rows
 from kernels.cpu.jit import parallel_entry, parallel_jit, prange
 from kernels.cpu.output import stage_args, store_run
@@ -13,13 +16,21 @@ __all__ = ["inner_product", "inner_product_int8"]
 
 #: Outputs computed at a time by one thread.
 _BLOCK = 16
+_LEAST_PRODUCTS = 1 << 20
 
 
 def inner_product(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """See `kernels.inner_product`."""
-    y = x @ w.T
-    y += bias
+    y = np.empty((x.shape[0], w.shape[0]), np.float32)
+    # enough products a part to be worth a thread
+    part = max(1, _LEAST_PRODUCTS // max(x.size, 1))
+    starts = range(0, w.shape[0], part)
+    spread([partial(_columns, x, w, bias, slice(i, i + part), y) for i in starts])
     return y
+
+
+def _columns(x: np.ndarray, w: np.ndarray, bias: np.ndarray, part: slice, y: np.ndarray) -> None:
+    y[:, part] = x @ w[part].T + bias[part]
 
 
 @parallel_jit
