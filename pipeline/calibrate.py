@@ -8,7 +8,7 @@ batches weighs IFMR's candidates on the data itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,10 +45,13 @@ class Observations:
     Attributes
     ----------
     histograms : dict of Value to Histogram
+    shapes : dict of Value to tuple of int
+        Of the last batch.
     samples : int
     """
 
     histograms: dict[Value, Histogram]
+    shapes: dict[Value, tuple[int, ...]]
     samples: int
 
 
@@ -73,13 +76,12 @@ def observe(
         If a value holds NaN or infinity: it names layer, blob and batch.
     """
     readers = _first_readers(net.net, plans)
-    histograms: dict[Value, Histogram] = {}
-    samples = 0
+    seen = Observations({}, {}, 0)
     for index, inputs in enumerate(batches):
-        samples += len(next(iter(inputs.values())))
-        watch = _counter(net, readers, plans, histograms, index, batch_num)
+        watch = _counter(net, readers, plans, seen, index, batch_num)
         net.forward(inputs, observer=watch)
-    return Observations(histograms, samples)
+        seen = replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
+    return seen
 
 
 def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[int, Value]:
@@ -98,7 +100,7 @@ def _counter(
     net: FloatNet,
     readers: Mapping[int, Value],
     plans: Mapping[str, LayerPlan],
-    histograms: dict[Value, Histogram],
+    seen: Observations,
     index: int,
     batch_num: int,
 ) -> Observer:
@@ -108,11 +110,12 @@ def _counter(
         value = readers.get(i)
         if value is None:
             return
-        if value not in histograms:
+        if value not in seen.histograms:
             total = bottoms[0].size * batch_num
-            histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
+            seen.histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
+        seen.shapes[value] = bottoms[0].shape
         try:
-            histograms[value].update(bottoms[0], device=net.device)
+            seen.histograms[value].update(bottoms[0], device=net.device)
         except NotFiniteError as error:
             raise PipelineError(
                 f"layer '{layer.name}' reads blob '{value.blob}', which in batch {index} holds "

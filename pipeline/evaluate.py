@@ -97,7 +97,8 @@ class LayerError:
 def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
     """Return the blobs to compare: those asked for, else the net's outputs.
 
-    An output made by Softmax is joined by what Softmax reads, which shows more of the error.
+    An output made by Softmax is joined by what Softmax reads, which shows more of the error;
+    one made by a loss or Accuracy layer is replaced by what that reads.
 
     Raises
     ------
@@ -112,13 +113,14 @@ def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
         return tuple(asked)
     blobs: list[str] = []
     for blob in net.outputs:
-        maker = next((x for x in reversed(net.layers) if blob in x.tops), None)
-        if maker is None or maker.type in ("Accuracy", "Silence") or "Loss" in maker.type:
-            continue
-        if maker.type == "Softmax" and maker.bottoms[0] not in (*blobs, blob):
+        maker = next(x for x in reversed(net.layers) if blob in x.tops)
+        if maker.type == "Accuracy" or "Loss" in maker.type:
             blobs.append(maker.bottoms[0])
-        blobs.append(blob)
-    return tuple(blobs)
+        elif maker.type == "Softmax":
+            blobs += [maker.bottoms[0], blob]
+        elif blob not in net.inputs:
+            blobs.append(blob)
+    return tuple(dict.fromkeys(blobs))
 
 
 def compare(

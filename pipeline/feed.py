@@ -98,7 +98,7 @@ def open_feed(
     if not tables:
         raise ConfigError(f"[{where}] is missing: it names the samples")
     if tables[0].kind == "net":
-        return _own_feed(net, tables[0].start)
+        return _own_feed(net, tables[0])
     opened: dict[str, tuple[Source, Transform]] = {}
     data_inputs = _data_inputs(net)
     for table in tables:
@@ -130,16 +130,16 @@ def _data_inputs(net: Net) -> list[str]:
     return [blob for blob in net.inputs if blob != _label_input(net)]
 
 
-def _own_feed(net: Net, start: int) -> Feed:
-    """Open the data that the net's own data layer names."""
+def _own_feed(net: Net, table: DataConfig) -> Feed:
+    """Open the data that the net's own data layer names, relative to `root`."""
     makers = [x for x in net.layers if x.type in ("Data", "ImageData", "HDF5Data")]
     if len(makers) != 1:
         raise ConfigError(
             f"kind = 'net': net '{net.name}' has {len(makers)} data layers in phase {net.phase}; "
             "exactly one is needed"
         )
-    data = net_source(makers[0])
-    return Feed(dict(data.inputs), start, data.label_blob)
+    data = net_source(makers[0], table.root or ".")
+    return Feed(dict(data.inputs), table.start, data.label_blob)
 
 
 def _open(table: DataConfig, where: str) -> Source:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import caffeio
-from caffeio import Net
+from caffeio import SOURCE_TYPES, Net
 from caffeio.record import LayerRecord, Record, write_record
 from pipeline.calibrate import observe, search, search_exactly
 from pipeline.config import CalibrateConfig, Config, EvaluateConfig, load_config
@@ -141,7 +141,16 @@ def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
     """Return what a run would do, without computing; errors as `quantize_model`."""
     config = config if isinstance(config, Config) else load_config(config)
     work = _prepare(config)
-    cost = net_cost(FloatNet(work.fused.net), work.verdicts, work.plans)
+    net = FloatNet(work.fused.net)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if any(x.type in SOURCE_TYPES - {"Input"} for x in net.net.layers):
+        # a data layer does not say what it makes: the first sample does
+        feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+        try:
+            shapes = {name: x.shape for name, x in next(feed.batches(1, 1)).inputs.items()}
+        finally:
+            feed.close()
+    cost = net_cost(net, work.verdicts, work.plans, shapes)
     return cost, config.model_copy(update={"calibrate": work.calibrate})
 
 
@@ -196,7 +205,6 @@ def _calibrate(
             params = search(net.net, work.plans, seen, net.device)
     finally:
         feed.close()
-    shapes = net.shapes()
     layers: dict[str, LayerRecord] = {}
     for layer, link in zip(net.net.layers, net.net.links, strict=True):
         if layer.name in work.plans:
@@ -204,7 +212,7 @@ def _calibrate(
                 layer,
                 params[layer.name],
                 channel_wise=work.plans[layer.name].channel_wise,
-                shape=shapes.get(link.reads[0], ()),
+                shape=seen.shapes[link.reads[0]],
                 skip_fusion=layer.name in work.unfused,
             )
     return Record(layers), seen.samples

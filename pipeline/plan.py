@@ -74,7 +74,10 @@ class NetCost:
 
 
 def net_cost(
-    net: FloatNet, verdicts: tuple[Verdict, ...], plans: Mapping[str, LayerPlan]
+    net: FloatNet,
+    verdicts: tuple[Verdict, ...],
+    plans: Mapping[str, LayerPlan],
+    input_shapes: Mapping[str, Shape],
 ) -> NetCost:
     """Work out what a net costs for one sample.
 
@@ -86,8 +89,10 @@ def net_cost(
         One for each of its layers.
     plans : mapping of layer name to LayerPlan
         Of the layers to quantize.
+    input_shapes : mapping of blob name to shape
+        Of inputs whose shape the prototxt does not give.
     """
-    shapes = _one_sample(net)
+    shapes = _one_sample(net, input_shapes)
     layers = []
     for layer, link, verdict in zip(net.net.layers, net.net.links, verdicts, strict=True):
         bottom = shapes.get(link.reads[0], ()) if link.reads else ()
@@ -109,9 +114,9 @@ def net_cost(
     return NetCost(tuple(layers), _peak(net, shapes))
 
 
-def _one_sample(net: FloatNet) -> dict[Value, Shape]:
+def _one_sample(net: FloatNet, given: Mapping[str, Shape]) -> dict[Value, Shape]:
     """Return all shapes for a batch of 1, where the net lets the batch change."""
-    shapes = net.shapes()
+    shapes = net.shapes(given)
     inputs = {v.blob: shape for v, shape in shapes.items() if v.blob in net.net.inputs}
     if len({shape[0] for shape in inputs.values() if shape}) == 1:
         return net.shapes({blob: (1, *shape[1:]) for blob, shape in inputs.items()})
@@ -132,7 +137,7 @@ def _macs(layer: Layer, bottom: Shape, top: Shape) -> int:
 
 def _peak(net: FloatNet, shapes: Mapping[Value, Shape]) -> int:
     """Return the most numbers alive at once, freeing as the executor does."""
-    steps = schedule(net.net, net.net.inputs)
+    steps = schedule(net.net, {v.blob for v in shapes if v.blob in net.net.inputs})
     alive = {v: prod(shapes[v]) for v in shapes if v.version == 0 and v.blob in net.net.inputs}
     peak = sum(alive.values())
     for i, dead in zip(steps.layers, steps.frees, strict=True):

@@ -14,7 +14,9 @@ from pipeline.errors import ConfigError
 from pipeline.settings import check_names, layer_plan, with_quant_cfg
 
 BASE = '[model]\nprototxt = "n.prototxt"\ncaffemodel = "n.caffemodel"\n'
-CONV = one_layer("Convolution", "convolution_param { num_output: 1 kernel_size: 1 }", [(1, 1, 2, 2)])
+CONV = one_layer(
+    "Convolution", "convolution_param { num_output: 1 kernel_size: 1 }", [(1, 1, 2, 2)]
+)
 POOL = one_layer("Pooling", "pooling_param { pool: AVE kernel_size: 1 }", [(1, 1, 2, 2)])
 
 

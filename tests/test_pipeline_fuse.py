@@ -74,7 +74,9 @@ def test_backwards_only_where_nothing_is_padded(pad, group, folds):
     net = with_blobs(caffeio.parse_net(text), {**NORM, "c": [w]})
     fused = fuse(net)
     assert bool(fused.fusions) == folds
-    np.testing.assert_allclose(outputs(fused.net, X, "c"), outputs(net, X, "c"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        outputs(fused.net, X, "c"), outputs(net, X, "c"), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_inner_product_takes_them_in():

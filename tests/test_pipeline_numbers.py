@@ -138,7 +138,9 @@ def test_a_record_of_another_net_is_refused(net):
 
 def test_deconvolution_scales_lie_on_axis_1(net):
     layer = fuse(net).net.layer("up")
-    rec = layer_record(layer, QuantParams(1.0), channel_wise=True, shape=(1, 4, 7, 6), skip_fusion=False)
+    rec = layer_record(
+        layer, QuantParams(1.0), channel_wise=True, shape=(1, 4, 7, 6), skip_fusion=False
+    )
     w = layer.blobs[0]
     for o, scale in enumerate(rec.scale_w):
         extreme = max(w[:, o].ravel(), key=abs)
@@ -149,9 +151,7 @@ def test_deconvolution_scales_lie_on_axis_1(net):
 def test_integer_net_equals_the_simulation_and_all_devices_agree(net, channel_wise):
     fused = fuse(net)
     record = record_for(fused.net, X, channel_wise)
-    steps = {
-        fused.net.layer(name).bottoms[0]: r.scale_d for name, r in record.layers.items()
-    }
+    steps = {fused.net.layer(name).bottoms[0]: r.scale_d for name, r in record.layers.items()}
     simulation = FloatNet(fakequant_net(fused.net, quantize_layers(fused.net, record)))
     blobs = ["conv1", "dw", "branch", "sum", "up_scale", "avg", "max", "fc", "prob"]
     faked = simulation.forward({"data": X}, blobs)
@@ -185,7 +185,13 @@ def test_layers_that_read_the_same_value_share_a_quant_layer(net, record):
     model = fakequant_net(fused.net, layers)
     quants = [x for x in model.layers if x.type == "Quant"]
     # dw and branch both read conv1 after its ReLU
-    assert [x.name for x in quants] == ["conv1_quant", "dw_quant", "up_quant", "avg_quant", "fc_quant"]
+    assert [x.name for x in quants] == [
+        "conv1_quant",
+        "dw_quant",
+        "up_quant",
+        "avg_quant",
+        "fc_quant",
+    ]
     assert quants[1].param.quant_param.object_layer == "dw-branch"
     nodes = {n.quantized: n for n in node_map(fused, layers)}
     assert nodes["branch"].quant == "dw_quant"

@@ -122,6 +122,48 @@ def test_without_evaluation_data_the_calibration_samples_serve(tmp_path, capsys)
     assert "Accuracy on 8 samples" in printed
 
 
+def test_a_net_with_its_own_data_layer(tmp_path, capsys):
+    """As train_test.prototxt has it: an LMDB, a mean, Accuracy and loss at the end."""
+    lmdb = pytest.importorskip("lmdb")
+    from caffeio.proto import caffe_pb2
+
+    images = np.random.default_rng(0).integers(0, 256, (24, 3, 12, 10), np.uint8)
+    with lmdb.open(str(tmp_path / "lmdb"), map_size=1 << 22) as db, db.begin(write=True) as put:
+        for i, image in enumerate(images):
+            datum = caffe_pb2.Datum(
+                channels=3, height=12, width=10, data=image.tobytes(), label=i % 10
+            )
+            put.put(f"{i:08d}".encode(), datum.SerializeToString())
+    config = write_job(tmp_path)
+    text = (tmp_path / "net.prototxt").read_text()
+    first = text[: text.index('  name: "conv1"')].rindex("layer {")
+    last = text.rindex("layer {")
+    data = (
+        'layer { name: "data" type: "Data" top: "data" top: "label" '
+        "transform_param { scale: 0.01 mean_value: 100 } "
+        'data_param { source: "lmdb" batch_size: 3 backend: LMDB } }\n'
+    )
+    ends = (
+        'layer { name: "acc" type: "Accuracy" bottom: "fc" bottom: "label" top: "acc" }'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
+    )
+    (tmp_path / "net.prototxt").write_text('name: "own"' + data + text[first:last] + ends)
+    toml = config.read_text().replace(
+        'data.source = "data.npz"', 'data.kind = "net"\ndata.root = "."'
+    )
+    config.write_text(toml)
+    assert main([str(config), "--plan"]) == 0
+    assert f"{8 * 120 * 27:,}" in capsys.readouterr().out
+    report = pipeline.quantize_model(config)
+    assert [o.blob for o in report.accuracy[2].outputs] == ["fc"]
+    assert report.record.layers["conv1"].channels == 3
+    net = caffeio.read_net(tmp_path / "net.prototxt", tmp_path / "net.caffemodel")
+    x = ((images[8:] - 100.0) * 0.01).astype(np.float32)
+    labels = (np.arange(8, 24) % 10).astype(np.float32)
+    out = pipeline.FloatNet(net).forward({"data": x, "label": labels})
+    assert report.accuracy[0].top1 == pytest.approx(100 * float(out["acc"]))
+
+
 def test_do_fusion_false_is_kept_in_the_record(tmp_path):
     report = pipeline.quantize_model(write_job(tmp_path, calibrate="do_fusion = false"))
     skipped = {name for name, layer in report.record.layers.items() if layer.skip_fusion}
