@@ -18,49 +18,73 @@ def steps(x, scale, offset, low, high):
     return min(max(round_half_away(x / scale) + offset, low), high)
 
 
+@jit
+def _quantize_run(x, scale, offset, low, high, out):
+    """Quantize a run; return how many NaN there were. Alone in a function, it vectorizes."""
+    nans = 0
+    for i in range(x.size):
+        v = x[i]
+        nans += v != v
+        out[i] = np.int8(np.int32(steps(v, scale, offset, low, high)))
+    return nans
+
+
+@jit
+def _fake_quantize_run(x, scale, offset, low, high, out):
+    nans = 0
+    for i in range(x.size):
+        v = x[i]
+        nans += v != v
+        out[i] = (steps(v, scale, offset, low, high) - offset) * scale
+    return nans
+
+
+@jit
+def _dequantize_run(q, scale, offset, out):
+    for i in range(q.size):
+        out[i] = (np.float32(q[i]) - offset) * scale
+
+
+@jit
+def _requantize_run(acc, factor, scale, offset, low, high, out):
+    for i in range(acc.size):
+        v = np.float32(acc[i]) * factor
+        out[i] = np.int8(np.int32(steps(v, scale, offset, low, high)))
+
+
 @parallel_jit
 def _quantize(x, scale, offset, low, high, out):
-    chunks = (x.size + _CHUNK - 1) // _CHUNK
     nans = 0
-    for c in prange(chunks):
-        bad = 0
-        for i in range(c * _CHUNK, min(x.size, (c + 1) * _CHUNK)):
-            v = x[i]
-            bad += v != v
-            out[i] = np.int8(steps(v, scale, offset, low, high))
-        nans += bad
+    for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
+        a = np.int64(chunk) * _CHUNK
+        b = min(a + _CHUNK, x.size)
+        nans += _quantize_run(x[a:b], scale, offset, low, high, out[a:b])
     return nans
 
 
 @parallel_jit
 def _fake_quantize(x, scale, offset, low, high, out):
-    chunks = (x.size + _CHUNK - 1) // _CHUNK
     nans = 0
-    for c in prange(chunks):
-        bad = 0
-        for i in range(c * _CHUNK, min(x.size, (c + 1) * _CHUNK)):
-            v = x[i]
-            bad += v != v
-            out[i] = (steps(v, scale, offset, low, high) - offset) * scale
-        nans += bad
+    for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
+        a = np.int64(chunk) * _CHUNK
+        b = min(a + _CHUNK, x.size)
+        nans += _fake_quantize_run(x[a:b], scale, offset, low, high, out[a:b])
     return nans
 
 
 @parallel_jit
 def _dequantize(q, scale, offset, out):
-    chunks = (q.size + _CHUNK - 1) // _CHUNK
-    for c in prange(chunks):
-        for i in range(c * _CHUNK, min(q.size, (c + 1) * _CHUNK)):
-            out[i] = (np.float32(q[i]) - offset) * scale
+    for chunk in prange((q.size + _CHUNK - 1) // _CHUNK):
+        a = np.int64(chunk) * _CHUNK
+        b = min(a + _CHUNK, q.size)
+        _dequantize_run(q[a:b], scale, offset, out[a:b])
 
 
 @parallel_jit
 def _requantize(acc, scales, scale, offset, low, high, out):
-    rows, inner = acc.shape
-    for r in prange(rows):
-        factor = scales[r % scales.size]
-        for i in range(inner):
-            out[r, i] = np.int8(steps(np.float32(acc[r, i]) * factor, scale, offset, low, high))
+    for row in prange(acc.shape[0]):
+        r = np.int64(row)
+        _requantize_run(acc[r], scales[r % scales.size], scale, offset, low, high, out[r])
 
 
 def _constants(params: QuantParams) -> tuple[np.float32, np.float32, np.float32, np.float32]:

@@ -5,6 +5,7 @@ Depthwise convolution (one channel a group) has loops of its own in `kernels.cpu
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -12,16 +13,18 @@ import numpy as np
 from kernels.conv import ConvGeometry
 from kernels.cpu import depthwise
 from kernels.cpu.blas import scratch, spread
-from kernels.cpu.gemm import dot_tile, padded
+from kernels.cpu.gemm import COLUMNS, multiply, pack_weights
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.cpu.output import stage_args, store_run
 from kernels.output import CheckedStage
 
 __all__ = ["conv2d", "conv2d_int8", "to_nhwc"]
 
-#: Output positions gathered at a time in INT8: their windows stay in the second-level cache.
-_TILE = 64
-#: The same in float: about so many gathered values, but not fewer columns than pay for BLAS.
+#: Output positions of a strip in INT8: 16 tiles, which read a block of weights in turn.
+_STRIP = 96
+#: Channels transposed together when an image is laid out anew.
+_CHANNELS = 32
+#: Values gathered at a time in float: about so many, but not fewer columns than pay for BLAS.
 _COLUMN_VALUES = 1 << 18
 _LEAST_COLUMNS = 128
 
@@ -106,56 +109,71 @@ def _to_nhwc(x, offset, pad, out):
     for ir in prange(n * rows):
         i, r = ir // rows, ir % rows
         line = out[i, r]
-        line[:] = 0
-        if pad[0] <= r < pad[0] + height:
-            for c in range(channels):
-                for j in range(width):
+        if r < pad[0] or r >= pad[0] + height:
+            line[:] = 0
+            continue
+        line[: pad[1]] = 0
+        line[pad[1] + width :] = 0
+        # a few channels at a time: they share the cache lines that are written
+        for first in range(0, channels, _CHANNELS):
+            last = min(first + _CHANNELS, channels)
+            for j in range(width):
+                for c in range(first, last):
                     line[pad[1] + j, c] = np.int16(x[i, c, r - pad[0], j]) - offset
 
 
 def to_nhwc(x: np.ndarray, x_offset: int, pad: tuple[int, int]) -> np.ndarray:
-    """Return int8 (N,C,H,W) less the offset as int16 (N,H+2ph,W+2pw,C), zeros around it."""
+    """Return int8 (N,C,H,W) less the offset as int16 (N,H+2ph,W+2pw,C), zeros around it.
+
+    One element behind the last may be read: it is part of the memory.
+    """
     n, channels, height, width = x.shape
-    out = np.empty((n, height + 2 * pad[0], width + 2 * pad[1], channels), np.int16)
+    shape = n, height + 2 * pad[0], width + 2 * pad[1], channels
+    memory = np.zeros(math.prod(shape) + 1, np.int16)
+    out = memory[:-1].reshape(shape)
     with parallel_entry():
         _to_nhwc(x, np.int16(x_offset), pad, out)
     return out
 
 
 @parallel_jit
-def _conv_int8(image, rows, bias, kernel, stride, dilation, stage, out, out_w):
-    """Gather a tile of windows, multiply it with all rows of its group, store it."""
-    groups, outs, depth = rows.shape
-    per = image.shape[3] // groups
-    n, pixels = image.shape[0], out.shape[2]
-    tiles = (pixels + _TILE - 1) // _TILE
-    for job in prange(n * groups * tiles):
-        i, k, first = job // (groups * tiles), (job // tiles) % groups, (job % tiles) * _TILE
-        count = min(_TILE, pixels - first)
-        windows = np.zeros((count, depth), np.int16)
+def _conv_int8(image, shape, taps, weights, bias, stride, stage, out, out_w):
+    """Multiply a strip of positions with a block of outputs, and store it."""
+    groups, blocks = weights.shape[:2]
+    height, width, channels = shape
+    n, outs, pixels = out.shape
+    per_in, per_out = channels // groups, outs // groups
+    strips = (pixels + _STRIP - 1) // _STRIP
+    for job in prange(n * groups * strips):
+        i, k, first = job // (groups * strips), (job // strips) % groups, job % strips * _STRIP
+        count = min(_STRIP, pixels - first)
+        bases = np.empty(count, np.int64)
         for p in range(count):
-            top = (first + p) // out_w * stride[0]
-            left = (first + p) % out_w * stride[1]
-            at = 0
-            for u in range(kernel[0]):
-                for v in range(kernel[1]):
-                    tap = image[i, top + u * dilation[0], left + v * dilation[1]]
-                    for c in range(per):
-                        windows[p, at + c] = tap[k * per + c]
-                    at += per
-        acc = np.empty((outs, count), np.int32)
-        dot_tile(rows[k], windows, acc)
-        for o in range(outs):
-            channel = k * outs + o
-            store_run(acc[o], bias[channel], channel, stage, out[i, channel, first : first + count])
+            top, left = (first + p) // out_w * stride[0], (first + p) % out_w * stride[1]
+            bases[p] = ((i * height + top) * width + left) * channels + k * per_in
+        acc = np.empty((COLUMNS, count), np.int32)
+        for block in range(blocks):
+            multiply(image, bases, taps, weights[k, block], acc)
+            for o in range(min(COLUMNS, per_out - block * COLUMNS)):
+                c = k * per_out + block * COLUMNS + o
+                store_run(acc[o], bias[c], c, stage, out[i, c, first : first + count])
 
 
-def _pack_weights(w: np.ndarray, group: int) -> np.ndarray:
-    """Return int8 (O, C/g, kh, kw) as int16 (g, O/g, padded(kh*kw*C/g)), channels innermost."""
-    flat = w.transpose(0, 2, 3, 1).reshape(group, w.shape[0] // group, -1)
-    rows = np.zeros((*flat.shape[:2], padded(flat.shape[2])), np.int16)
-    rows[:, :, : flat.shape[2]] = flat
-    return rows
+def _runs(w: np.ndarray, g: ConvGeometry, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights as runs of channels (g, O/g, T, K), and where each run begins.
+
+    With neighbouring taps side by side in memory, a whole row of the kernel is one run.
+    """
+    per = w.shape[1]
+    channels = per * g.group
+    rows = np.arange(g.kernel[0]) * g.dilation[0] * width * channels
+    by_tap = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(
+        g.group, w.shape[0] // g.group, *g.kernel, per
+    )
+    if g.group == 1 and g.dilation[1] == 1:
+        return by_tap.reshape(*by_tap.shape[:3], -1), rows
+    columns = np.arange(g.kernel[1]) * g.dilation[1] * channels
+    return by_tap.reshape(*by_tap.shape[:2], -1, per), (rows[:, None] + columns).reshape(-1)
 
 
 def conv2d_int8(
@@ -173,17 +191,10 @@ def conv2d_int8(
     if not out.size:
         return out
     image = to_nhwc(x, x_offset, g.pad)
-    flat = out.reshape(*out.shape[:2], -1)
+    runs, taps = _runs(w, g, image.shape[2])
     with parallel_entry():
         _conv_int8(
-            image,
-            _pack_weights(w, g.group),
-            bias,
-            g.kernel,
-            g.stride,
-            g.dilation,
-            stage_args(stage),
-            flat,
-            g.out_size[1],
-        )
+            image.reshape(-1), image.shape[1:], taps, pack_weights(runs), bias, g.stride,
+            stage_args(stage), out.reshape(*out.shape[:2], -1), g.out_size[1],
+        )  # fmt: skip
     return out

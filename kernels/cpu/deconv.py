@@ -9,7 +9,7 @@ import numpy as np
 from kernels.conv import ConvGeometry
 from kernels.cpu.blas import scratch, spread
 from kernels.cpu.conv import to_nhwc
-from kernels.cpu.gemm import dot_tile, padded
+from kernels.cpu.gemm import COLUMNS, multiply, pack_weights
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.cpu.output import stage_args, store_run
 from kernels.output import CheckedStage
@@ -57,33 +57,41 @@ def deconv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) ->
     return out
 
 
+@jit
+def _add_block(products, first, count, i, kernel, stride, pad, dilation, acc):
+    """Add the products (COLUMNS, W) of taps from `first` on, of input row i, where they belong."""
+    for t in range(count):
+        row = i * stride[0] + (first + t) // kernel[1] * dilation[0] - pad[0]
+        if row < 0 or row >= acc.shape[0]:
+            continue
+        left = (first + t) % kernel[1] * dilation[1] - pad[1]
+        for j in range(products.shape[1]):
+            column = j * stride[1] + left
+            if 0 <= column < acc.shape[1]:
+                acc[row, column] += products[t, j]
+
+
 @parallel_jit
-def _deconv_int8(image, rows, bias, kernel, stride, pad, dilation, stage, out):
-    """For one image and output channel: products of all pixels with its taps, then add."""
-    groups, per_out, taps, depth = rows.shape
-    n, height, width, channels = image.shape
-    per = channels // groups
-    outs = groups * per_out
+def _deconv_int8(image, shape, weights, bias, per_out, kernel, stride, pad, dilation, stage, out):
+    """For one image and output channel: products of each position with all taps, then add."""
+    height, width, channels = shape
+    n, outs, out_h, out_w = out.shape
+    per_in = channels // (outs // per_out)
+    size = kernel[0] * kernel[1]
     for job in prange(n * outs):
-        b, o = job // outs, job % outs
-        k = o // per_out
-        acc = np.zeros((out.shape[2], out.shape[3]), np.int32)
-        line = np.zeros((width, depth), np.int16)
-        products = np.empty((taps, width), np.int32)
+        b, o = np.int64(job) // outs, np.int64(job) % outs
+        acc = np.zeros((out_h, out_w), np.int32)
+        products = np.empty((COLUMNS, width), np.int32)
+        bases = np.empty(width, np.int64)
         for i in range(height):
             for j in range(width):
-                for c in range(per):
-                    line[j, c] = image[b, i, j, k * per + c]
-            dot_tile(rows[k, o % per_out], line, products)
-            for t in range(taps):
-                row = i * stride[0] + t // kernel[1] * dilation[0] - pad[0]
-                if row < 0 or row >= out.shape[2]:
-                    continue
-                for j in range(width):
-                    column = j * stride[1] + t % kernel[1] * dilation[1] - pad[1]
-                    if 0 <= column < out.shape[3]:
-                        acc[row, column] += products[t, j]
-        for i in range(out.shape[2]):
+                bases[j] = ((b * height + i) * width + j) * channels + o // per_out * per_in
+            for block in range(weights.shape[1]):
+                multiply(image, bases, np.zeros(1, np.int64), weights[o, block], products)
+                first = block * COLUMNS
+                count = min(COLUMNS, size - first)
+                _add_block(products, first, count, i, kernel, stride, pad, dilation, acc)
+        for i in range(out_h):
             store_run(acc[i], bias[o], o, stage, out[b, o, i])
 
 
@@ -97,13 +105,14 @@ def deconv2d_int8(
 ) -> np.ndarray:
     """See `kernels.deconv2d_int8`."""
     per_in, per_out = w.shape[0] // g.group, w.shape[1]
+    outs = g.group * per_out
     by_tap = w.reshape(g.group, per_in, per_out, -1).transpose(0, 2, 3, 1)
-    rows = np.zeros((*by_tap.shape[:3], padded(per_in)), np.int16)
-    rows[..., :per_in] = by_tap
-    out = np.empty((x.shape[0], g.group * per_out, *g.out_size), stage.dtype)
+    weights = pack_weights(np.ascontiguousarray(by_tap).reshape(outs, -1, 1, per_in))
+    out = np.empty((x.shape[0], outs, *g.out_size), stage.dtype)
     image = to_nhwc(x, x_offset, (0, 0))
     with parallel_entry():
         _deconv_int8(
-            image, rows, bias, g.kernel, g.stride, g.pad, g.dilation, stage_args(stage), out
-        )
+            image.reshape(-1), image.shape[1:], weights, bias, per_out, g.kernel, g.stride,
+            g.pad, g.dilation, stage_args(stage), out,
+        )  # fmt: skip
     return out
