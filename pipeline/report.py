@@ -135,9 +135,10 @@ def _quantized_table(report: Report) -> Table:
         left=2,
     )  # fmt: skip
     table.caption = (
-        "adds: SQNR at its output if it alone is quantized; net: with all before it; "
-        "clipped: share of its input beyond the range; used: share of the range in use"
+        "adds: SQNR at its output with it alone quantized; net: with all before it.\n"
+        "clipped: share of its input beyond the range; used: share of the range."
     )
+    table.caption_justify = "left"
     for layer in layers:
         e = layer.error
         measured = ("", "", "", "") if e is None else (

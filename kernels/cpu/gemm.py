@@ -38,13 +38,20 @@ def pack_weights(w: np.ndarray) -> np.ndarray:
 
 @jit
 def _pack(w, packed):
-    groups, outs, runs, values = w.shape
+    groups, blocks, runs, pairs = packed.shape[:4]
+    outs, values = w.shape[1], w.shape[3]
     for g in range(groups):
-        for o in range(outs):
+        for block in range(blocks):
+            first = block * COLUMNS
+            count = min(COLUMNS, outs - first)
             for t in range(runs):
-                target = packed[g, o // COLUMNS, t, :, o % COLUMNS]
-                for k in range(values):
-                    target[k // 2, k % 2] = w[g, o, t, k]
+                for k in range(pairs):
+                    target = packed[g, block, t, k]
+                    odd = 2 * k + 1 == values
+                    for o in range(count):
+                        source = w[g, first + o, t]
+                        target[o, 0] = source[2 * k]
+                        target[o, 1] = 0 if odd else source[2 * k + 1]
 
 
 @jit
