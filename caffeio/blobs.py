@@ -73,8 +73,9 @@ def _values(data: memoryview, found: dict[int, list[wire.Field]]) -> np.ndarray:
     raw_type = [f.value for f in found.get(_INT8, []) if f.wire == wire.VARINT]
     if raw_type:
         if raw_type[-1] not in _RAW_TYPES:
-            raise wire.WireError(f"raw data of type {raw_type[-1]} is not known",
-                                 found[_INT8][-1].start)
+            raise wire.WireError(
+                f"raw data of type {raw_type[-1]} is not known", found[_INT8][-1].start
+            )
         values = _numbers(data, found.get(_UINT64, []) or _empty(), _RAW_TYPES[raw_type[-1]])
     elif _DOUBLE in found:  # before data, as Caffe's Blob::FromProto
         values = _numbers(data, found[_DOUBLE], "<f8")
@@ -149,7 +150,8 @@ def encode_blob(array: np.ndarray) -> Iterator[bytes]:
         number = _INT32 if array.dtype == np.int32 else _UINT64
         payload = wire.pack_varints(array.ravel().tolist())
     else:
-        raise TypeError(f"a blob of {array.dtype} cannot be written; "
-                        "float32, int8, int32 and uint64 can")
+        raise TypeError(
+            f"a blob of {array.dtype} cannot be written; float32, int8, int32 and uint64 can"
+        )
     if payload:
         yield wire.put(number, payload)

@@ -105,8 +105,9 @@ def read_caffemodel(path: str | Path) -> Weights:
                     layers.pop(layer.name, None)
                     layers[layer.name] = tuple(layer.blobs)
             elif item.number not in known:
-                notes.append(f"{path}: the net has a field {item.number} that is not known; "
-                             "it is ignored")
+                notes.append(
+                    f"{path}: the net has a field {item.number} that is not known; it is ignored"
+                )
     except wire.WireError as error:
         where = f"after layer '{last}' " if last else ""
         raise CaffeFileError(
@@ -125,8 +126,11 @@ def _layer(data: memoryview, outer: wire.Field, form: _Form, path: Path) -> _Lay
         if item.number == form.name:
             layer.name = bytes(data[item.start : item.end]).decode("utf-8", "replace")
         elif item.number == form.type:
-            layer.type = (bytes(data[item.start : item.end]).decode("utf-8", "replace")
-                          if item.wire == wire.LENGTH else str(item.value))
+            layer.type = (
+                bytes(data[item.start : item.end]).decode("utf-8", "replace")
+                if item.wire == wire.LENGTH
+                else str(item.value)
+            )
         elif item.number == form.blobs and item.wire == wire.LENGTH:
             spans.append(item)
         elif form is _V1 and item.number == _V1_NESTED and item.wire == wire.LENGTH:
@@ -141,10 +145,15 @@ def _layer(data: memoryview, outer: wire.Field, form: _Form, path: Path) -> _Lay
         except wire.WireError as error:
             raise CaffeFileError(path, f"blob {i} of layer '{layer.name}': {error}") from None
         layer.blobs.append(blob)
-        layer.notes += [f"{path}: layer '{layer.name}': blob {i} has a field {number} that is "
-                        "not known; it is ignored" for number in blob.unknown]
-    layer.notes += [f"{path}: layer '{layer.name}' has a field {number} that is not known; "
-                    "it is ignored" for number in _unknown(form.message, b"".join(rest))]
+        layer.notes += [
+            f"{path}: layer '{layer.name}': blob {i} has a field {number} that is "
+            "not known; it is ignored"
+            for number in blob.unknown
+        ]
+    layer.notes += [
+        f"{path}: layer '{layer.name}' has a field {number} that is not known; it is ignored"
+        for number in _unknown(form.message, b"".join(rest))
+    ]
     return layer
 
 
@@ -157,8 +166,11 @@ def _unknown(message_type: type[Message], data: bytes) -> list[str]:
     except DecodeError:
         # A fork may use a number of this schema for something else. The parameters come from
         # the prototxt, so nothing is lost, but it is said.
-        return [str(f.number) for f in wire.fields(memoryview(data))
-                if not _decodes(message_type, data[_start(data, f) : f.end])]
+        return [
+            str(f.number)
+            for f in wire.fields(memoryview(data))
+            if not _decodes(message_type, data[_start(data, f) : f.end])
+        ]
     return list(dict.fromkeys(_unknown_in(message, "")))
 
 
@@ -218,7 +230,9 @@ def write_caffemodel(net: Net, path: str | Path, overwrite: bool = False) -> Non
                 blobs = [b"".join(encode_blob(blob)) for blob in layer.blobs]
             except TypeError as error:
                 raise TypeError(f"layer '{layer.name}': {error}") from None
-            body = [wire.put(_CURRENT.name, layer.name.encode()),
-                    wire.put(_CURRENT.type, layer.type.encode())]
+            body = [
+                wire.put(_CURRENT.name, layer.name.encode()),
+                wire.put(_CURRENT.type, layer.type.encode()),
+            ]
             body += [wire.put(_CURRENT.blobs, blob) for blob in blobs]
             out.write(wire.put(_NET_LAYER, b"".join(body)))

@@ -42,8 +42,10 @@ class IfmrSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0.5, 1]")
         start, end, step = self.search_range_start, self.search_range_end, self.search_step
         if not 0 < start < end:
-            raise ValueError(f"search_range_start is {start} and search_range_end {end}; "
-                             "0 < start < end must hold")
+            raise ValueError(
+                f"search_range_start is {start} and search_range_end {end}; "
+                "0 < start < end must hold"
+            )
         if not 0 < step <= end - start:
             raise ValueError(f"search_step is {step}; it must be in (0, end - start]")
 
@@ -149,8 +151,10 @@ def _by_type(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
             raise ValueError(f"{where}: the layer_type is missing or given twice")
         found[item.layer_type] = _settings(item.calibration_config, where)
         if found[item.layer_type].channel_wise and item.layer_type not in _PER_CHANNEL:
-            raise ValueError(f"{where}: channel_wise is true, but only {' and '.join(_PER_CHANNEL)}"
-                             " have a scale for each channel")
+            raise ValueError(
+                f"{where}: channel_wise is true, but only {' and '.join(_PER_CHANNEL)}"
+                " have a scale for each channel"
+            )
     return found
 
 

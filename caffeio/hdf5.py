@@ -80,8 +80,11 @@ def _collect(
         elif key.isdecimal() and name:
             blobs[int(key)] = FileBlob(np.array(item, np.float32, order="C"))
         else:
-            raise CaffeFileError(path, f"holds the dataset 'data/{name}/{key}', but datasets "
-                                       "are named by their index within a layer")
+            raise CaffeFileError(
+                path,
+                f"holds the dataset 'data/{name}/{key}', but datasets "
+                "are named by their index within a layer",
+            )
     if sorted(blobs) != list(range(len(blobs))):
         raise CaffeFileError(path, f"layer '{name}' lacks blobs: it has {sorted(blobs)}")
     if blobs:

@@ -39,15 +39,20 @@ def attach_weights(net: Net, weights: Weights) -> Net:
     """
     notes = list(weights.notes)
     names = {layer.name for layer in net.layers}
-    notes += [f"{weights.path}: layer '{name}' has weights, but the net has no such layer "
-              f"in phase {net.phase}; they are not used"
-              for name in weights.layers if name not in names]
+    notes += [
+        f"{weights.path}: layer '{name}' has weights, but the net has no such layer "
+        f"in phase {net.phase}; they are not used"
+        for name in weights.layers
+        if name not in names
+    ]
     blobs = [_fit_layer(layer, weights) for layer in net.layers]
     notes += _share(net, blobs, weights)
     for layer, own in zip(net.layers, blobs, strict=True):
         _check_complete(layer, own, weights)
-    layers = tuple(replace(layer, blobs=tuple(b for b in own if b is not None))
-                   for layer, own in zip(net.layers, blobs, strict=True))
+    layers = tuple(
+        replace(layer, blobs=tuple(b for b in own if b is not None))
+        for layer, own in zip(net.layers, blobs, strict=True)
+    )
     return replace(net, layers=layers, notes=(*net.notes, *notes))
 
 
@@ -64,15 +69,17 @@ def _fit_layer(layer: Layer, weights: Weights) -> list[np.ndarray | None]:
     if not found:
         return [None] * len(rules)
     if len(found) != len(rules):
-        raise NetError(f"has {len(found)} blobs in '{weights.path}', but its parameters call "
-                       f"for {len(rules)}", layer.name)
-    return [_fit(layer, i, blob, rule, weights)
-            for i, (blob, rule) in enumerate(zip(found, rules, strict=True))]
+        raise NetError(
+            f"has {len(found)} blobs in '{weights.path}', but its parameters call for {len(rules)}",
+            layer.name,
+        )
+    return [
+        _fit(layer, i, blob, rule, weights)
+        for i, (blob, rule) in enumerate(zip(found, rules, strict=True))
+    ]
 
 
-def _fit(
-    layer: Layer, index: int, blob: FileBlob, rule: BlobRule, weights: Weights
-) -> np.ndarray:
+def _fit(layer: Layer, index: int, blob: FileBlob, rule: BlobRule, weights: Weights) -> np.ndarray:
     shape = blob.array.shape
     if rule is None:
         return blob.array
@@ -81,11 +88,15 @@ def _fit(
     if extra > 0 and math.prod(shape[:extra]) == 1:
         shape = shape[extra:]
     fits = len(shape) == len(rule) and all(
-        want in {None, have} for have, want in zip(shape, rule, strict=True))
+        want in {None, have} for have, want in zip(shape, rule, strict=True)
+    )
     if not fits:
         wanted = ", ".join("?" if n is None else str(n) for n in rule)
-        raise NetError(f"blob {index} has the shape {blob.array.shape} in '{weights.path}', but "
-                       f"its parameters call for ({wanted})", layer.name)
+        raise NetError(
+            f"blob {index} has the shape {blob.array.shape} in '{weights.path}', but "
+            f"its parameters call for ({wanted})",
+            layer.name,
+        )
     return blob.array.reshape(shape)
 
 
@@ -108,8 +119,10 @@ def _share(net: Net, blobs: list[list[np.ndarray | None]], weights: Weights) -> 
         assert shared is not None
         if any(v is not None and not np.array_equal(v, shared, equal_nan=True) for v in values):
             layers = ", ".join(f"'{net.layers[at].name}'" for at, _ in places)
-            notes.append(f"{weights.path}: the layers {layers} share the parameter '{name}', but "
-                         "their values differ; the last ones are used, as Caffe does")
+            notes.append(
+                f"{weights.path}: the layers {layers} share the parameter '{name}', but "
+                "their values differ; the last ones are used, as Caffe does"
+            )
         for at, index in places:
             blobs[at][index] = _shared(net.layers[at], index, name, shared)
     return notes
@@ -119,19 +132,25 @@ def _shared(layer: Layer, index: int, name: str, blob: np.ndarray) -> np.ndarray
     """Return the shared blob as this layer needs it."""
     rules = expected_blobs(layer, max(blob.ndim - 2, 1))
     rule = rules[index] if rules and index < len(rules) else None
-    if rule is None or (len(rule) == blob.ndim and all(
-            want in {None, have} for have, want in zip(blob.shape, rule, strict=True))):
+    if rule is None or (
+        len(rule) == blob.ndim
+        and all(want in {None, have} for have, want in zip(blob.shape, rule, strict=True))
+    ):
         return blob
-    raise NetError(f"shares the parameter '{name}' of the shape {blob.shape}, which its own "
-                   f"parameters do not allow for blob {index}", layer.name)
+    raise NetError(
+        f"shares the parameter '{name}' of the shape {blob.shape}, which its own "
+        f"parameters do not allow for blob {index}",
+        layer.name,
+    )
 
 
 def _check_complete(layer: Layer, blobs: list[np.ndarray | None], weights: Weights) -> None:
     missing = [str(i) for i, blob in enumerate(blobs) if blob is None]
     if missing:
         what = f"blob {', '.join(missing)}" if len(missing) < len(blobs) else "weights"
-        raise NetError(f"has no {what} in '{weights.path}'; is it the file of this net?",
-                       layer.name)
+        raise NetError(
+            f"has no {what} in '{weights.path}'; is it the file of this net?", layer.name
+        )
 
 
 def nonfinite_blobs(net: Net) -> tuple[str, ...]:
@@ -141,6 +160,7 @@ def nonfinite_blobs(net: Net) -> tuple[str, ...]:
         for i, blob in enumerate(layer.blobs):
             if blob.dtype == np.float32 and not np.isfinite(blob).all():
                 count = int(blob.size - np.isfinite(blob).sum())
-                found.append(f"layer '{layer.name}': blob {i} holds {count} values that are NaN "
-                             "or infinite")
+                found.append(
+                    f"layer '{layer.name}': blob {i} holds {count} values that are NaN or infinite"
+                )
     return tuple(found)

@@ -105,8 +105,9 @@ def parse_net(
     if not kept:
         raise CaffeFileError(path, f"has no layers for phase {phase}")
     notes += tuple(f"{path}: {note}" for note in more)
-    notes += tuple(f"{path}: layer '{p.name}' has blobs in the text; they are ignored"
-                   for p in kept if p.blobs)
+    notes += tuple(
+        f"{path}: layer '{p.name}' has blobs in the text; they are ignored" for p in kept if p.blobs
+    )
     net = Net(upgraded.name, tuple(_layer(p) for p in kept), phase, notes)
     _check(net)
     return net
@@ -127,14 +128,18 @@ def _check(net: Net) -> None:
     makers: dict[str, str] = {}
     for layer in net.layers:
         if layer.name in names:
-            raise NetError(f"two layers have the name '{layer.name}' in phase {net.phase}; "
-                           "give each its own")
+            raise NetError(
+                f"two layers have the name '{layer.name}' in phase {net.phase}; give each its own"
+            )
         names.add(layer.name)
         for i, blob in enumerate(layer.tops):
             in_place = i < len(layer.bottoms) and layer.bottoms[i] == blob
             if blob in makers and not in_place:
-                raise NetError(f"makes the blob '{blob}', which layer '{makers[blob]}' has made; "
-                               "only a layer that works in place may write it again", layer.name)
+                raise NetError(
+                    f"makes the blob '{blob}', which layer '{makers[blob]}' has made; "
+                    "only a layer that works in place may write it again",
+                    layer.name,
+                )
             makers[blob] = layer.name
     _ = net.links  # raises for a blob that nobody makes
 

@@ -75,8 +75,10 @@ class LayerRecord:
             raise ValueError("offset_w is not 0; weights are quantized symmetrically")
         for name, values in (("offset_w", self.offset_w), ("shift_bit", self.shift_bit)):
             if len(values) != len(self.scale_w) and (values or name == "offset_w"):
-                raise ValueError(f"{name} has {len(values)} values, scale_w {len(self.scale_w)}; "
-                                 "they must be as many")
+                raise ValueError(
+                    f"{name} has {len(values)} values, scale_w {len(self.scale_w)}; "
+                    "they must be as many"
+                )
         if any(self.shift_bit) and not all(1 <= n <= _MAX_SHIFT for n in self.shift_bit):
             raise ValueError(f"shift_bit must be all 0 or all in 1..{_MAX_SHIFT}")
 

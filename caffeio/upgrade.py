@@ -118,8 +118,10 @@ def _upgrade_inputs(net: pb.NetParameter) -> None:
         layer.input_param.shape.extend(net.input_shape)
     elif net.input_dim:
         if len(net.input_dim) != 4 * count:
-            raise NetError(f"the net has {count} inputs but {len(net.input_dim)} input_dim; "
-                           "four are needed for each")
+            raise NetError(
+                f"the net has {count} inputs but {len(net.input_dim)} input_dim; "
+                "four are needed for each"
+            )
         for i in range(count):
             layer.input_param.shape.add().dim.extend(net.input_dim[4 * i : 4 * i + 4])
     others = list(net.layer)

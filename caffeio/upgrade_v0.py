@@ -132,8 +132,10 @@ def _upgrade_layer(outer: pb.V1LayerParameter, notes: list[str]) -> pb.LayerPara
         elif field.name == group:
             getattr(layer, group).CopyFrom(value)
         else:
-            notes.append(f"layer '{old.name}': parameter '{field.name}' means nothing for a "
-                         f"{layer.type} layer; it is ignored")
+            notes.append(
+                f"layer '{old.name}': parameter '{field.name}' means nothing for a "
+                f"{layer.type} layer; it is ignored"
+            )
     return layer
 
 

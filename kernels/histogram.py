@@ -25,6 +25,7 @@ __all__ = ["BinEdges", "Histogram", "NotFiniteError"]
 
 #: The narrowest bins: 2**126, by which values are multiplied then, is still a float32.
 _LEAST = -126
+_LOWEST = -float(np.finfo(np.float32).max)
 
 
 class NotFiniteError(ValueError):
@@ -210,7 +211,7 @@ class Histogram:
         code: ModuleType,
     ) -> np.ndarray:
         """Return the `tail` greatest of kept and ``sign * x``, descending."""
-        threshold = -math.inf
+        threshold = _LOWEST
         if kept.size == self.tail:
             threshold = float(kept[-1])
             if high <= threshold:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_array, int32_room
+from kernels.checks import check_array, check_not_empty, int32_room
 from kernels.dispatch import backend
 from kernels.output import OutputStage, check_bias, check_output
 
@@ -12,6 +12,8 @@ __all__ = ["inner_product", "inner_product_int8"]
 
 
 def _check_shapes(x: np.ndarray, w: np.ndarray) -> None:
+    check_not_empty("x", x, first_axis=1)
+    check_not_empty("w", w)
     if x.shape[1] != w.shape[1]:
         raise ValueError(f"x {x.shape} and w {w.shape} must have the same second axis")
 

@@ -13,10 +13,18 @@ from pipeline.executor import FloatNet
 
 def with_blobs(net: caffeio.Net, blobs: Mapping[str, Sequence[np.ndarray]]) -> caffeio.Net:
     """Return the net with weights given by layer name."""
-    return net.with_layers(tuple(
-        replace(layer, blobs=tuple(np.ascontiguousarray(b, dtype=np.float32).reshape(np.shape(b))
-                                   for b in blobs.get(layer.name, layer.blobs)))
-        for layer in net.layers))
+    return net.with_layers(
+        tuple(
+            replace(
+                layer,
+                blobs=tuple(
+                    np.ascontiguousarray(b, dtype=np.float32).reshape(np.shape(b))
+                    for b in blobs.get(layer.name, layer.blobs)
+                ),
+            )
+            for layer in net.layers
+        )
+    )
 
 
 def one_layer(
@@ -30,8 +38,10 @@ def one_layer(
     text = 'name: "one"\n'
     for i, shape in enumerate(bottoms):
         dims = " ".join(f"dim: {d}" for d in shape)
-        text += (f'layer {{ name: "in{i}" type: "Input" top: "x{i}" '
-                 f"input_param {{ shape {{ {dims} }} }} }}\n")
+        text += (
+            f'layer {{ name: "in{i}" type: "Input" top: "x{i}" '
+            f"input_param {{ shape {{ {dims} }} }} }}\n"
+        )
     names = " ".join(f'bottom: "x{i}"' for i in range(len(bottoms)))
     made = " ".join(f'top: "y{i}"' for i in range(tops))
     text += f'layer {{ name: "l" type: "{kind}" {names} {made} {params} }}\n'

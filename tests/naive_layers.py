@@ -11,16 +11,20 @@ def conv_nd(x, w, stride, pad, dilation, group):
     """Convolve over any number of spatial axes."""
     n, _, *size = x.shape
     outs, per_group, *kernel = w.shape
-    out_size = [(s + 2 * p - d * (k - 1) - 1) // t + 1
-                for s, p, d, k, t in zip(size, pad, dilation, kernel, stride, strict=True)]
+    out_size = [
+        (s + 2 * p - d * (k - 1) - 1) // t + 1
+        for s, p, d, k, t in zip(size, pad, dilation, kernel, stride, strict=True)
+    ]
     y = np.zeros((n, outs, *out_size))
     for index in np.ndindex(*y.shape):
         b, o, *at = index
         first = o // (outs // group) * per_group
         for c in range(per_group):
             for tap in np.ndindex(*kernel):
-                place = [a * t - p + u * d
-                         for a, t, p, u, d in zip(at, stride, pad, tap, dilation, strict=True)]
+                place = [
+                    a * t - p + u * d
+                    for a, t, p, u, d in zip(at, stride, pad, tap, dilation, strict=True)
+                ]
                 if all(0 <= q < s for q, s in zip(place, size, strict=True)):
                     y[index] += x[(b, first + c, *place)] * w[(o, c, *tap)]
     return y
@@ -30,16 +34,20 @@ def deconv_nd(x, w, stride, pad, dilation, group):
     """Deconvolve over any number of spatial axes: every input value is spread out."""
     n, channels, *size = x.shape
     _, per_group, *kernel = w.shape
-    out_size = [t * (s - 1) + d * (k - 1) + 1 - 2 * p
-                for s, p, d, k, t in zip(size, pad, dilation, kernel, stride, strict=True)]
+    out_size = [
+        t * (s - 1) + d * (k - 1) + 1 - 2 * p
+        for s, p, d, k, t in zip(size, pad, dilation, kernel, stride, strict=True)
+    ]
     y = np.zeros((n, per_group * group, *out_size))
     for index in np.ndindex(*x.shape):
         b, c, *at = index
         first = c // (channels // group) * per_group
         for o in range(per_group):
             for tap in np.ndindex(*kernel):
-                place = [a * t - p + u * d
-                         for a, t, p, u, d in zip(at, stride, pad, tap, dilation, strict=True)]
+                place = [
+                    a * t - p + u * d
+                    for a, t, p, u, d in zip(at, stride, pad, tap, dilation, strict=True)
+                ]
                 if all(0 <= q < s for q, s in zip(place, out_size, strict=True)):
                     y[(b, first + o, *place)] += x[index] * w[(c, o, *tap)]
     return y
@@ -58,13 +66,13 @@ def reorg(x, s, reverse):
                     here = i + w * (j + h * (k + c * b))
                     c2, offset = k % small, k // small
                     there = (i * s + offset % s) + w * s * (
-                        (j * s + offset // s) + h * s * (c2 + small * b))
+                        (j * s + offset // s) + h * s * (c2 + small * b)
+                    )
                     if reverse:
                         flat_out[there] = flat_in[here]
                     else:
                         flat_out[here] = flat_in[there]
-    return flat_out.reshape((n, small, h * s, w * s) if reverse
-                            else (n, c * s * s, h // s, w // s))
+    return flat_out.reshape((n, small, h * s, w * s) if reverse else (n, c * s * s, h // s, w // s))
 
 
 def interp(x, height, width):
@@ -79,8 +87,12 @@ def interp(x, height, width):
             q = min(int(fx + 1e-9), w - 1)
             r2, q2 = min(r + 1, h - 1), min(q + 1, w - 1)
             a, b = fy - r, fx - q
-            y[:, :, i, j] = ((1 - a) * (1 - b) * x[:, :, r, q] + (1 - a) * b * x[:, :, r, q2]
-                             + a * (1 - b) * x[:, :, r2, q] + a * b * x[:, :, r2, q2])
+            y[:, :, i, j] = (
+                (1 - a) * (1 - b) * x[:, :, r, q]
+                + (1 - a) * b * x[:, :, r, q2]
+                + a * (1 - b) * x[:, :, r2, q]
+                + a * b * x[:, :, r2, q2]
+            )
     return y
 
 
@@ -89,8 +101,7 @@ def roi_pooling(x, rois, pooled_h, pooled_w, scale):
     _, c, h, w = x.shape
     y = np.zeros((len(rois), c, pooled_h, pooled_w))
     for r, (image, *corners) in enumerate(rois):
-        x1, y1, x2, y2 = (int(math.copysign(math.floor(abs(v * scale) + 0.5), v))
-                          for v in corners)
+        x1, y1, x2, y2 = (int(math.copysign(math.floor(abs(v * scale) + 0.5), v)) for v in corners)
         bin_h, bin_w = max(y2 - y1 + 1, 1) / pooled_h, max(x2 - x1 + 1, 1) / pooled_w
         for i in range(pooled_h):
             for j in range(pooled_w):
@@ -99,14 +110,18 @@ def roi_pooling(x, rois, pooled_h, pooled_w, scale):
                 left = min(max(math.floor(j * bin_w) + x1, 0), w)
                 right = min(max(math.ceil((j + 1) * bin_w) + x1, 0), w)
                 for k in range(c):
-                    values = [x[int(image), k, a, b] for a in range(top, bottom)
-                              for b in range(left, right)]
+                    values = [
+                        x[int(image), k, a, b]
+                        for a in range(top, bottom)
+                        for b in range(left, right)
+                    ]
                     y[r, k, i, j] = max(values) if values else 0
     return y
 
 
 def lstm(x, cont, w_x, b, w_h, h, c, static=None, w_static=None):
     """Run an LSTM one gate at a time; gates are in the order input, forget, output, new."""
+
     def sig(v):
         return 1 / (1 + math.exp(-v))
 
@@ -116,11 +131,14 @@ def lstm(x, cont, w_x, b, w_h, h, c, static=None, w_static=None):
     y = np.zeros((steps, streams, size))
     for t in range(steps):
         for n in range(streams):
-            gates = [float(b[r] + x[t, n].reshape(-1) @ w_x[r] + (cont[t, n] * h[n]) @ w_h[r])
-                     for r in range(4 * size)]
+            gates = [
+                float(b[r] + x[t, n].reshape(-1) @ w_x[r] + (cont[t, n] * h[n]) @ w_h[r])
+                for r in range(4 * size)
+            ]
             if static is not None:
-                gates = [g + float(static[n].reshape(-1) @ w_static[r])
-                         for r, g in enumerate(gates)]
+                gates = [
+                    g + float(static[n].reshape(-1) @ w_static[r]) for r, g in enumerate(gates)
+                ]
             for k in range(size):
                 i, f, o = (sig(gates[q * size + k]) for q in range(3))
                 c[n, k] = cont[t, n] * f * c[n, k] + i * math.tanh(gates[3 * size + k])
@@ -150,8 +168,21 @@ def iou(a, b):
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-def detections(loc, conf, prior, *, threshold, overlap, top_k, keep, background=0, eta=1.0,
-               shared=True, code="CENTER_SIZE", encoded=False):
+def detections(
+    loc,
+    conf,
+    prior,
+    *,
+    threshold,
+    overlap,
+    top_k,
+    keep,
+    background=0,
+    eta=1.0,
+    shared=True,
+    code="CENTER_SIZE",
+    encoded=False,
+):
     """SSD's DetectionOutput; arrays are (images, priors, ...) as a net lays them out."""
     images, priors, classes = conf.shape
     rows = []
@@ -162,7 +193,7 @@ def detections(loc, conf, prior, *, threshold, overlap, top_k, keep, background=
                 continue
             boxes = []
             for k in range(priors):
-                p, v = prior[0, 4 * k:4 * k + 4], prior[1, 4 * k:4 * k + 4]
+                p, v = prior[0, 4 * k : 4 * k + 4], prior[1, 4 * k : 4 * k + 4]
                 t = loc[image, k, 0 if shared else label] * (1 if encoded else v)
                 w, h = p[2] - p[0], p[3] - p[1]
                 if code == "CORNER":
@@ -173,8 +204,10 @@ def detections(loc, conf, prior, *, threshold, overlap, top_k, keep, background=
                     cx, cy = (p[0] + p[2]) / 2 + t[0] * w, (p[1] + p[3]) / 2 + t[1] * h
                     bw, bh = math.exp(t[2]) * w, math.exp(t[3]) * h
                     boxes.append([cx - bw / 2, cy - bh / 2, cx + bw / 2, cy + bh / 2])
-            order = sorted((k for k in range(priors) if conf[image, k, label] > threshold),
-                           key=lambda k: -conf[image, k, label])[:top_k]
+            order = sorted(
+                (k for k in range(priors) if conf[image, k, label] > threshold),
+                key=lambda k: -conf[image, k, label],
+            )[:top_k]
             kept: list[int] = []
             limit = overlap
             for k in order:

@@ -52,8 +52,11 @@ def small_net(seed: int = 0) -> caffeio.Net:
 
     def norm(channels: int) -> list[np.ndarray]:
         factor = np.float32(3.0)
-        return [normal(channels) * factor,
-                rng.uniform(0.5, 2, channels).astype(np.float32) * factor, np.array([factor])]
+        return [
+            normal(channels) * factor,
+            rng.uniform(0.5, 2, channels).astype(np.float32) * factor,
+            np.array([factor]),
+        ]
 
     return with_blobs(caffeio.parse_net(TEXT), {
         "conv1": [normal(8, 3, 3, 3)], "bn1": norm(8), "scale1": [normal(8) + 1, normal(8)],

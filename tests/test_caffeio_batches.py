@@ -115,8 +115,16 @@ def test_transforms_that_do_not_fit(transform: Transform, match: str) -> None:
         transform.apply(image(6, 5))
 
 
-@pytest.mark.parametrize("wrong", [{"resize": 0}, {"crop": (4, 0)}, {"channel_order": "rgb"},
-                                   {"scale": float("nan")}, {"mean": np.zeros((2, 2))}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"resize": 0},
+        {"crop": (4, 0)},
+        {"channel_order": "rgb"},
+        {"scale": float("nan")},
+        {"mean": np.zeros((2, 2))},
+    ],
+)
 def test_wrong_transforms(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         Transform(**wrong)  # type: ignore[arg-type]
@@ -176,8 +184,11 @@ def test_a_part_of_the_data() -> None:
 
 
 def test_too_little_data_is_said_at_once() -> None:
-    with pytest.raises(NotEnoughData, match=r"3 batches of 4.*12 samples.*'numbers' has 8 from "
-                                            "number 2 on") as caught:
+    with pytest.raises(
+        NotEnoughData,
+        match=r"3 batches of 4.*12 samples.*'numbers' has 8 from "
+        "number 2 on",
+    ) as caught:
         batches({"data": (Numbers(10), Transform())}, 4, 3, start=2)
     assert (caught.value.asked, caught.value.found) == (12, 8)
 
@@ -223,8 +234,9 @@ def test_reading_ahead_is_bounded_and_stops_with_the_consumer() -> None:
     assert threads() == 0
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_num": 0}, {"start": -1},
-                                   {"prefetch": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"batch_num": 0}, {"start": -1}, {"prefetch": -1}]
+)
 def test_wrong_arguments(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         batches({"data": (Numbers(4), Transform())}, **{"batch_size": 2, **wrong})
@@ -271,10 +283,13 @@ def test_image_data(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"{i}.png"), pixels)
     mean = np.array([10, 20, 30], np.float32)
     (tmp_path / "list.txt").write_text("0.png 4\n1.png 2\n")
-    layer = data_layer("ImageData", 'image_data_param { source: "list.txt" batch_size: 2 '
-                       'new_height: 6 new_width: 7 root_folder: "" } '
-                       "transform_param { crop_size: 5 scale: 0.5 mean_value: [10, 20, 30] "
-                       "mirror: true }")
+    layer = data_layer(
+        "ImageData",
+        'image_data_param { source: "list.txt" batch_size: 2 '
+        'new_height: 6 new_width: 7 root_folder: "" } '
+        "transform_param { crop_size: 5 scale: 0.5 mean_value: [10, 20, 30] "
+        "mirror: true }",
+    )
     data = net_source(layer, tmp_path)
     assert (data.label_blob, data.batch_size, list(data.inputs)) == ("label", 2, ["data"])
     (batch,) = batches(data.inputs, data.batch_size)
@@ -293,8 +308,11 @@ def test_data_with_a_mean_file(tmp_path: Path) -> None:
     mean = RNG.normal(size=(3, 6, 6)).astype(np.float32)
     blob = pb.BlobProto(num=1, channels=3, height=6, width=6, data=mean.ravel().tolist())
     (tmp_path / "m.binaryproto").write_bytes(blob.SerializeToString())
-    layer = data_layer("Data", 'data_param { source: "db" backend: LMDB batch_size: 1 } '
-                       'transform_param { mean_file: "m.binaryproto" crop_size: 4 }')
+    layer = data_layer(
+        "Data",
+        'data_param { source: "db" backend: LMDB batch_size: 1 } '
+        'transform_param { mean_file: "m.binaryproto" crop_size: 4 }',
+    )
     data = net_source(layer, tmp_path)
     (batch,) = batches(data.inputs, data.batch_size)
     np.testing.assert_array_equal(batch.inputs["data"][0], (raw - mean)[:, 1:5, 1:5])
@@ -310,8 +328,11 @@ def test_hdf5_data(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"], file["y"], file["label"] = x, y, np.array([1.0, 0.0, 2.0])
     (tmp_path / "list.txt").write_text("a.h5\n")
-    layer = data_layer("HDF5Data", 'hdf5_data_param { source: "list.txt" batch_size: 3 }',
-                       'top: "x" top: "y" top: "label"')
+    layer = data_layer(
+        "HDF5Data",
+        'hdf5_data_param { source: "list.txt" batch_size: 3 }',
+        'top: "x" top: "y" top: "label"',
+    )
     data = net_source(layer, tmp_path)
     (batch,) = batches(data.inputs, data.batch_size)
     np.testing.assert_array_equal(batch.inputs["x"], x.astype(np.float32))
@@ -329,8 +350,11 @@ def test_hdf5_data(tmp_path: Path) -> None:
         ("Data", "data_param { batch_size: 1 }", "names no source"),
         ("Data", 'data_param { source: "images" batch_size: 1 }', "no LMDB or LevelDB"),
         ("ImageData", 'image_data_param { source: "list" new_width: 3 }', "Caffe needs both"),
-        ("ImageData", 'image_data_param { source: "list" } transform_param { mean_file: "a" '
-                      "mean_value: 1 }", "keep one"),
+        (
+            "ImageData",
+            'image_data_param { source: "list" } transform_param { mean_file: "a" mean_value: 1 }',
+            "keep one",
+        ),
         ("HDF5Data", 'hdf5_data_param { source: "nothing" }', "does not exist"),
         ("MemoryData", "", "only Data"),
     ],

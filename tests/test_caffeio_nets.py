@@ -45,7 +45,7 @@ def test_a_net_is_read_in_order() -> None:
         ('layer {\n  name: "a"\n', 2, None, "}"),
         ('layer { name: "a" type: "Pooling"\n pooling_param { pool: LARGEST } }', 2, 24, "LARGEST"),
         ('layer { name: "a" }\nlayer { name: "b" name: "c" }', 2, None, "name"),
-        ('layer {\n convolution_param { num_output: -3 }\n}', 2, None, ""),
+        ("layer {\n convolution_param { num_output: -3 }\n}", 2, None, ""),
         ("layer { $ }", 1, None, ""),
     ],
 )
@@ -63,7 +63,7 @@ def test_unknown_fields_are_named_with_their_line_and_the_rest_is_read() -> None
     text = net_text(
         'layer { name: "c" type: "Convolution" bottom: "data" top: "c"\n'
         "  convolution_param { num_output: 4 my_field: 3 # a comment with }\n"
-        "    kernel_size: 3 engine: MKL2017 other { a: 1 b { c: \"}\" } } }\n"
+        '    kernel_size: 3 engine: MKL2017 other { a: 1 b { c: "}" } } }\n'
         "  strange_param < x: [1, 2] y: 'it''s' >\n"
         "  propagate_down: true }",
         "top_level: -1.5e3",
@@ -90,8 +90,11 @@ def test_an_error_after_an_unknown_field_keeps_its_place() -> None:
 
 def test_required_fields_are_demanded() -> None:
     with pytest.raises(CaffeFileError, match=r"clip_param\.max"):
-        parse_net(net_text('layer { name: "c" type: "Clip" bottom: "data" top: "data" '
-                           "clip_param { min: 0 } }"))
+        parse_net(
+            net_text(
+                'layer { name: "c" type: "Clip" bottom: "data" top: "data" clip_param { min: 0 } }'
+            )
+        )
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", 'name: "only a name"'])
@@ -249,24 +252,36 @@ def test_every_v1_type_has_the_name_of_caffe() -> None:
 
 
 def test_old_data_parameters_move_to_transform_param() -> None:
-    net = parse_net('layers { name: "d" type: DATA top: "data" data_param { source: "s" scale: 0.5 '
-                    'mean_file: "m" crop_size: 7 mirror: true batch_size: 2 } param: "w" '
-                    "blob_share_mode: PERMISSIVE blobs_lr: 3 }")
+    net = parse_net(
+        'layers { name: "d" type: DATA top: "data" data_param { source: "s" scale: 0.5 '
+        'mean_file: "m" crop_size: 7 mirror: true batch_size: 2 } param: "w" '
+        "blob_share_mode: PERMISSIVE blobs_lr: 3 }"
+    )
     p = net.layers[0].param
     t = p.transform_param
     assert (t.scale, t.mean_file, t.crop_size, t.mirror) == (0.5, "m", 7, True)
     assert not p.data_param.HasField("scale")
     assert (p.data_param.source, p.data_param.batch_size) == ("s", 2)
     assert (p.param[0].name, p.param[0].share_mode, p.param[0].lr_mult) == (
-        "w", pb.ParamSpec.PERMISSIVE, 3)
+        "w",
+        pb.ParamSpec.PERMISSIVE,
+        3,
+    )
 
 
 def test_v0_parameters_without_meaning_are_named() -> None:
-    net = parse_net('layers { layer { name: "d" type: "images" source: "l" batchsize: 4 '
-                    "shuffle_images: true new_height: 5 meanfile: 'm' stride: 3 } top: \"x\" }")
+    net = parse_net(
+        'layers { layer { name: "d" type: "images" source: "l" batchsize: 4 '
+        "shuffle_images: true new_height: 5 meanfile: 'm' stride: 3 } top: \"x\" }"
+    )
     p = net.layers[0].param
-    assert (p.image_data_param.source, p.image_data_param.batch_size, p.image_data_param.shuffle,
-            p.image_data_param.new_height, p.transform_param.mean_file) == ("l", 4, True, 5, "m")
+    assert (
+        p.image_data_param.source,
+        p.image_data_param.batch_size,
+        p.image_data_param.shuffle,
+        p.image_data_param.new_height,
+        p.transform_param.mean_file,
+    ) == ("l", 4, True, 5, "m")
     assert len(net.notes) == 1
     assert "'stride' means nothing" in net.notes[0]
 
@@ -278,8 +293,11 @@ def test_v0_parameters_without_meaning_are_named() -> None:
         ('layers { name: "a" bottom: "b" }', "no type"),
         ('layers { layer { name: "a" type: "odd" } top: "x" }', "'odd'"),
         ('input: "a" input_dim: 1 layer { name: "r" type: "ReLU" bottom: "a" top: "a" }', "four"),
-        ('input: "x" layers { layer { name: "p" type: "padding" pad: 1 } bottom: "x" top: "p" }'
-         'layers { layer { name: "r" type: "relu" } bottom: "p" top: "p" }', "cannot pad"),
+        (
+            'input: "x" layers { layer { name: "p" type: "padding" pad: 1 } bottom: "x" top: "p" }'
+            'layers { layer { name: "r" type: "relu" } bottom: "p" top: "p" }',
+            "cannot pad",
+        ),
     ],
 )
 def test_wrong_old_nets(text: str, match: str) -> None:
@@ -288,8 +306,10 @@ def test_wrong_old_nets(text: str, match: str) -> None:
 
 
 def test_several_legacy_inputs_get_a_free_name() -> None:
-    net = parse_net('input: "a" input: "b" input_shape { dim: 1 dim: 2 } input_shape { dim: 3 }'
-                    'layer { name: "input" type: "ReLU" bottom: "a" top: "c" }')
+    net = parse_net(
+        'input: "a" input: "b" input_shape { dim: 1 dim: 2 } input_shape { dim: 3 }'
+        'layer { name: "input" type: "ReLU" bottom: "a" top: "c" }'
+    )
     assert (net.layers[0].name, net.layers[0].tops) == ("input_0", ("a", "b"))
     assert [list(s.dim) for s in net.layers[0].param.input_param.shape] == [[1, 2], [3]]
     assert net.inputs == ("a", "b")
@@ -304,7 +324,8 @@ def test_a_written_prototxt_reads_back_equal(tmp_path: Path) -> None:
     caffeio.write_prototxt(net, path)
     again = caffeio.read_net(path)
     assert [(x.name, x.type, x.bottoms, x.tops, x.param) for x in again.layers] == [
-        (x.name, x.type, x.bottoms, x.tops, x.param) for x in net.layers]
+        (x.name, x.type, x.bottoms, x.tops, x.param) for x in net.layers
+    ]
     text = path.read_text()
     assert "coeff: 1\n" in text  # an integer field of another schema reads it
     assert "coeff: -0.5\n" in text

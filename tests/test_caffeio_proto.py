@@ -17,8 +17,9 @@ from caffeio.proto import quant_pb2
 from caffeio.proto.generate import PROTOS, generate
 
 #: Those in an old format are upgraded before they are written: see test_caffeio_nets.py.
-CAFFE_GOLDENS = sorted(p for p in (GOLDENS / "caffe").glob("*.npz")
-                       if not p.stem.startswith("legacy"))
+CAFFE_GOLDENS = sorted(
+    p for p in (GOLDENS / "caffe").glob("*.npz") if not p.stem.startswith("legacy")
+)
 
 
 def test_generated_modules_are_those_of_the_schema(tmp_path: Path) -> None:
@@ -61,17 +62,40 @@ def test_field_numbers_are_those_of_real_caffe(path: Path) -> None:
     ("message", "numbers"),
     [
         (pb.BlobProto, {"int8_data": 10, "int32_data": 11, "uint64_data": 12}),
-        (pb.LayerParameter, {"quant_param": 208, "dequant_param": 200000, "ifmr_param": 200001,
-                             "lstm_quant_param": 200002, "search_n_param": 200003,
-                             "retrain_data_quant_param": 200004,
-                             "retrain_weight_quant_param": 200005,
-                             "lstm_calibration_param": 200006, "clip_param": 148,
-                             "swish_param": 147, "permute_param": 202, "prior_box_param": 203,
-                             "detection_output_param": 204, "norm_param": 206}),
+        (
+            pb.LayerParameter,
+            {
+                "quant_param": 208,
+                "dequant_param": 200000,
+                "ifmr_param": 200001,
+                "lstm_quant_param": 200002,
+                "search_n_param": 200003,
+                "retrain_data_quant_param": 200004,
+                "retrain_weight_quant_param": 200005,
+                "lstm_calibration_param": 200006,
+                "clip_param": 148,
+                "swish_param": 147,
+                "permute_param": 202,
+                "prior_box_param": 203,
+                "detection_output_param": 204,
+                "norm_param": 206,
+            },
+        ),
         (pb.PoolingParameter, {"round_mode": 13}),
-        (quant_pb2.SingleLayerRecord, {"scale_d": 1, "offset_d": 2, "scale_w": 3, "offset_w": 4,
-                                       "shift_bit": 5, "channels": 6, "height": 7, "width": 8,
-                                       "skip_fusion": 9}),
+        (
+            quant_pb2.SingleLayerRecord,
+            {
+                "scale_d": 1,
+                "offset_d": 2,
+                "scale_w": 3,
+                "offset_w": 4,
+                "shift_bit": 5,
+                "channels": 6,
+                "height": 7,
+                "width": 8,
+                "skip_fusion": 9,
+            },
+        ),
         (quant_pb2.MapFiledEntry, {"key": 1, "value": 2}),
     ],
 )
@@ -81,10 +105,13 @@ def test_additions_have_their_public_numbers(message: type, numbers: dict[str, i
 
 
 def test_import_is_light() -> None:
-    code = ("import sys, caffeio, caffeio.data; "
-            "print([m for m in ('cv2', 'lmdb', 'plyvel', 'h5py', 'numba') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    code = (
+        "import sys, caffeio, caffeio.data; "
+        "print([m for m in ('cv2', 'lmdb', 'plyvel', 'h5py', 'numba') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -62,7 +62,8 @@ def test_records_round_trip(layers: dict[str, LayerRecord]) -> None:
     assert list(parse_record(text).layers) == list(layers)
     theirs = text_format.Parse(text, quant_pb2.ScaleOffsetRecord())
     assert [(e.key, e.value.scale_d) for e in theirs.record] == [
-        (name, layer.scale_d) for name, layer in layers.items()]
+        (name, layer.scale_d) for name, layer in layers.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,9 @@ def test_everything_in_a_config() -> None:
     assert (config.do_fusion, config.skip_fusion_layers) == (False, ("c",))
     assert config.common == LayerSettings(None, HfmgSettings(2048, False))
     assert config.layer_types == {"Convolution": LayerSettings(True, None)}
-    assert config.layers == {"fc": LayerSettings(None, IfmrSettings(search_step=0.05,
-                                                                    asymmetric=True))}
+    assert config.layers == {
+        "fc": LayerSettings(None, IfmrSettings(search_step=0.05, asymmetric=True))
+    }
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,15 @@ def test_everything_in_a_config() -> None:
         ("common_config { ifmr_quantize { search_range_start: 1.4 } }", "start < end"),
         ("common_config { hfmg_quantize { num_of_bins: 1000 } }", "num_of_bins is 1000"),
         ("common_config { hfmg_quantize {} ifmr_quantize {} }", "exclude each other"),
-        ('override_layer_types { layer_type: "InnerProduct" calibration_config '
-         "{ arq_quantize { channel_wise: true } } }", "channel_wise is true"),
-        ('override_layer_configs { layer_name: "a" } override_layer_configs { layer_name: "a" }',
-         "given twice"),
+        (
+            'override_layer_types { layer_type: "InnerProduct" calibration_config '
+            "{ arq_quantize { channel_wise: true } } }",
+            "channel_wise is true",
+        ),
+        (
+            'override_layer_configs { layer_name: "a" } override_layer_configs { layer_name: "a" }',
+            "given twice",
+        ),
         ("batch_num: many", "q.cfg:1:12"),
     ],
 )

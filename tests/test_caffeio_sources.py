@@ -88,8 +88,9 @@ def test_a_folder_without_images(make: str, tmp_path: Path) -> None:
         open_source(folder)
 
 
-@pytest.mark.parametrize(("ending", "keep"), [("jpg", 0.6), ("png", 0.6), ("jpg", 0.0),
-                                              ("bmp", 0.1)])
+@pytest.mark.parametrize(
+    ("ending", "keep"), [("jpg", 0.6), ("png", 0.6), ("jpg", 0.0), ("bmp", 0.1)]
+)
 def test_damaged_images_are_named(ending: str, keep: float, tmp_path: Path) -> None:
     save(tmp_path / f"a.{ending}", picture(0, 64, 64))
     bad = save(tmp_path / f"b.{ending}", picture(1, 64, 64))
@@ -340,8 +341,9 @@ def test_hdf5(tmp_path: Path) -> None:
         open_source(tmp_path / "b.h5")
 
 
-@pytest.mark.parametrize(("kind", "module"), [("lmdb", "lmdb"), ("leveldb", "plyvel"),
-                                              ("hdf5", "h5py")])
+@pytest.mark.parametrize(
+    ("kind", "module"), [("lmdb", "lmdb"), ("leveldb", "plyvel"), ("hdf5", "h5py")]
+)
 def test_a_missing_library_is_named(
     kind: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,8 +373,10 @@ def test_means(tmp_path: Path) -> None:
     assert read_mean(tmp_path / "c.npy").shape == (3,)
 
 
-@pytest.mark.parametrize(("name", "content"), [("m.binaryproto", b"\x99"), ("m.npy", b"\x93NUMPY"),
-                                               ("m.binaryproto", b""), ("m.npy", None)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("m.binaryproto", b"\x99"), ("m.npy", b"\x93NUMPY"), ("m.binaryproto", b""), ("m.npy", None)],
+)
 def test_wrong_means(name: str, content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / name
     if content is not None:

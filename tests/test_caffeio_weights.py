@@ -103,12 +103,17 @@ def test_opencv_reads_half_precision_the_same(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
 
     def half(blob: np.ndarray) -> bytes:
-        return (wire.put(7, wire.put(1, wire.pack_varints(blob.shape))) + bytes([10 << 3, 2])
-                + wire.put(12, blob.astype(np.float16).tobytes()))
+        return (
+            wire.put(7, wire.put(1, wire.pack_varints(blob.shape)))
+            + bytes([10 << 3, 2])
+            + wire.put(12, blob.astype(np.float16).tobytes())
+        )
 
-    data = wire.put(100, wire.put(1, b"c") + wire.put(2, b"Convolution")
-                    + b"".join(wire.put(7, half(b)) for b in C))
-    net = read(tmp_path, data, NET[: NET.index("layer { name: \"fc\"")])
+    data = wire.put(
+        100,
+        wire.put(1, b"c") + wire.put(2, b"Convolution") + b"".join(wire.put(7, half(b)) for b in C),
+    )
+    net = read(tmp_path, data, NET[: NET.index('layer { name: "fc"')])
     assert net.notes == ()
     theirs = cv2.dnn.readNetFromCaffe(str(tmp_path / "n.prototxt"), str(tmp_path / "n.caffemodel"))
     x = RNG.normal(size=(1, 2, 4, 4)).astype(np.float32)
@@ -136,8 +141,10 @@ def test_deploy_blobs_keep_their_types(tmp_path: Path) -> None:
 def test_hdf5_weights_equal_the_binary_ones(assets: Path) -> None:
     pytest.importorskip("h5py")
     folder = assets / "models/cifar10_m4"
-    nets = [caffeio.read_net(folder / "deploy.prototxt", folder / name)
-            for name in ("cifar10_m4.caffemodel", "cifar10_m4.caffemodel.h5")]
+    nets = [
+        caffeio.read_net(folder / "deploy.prototxt", folder / name)
+        for name in ("cifar10_m4.caffemodel", "cifar10_m4.caffemodel.h5")
+    ]
     for a, b in zip(nets[0].layers, nets[1].layers, strict=True):
         assert all(same(x, y) for x, y in zip(a.blobs, b.blobs, strict=True))
     assert sum(len(layer.blobs) for layer in nets[1].layers) == 8
@@ -227,10 +234,15 @@ def test_a_parameter_name_shares_the_blob(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layer", "shapes"),
     [
-        ('type: "Deconvolution" convolution_param { num_output: 6 group: 2 kernel_h: 2 kernel_w: 3 '
-         "bias_term: false }", [(None, 3, 2, 3)]),
-        ('type: "InnerProduct" inner_product_param { num_output: 4 transpose: true }',
-         [(None, 4), (4,)]),
+        (
+            'type: "Deconvolution" convolution_param { num_output: 6 group: 2 kernel_h: 2 kernel_w: 3 '
+            "bias_term: false }",
+            [(None, 3, 2, 3)],
+        ),
+        (
+            'type: "InnerProduct" inner_product_param { num_output: 4 transpose: true }',
+            [(None, 4), (4,)],
+        ),
         ('type: "BatchNorm"', [(None,), (None,), (1,)]),
         ('type: "Scale" scale_param { bias_term: true }', [(None,), (None,)]),
         ('type: "Scale" scale_param { num_axes: -1 }', [None]),
@@ -239,17 +251,24 @@ def test_a_parameter_name_shares_the_blob(tmp_path: Path) -> None:
         ('type: "PReLU" prelu_param { channel_shared: true }', [()]),
         ('type: "Embed" embed_param { num_output: 3 input_dim: 7 }', [(7, 3), (3,)]),
         ('type: "LSTM" recurrent_param { num_output: 5 }', [(20, None), (20,), (20, 5)]),
-        ('type: "RNN" bottom: "b" bottom: "c" recurrent_param { num_output: 5 }',
-         [(5, None), (5,), (5, None), (5, 5), (5, 5), (5,)]),
-        ('type: "DepthwiseConvolution" convolution_param { num_output: 8 kernel_size: 3 '
-         "kernel_size: 1 group: 8 }", [(8, None, 3, 1), (8,)]),
+        (
+            'type: "RNN" bottom: "b" bottom: "c" recurrent_param { num_output: 5 }',
+            [(5, None), (5,), (5, None), (5, 5), (5, 5), (5,)],
+        ),
+        (
+            'type: "DepthwiseConvolution" convolution_param { num_output: 8 kernel_size: 3 '
+            "kernel_size: 1 group: 8 }",
+            [(8, None, 3, 1), (8,)],
+        ),
         ('type: "Normalize" norm_param { channel_shared: false }', [(None,)]),
         ('type: "Parameter" parameter_param { shape { dim: 2 dim: 3 } }', [(2, 3)]),
     ],
 )
 def test_expected_blobs(layer: str, shapes: list[tuple[int | None, ...] | None]) -> None:
-    text = (f'input: "d" input: "s" input: "b" input: "c" layer {{ name: "l" top: "t" bottom: "d" '
-            f"{layer} }}")
+    text = (
+        f'input: "d" input: "s" input: "b" input: "c" layer {{ name: "l" top: "t" bottom: "d" '
+        f"{layer} }}"
+    )
     assert caffeio.expected_blobs(caffeio.parse_net(text).layer("l")) == tuple(shapes)
 
 
@@ -260,18 +279,28 @@ def test_unknown_fields_of_a_file_are_named(tmp_path: Path) -> None:
     proto = model(c=C, fc=FC)
     blob = proto.layer[0].blobs[0].SerializeToString() + bytes([99 << 3 & 0x7F | 0x80, 6, 1])
     inner = wire.put(33, b"xyz")
-    layer = (wire.put(1, b"c") + wire.put(7, blob) + wire.put(7, message(C[1]).SerializeToString())
-             + wire.put(106, inner) + wire.put(4321, b"") + wire.put(147, b"\xff\xff"))
-    data = (wire.put(100, layer) + wire.put(100, proto.layer[1].SerializeToString())
-            + wire.put(55, b"?"))
+    layer = (
+        wire.put(1, b"c")
+        + wire.put(7, blob)
+        + wire.put(7, message(C[1]).SerializeToString())
+        + wire.put(106, inner)
+        + wire.put(4321, b"")
+        + wire.put(147, b"\xff\xff")
+    )
+    data = (
+        wire.put(100, layer)
+        + wire.put(100, proto.layer[1].SerializeToString())
+        + wire.put(55, b"?")
+    )
     net = read(tmp_path, data)
     text = "\n".join(net.notes)
     assert "the net has a field 55" in text
     assert "blob 0 has a field 99" in text
     assert "layer 'c' has a field 4321 " in text or "layer 'c' has a field 147 " in text
     good = wire.put(1, b"c") + b"".join(wire.put(7, message(b).SerializeToString()) for b in C)
-    data = (wire.put(100, good + wire.put(106, inner) + wire.put(4321, b""))
-            + wire.put(100, proto.layer[1].SerializeToString()))
+    data = wire.put(100, good + wire.put(106, inner) + wire.put(4321, b"")) + wire.put(
+        100, proto.layer[1].SerializeToString()
+    )
     text = "\n".join(read(tmp_path, data).notes)
     assert "layer 'c' has a field 106.33 " in text
     assert "layer 'c' has a field 4321 " in text
@@ -285,8 +314,9 @@ def test_a_truncated_file_is_refused(keep: int, tmp_path: Path) -> None:
     assert caught.value.path.name == "n.caffemodel"
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"PK\x03\x04" + bytes(50),
-                                  b"\x0a\x05hello"])
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>not found</html>", b"PK\x03\x04" + bytes(50), b"\x0a\x05hello"]
+)
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(CaffeFileError):
         read(tmp_path, data)

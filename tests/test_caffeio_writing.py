@@ -32,7 +32,10 @@ def test_every_bit_survives(tmp_path: Path) -> None:
     assert same(again.layer("fc").blobs[0], blob)
     file = pb.NetParameter.FromString((tmp_path / "out.caffemodel").read_bytes())
     assert {f.name for layer in file.layer for f, _ in layer.ListFields()} == {
-        "name", "type", "blobs"}
+        "name",
+        "type",
+        "blobs",
+    }
     assert [layer.name for layer in file.layer] == ["input", "c", "fc"]
 
 
@@ -53,7 +56,8 @@ def test_blobs_round_trip(blob: np.ndarray) -> None:
     proto = pb.BlobProto.FromString(raw)
     assert tuple(proto.shape.dim) == blob.shape
     field = {"f4": proto.data, "i4": proto.int32_data, "u8": proto.uint64_data}.get(
-        blob.dtype.str[1:])
+        blob.dtype.str[1:]
+    )
     if field is None:
         assert proto.int8_data == blob.tobytes()
     else:
@@ -126,8 +130,10 @@ def test_opencv_reads_what_is_written(assets: Path, tmp_path: Path) -> None:
     caffeio.write_caffemodel(net, tmp_path / "n.caffemodel")
     x = RNG.random((2, 1, 28, 28), np.float32)
     outs = []
-    for prototxt, weights in ((folder / "deploy.prototxt", folder / "lenet.caffemodel"),
-                              (tmp_path / "n.prototxt", tmp_path / "n.caffemodel")):
+    for prototxt, weights in (
+        (folder / "deploy.prototxt", folder / "lenet.caffemodel"),
+        (tmp_path / "n.prototxt", tmp_path / "n.caffemodel"),
+    ):
         theirs = cv2.dnn.readNetFromCaffe(str(prototxt), str(weights))
         theirs.setInput(x)
         outs.append(theirs.forward())

@@ -20,7 +20,8 @@ LAYERS = {"conv1", "conv2_dw", "conv2_pw", "conv3", "conv4", "pool2", "score"}
 
 needs_opencv = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"),
-    reason="this OpenCV reads no Caffe nets; pip install 'opencv-python-headless<5'")
+    reason="this OpenCV reads no Caffe nets; pip install 'opencv-python-headless<5'",
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,8 @@ def test_data_is_disjoint_and_small(images: np.ndarray, labels: np.ndarray) -> N
 @needs_opencv
 def test_float_net_equals_opencv(net: caffeio.Net, images: np.ndarray, labels: np.ndarray) -> None:
     reader = cv2.dnn.readNetFromCaffe(
-        str(DEMO / "deploy.prototxt"), str(DEMO / "digits.caffemodel"))
+        str(DEMO / "deploy.prototxt"), str(DEMO / "digits.caffemodel")
+    )
     reader.setInput(images)
     names = ["score", "prob"]
     out = pipeline.FloatNet(net).forward({"data": images}, names)
@@ -131,8 +133,10 @@ def test_files_read_back(report: Report, net: caffeio.Net, images: np.ndarray) -
     assert [b.array.dtype for b in weights.layers["conv5"]] == [np.float32, np.float32]
     assert [b.array.dtype for b in weights.layers["conv3_dequant"]] == [np.uint64]
     inputs = {"data": images[:50]}
-    from_file, from_run = (pipeline.Int8Net(net, r).forward(inputs, ["score"])["score"]
-                           for r in (record, report.record))
+    from_file, from_run = (
+        pipeline.Int8Net(net, r).forward(inputs, ["score"])["score"]
+        for r in (record, report.record)
+    )
     np.testing.assert_array_equal(from_file, from_run)
 
 

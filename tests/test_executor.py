@@ -14,8 +14,10 @@ import caffeio
 from caffeio import NetError, Value
 from pipeline.executor import FloatNet
 
-INPUT = ('layer { name: "in" type: "Input" top: "x" '
-         "input_param { shape { dim: 2 dim: 3 dim: 4 dim: 4 } } }\n")
+INPUT = (
+    'layer { name: "in" type: "Input" top: "x" '
+    "input_param { shape { dim: 2 dim: 3 dim: 4 dim: 4 } } }\n"
+)
 
 
 def layers(*lines: str) -> str:
@@ -23,10 +25,15 @@ def layers(*lines: str) -> str:
     text = ""
     for line in lines:
         name, kind, bottoms, tops, *rest = line.split(maxsplit=4)
-        text += (f'layer {{ name: "{name}" type: "{kind}" '
-                 + " ".join(f'bottom: "{b}"' for b in bottoms.split(",") if b != "-") + " "
-                 + " ".join(f'top: "{t}"' for t in tops.split(",") if t != "-")
-                 + " " + " ".join(rest) + " }\n")
+        text += (
+            f'layer {{ name: "{name}" type: "{kind}" '
+            + " ".join(f'bottom: "{b}"' for b in bottoms.split(",") if b != "-")
+            + " "
+            + " ".join(f'top: "{t}"' for t in tops.split(",") if t != "-")
+            + " "
+            + " ".join(rest)
+            + " }\n"
+        )
     return text
 
 
@@ -38,12 +45,20 @@ X = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
 
 
 def test_in_place_layers_keep_the_values_apart():
-    net = caffeio.parse_net(INPUT + layers(
-        "a Power x y " + power(2, 0), "b Power y z " + power(1, 1), "c Power y y " + power(1, 10),
-        "d Eltwise y,z w", "e AbsVal y y"))
+    net = caffeio.parse_net(
+        INPUT
+        + layers(
+            "a Power x y " + power(2, 0),
+            "b Power y z " + power(1, 1),
+            "c Power y y " + power(1, 10),
+            "d Eltwise y,z w",
+            "e AbsVal y y",
+        )
+    )
     seen = {}
-    out = FloatNet(net).forward({"x": X}, ["y", "w"],
-                                lambda i, layer, b, t: seen.update({layer.name: t[0]}))
+    out = FloatNet(net).forward(
+        {"x": X}, ["y", "w"], lambda i, layer, b, t: seen.update({layer.name: t[0]})
+    )
     np.testing.assert_allclose(out["w"], (2 * X + 10) + (2 * X + 1), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(out["y"], np.abs(2 * X + 10), rtol=1e-6)
     np.testing.assert_allclose(seen["a"], 2 * X, rtol=1e-6)
@@ -52,15 +67,21 @@ def test_in_place_layers_keep_the_values_apart():
 
 
 def test_a_split_blob_is_not_changed_by_an_in_place_reader():
-    net = caffeio.parse_net(INPUT + layers("a ReLU x y", "s Split y p,q", "c Power p p "
-                                           + power(1, 5), "d Eltwise p,q w"))
+    net = caffeio.parse_net(
+        INPUT
+        + layers("a ReLU x y", "s Split y p,q", "c Power p p " + power(1, 5), "d Eltwise p,q w")
+    )
     out = FloatNet(net).forward({"x": X})
     np.testing.assert_allclose(out["w"], 2 * np.maximum(X, 0) + 5, rtol=1e-6)
 
 
 def test_values_are_freed_after_their_last_reader():
-    net = caffeio.parse_net(INPUT + layers(*(
-        f"p{i} Power {'x' if i == 0 else f'b{i - 1}'} b{i} " + power(1, 1) for i in range(8))))
+    net = caffeio.parse_net(
+        INPUT
+        + layers(
+            *(f"p{i} Power {'x' if i == 0 else f'b{i - 1}'} b{i} " + power(1, 1) for i in range(8))
+        )
+    )
     alive: list[weakref.ref] = []
     counts = []
 
@@ -96,16 +117,23 @@ def test_only_what_the_blobs_need_runs_but_an_observer_sees_all():
     with pytest.raises(NetError, match="input 'z' is missing; the net needs 'x', 'z'"):
         runner.forward({"x": X})
     seen = []
-    out = runner.forward({"x": X, "z": [0.0]}, (),
-                         lambda i, layer, b, t: seen.append((i, layer.name)))
+    out = runner.forward(
+        {"x": X, "z": [0.0]}, (), lambda i, layer, b, t: seen.append((i, layer.name))
+    )
     assert out == {}
     assert seen == [(1, "a"), (2, "b"), (3, "c"), (5, "d")]
 
 
 def test_batch_and_image_size_may_change():
-    net = with_blobs(caffeio.parse_net(INPUT + layers(
-        "c Convolution x c convolution_param { num_output: 5 kernel_size: 3 bias_term: false }")),
-        {"c": [np.ones((5, 3, 3, 3))]})
+    net = with_blobs(
+        caffeio.parse_net(
+            INPUT
+            + layers(
+                "c Convolution x c convolution_param { num_output: 5 kernel_size: 3 bias_term: false }"
+            )
+        ),
+        {"c": [np.ones((5, 3, 3, 3))]},
+    )
     runner = FloatNet(net)
     assert runner.shapes()[Value("c")] == (2, 5, 2, 2)
     assert runner.shapes({"x": (7, 3, 9, 5)})[Value("c")] == (7, 5, 7, 3)
@@ -113,15 +141,18 @@ def test_batch_and_image_size_may_change():
     np.testing.assert_array_equal(runner.forward({"x": np.ones((1, 3, 4, 4))})["c"], 27)
 
 
-@pytest.mark.parametrize(("inputs", "message"), [
-    ({}, "input 'x' is missing; the net needs 'x'"),
-    ({"x": X, "y": X}, "'y' is not an input of the net; its inputs are 'x'"),
-    ({"xx": X}, "'xx' is not an input of the net; do you mean 'x'"),
-    ({"x": X[0]}, r"input 'x' has shape \(3, 4, 4\), the net needs \(N, 3, 4, 4\)"),
-    ({"x": X[:, :2]}, r"has shape \(2, 2, 4, 4\), the net needs \(N, 3, 4, 4\)"),
-    ({"x": X[:0]}, r"has shape \(0, 3, 4, 4\)"),
-    ({"x": [["a"]]}, "input 'x' is not an array of numbers"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input 'x' is missing; the net needs 'x'"),
+        ({"x": X, "y": X}, "'y' is not an input of the net; its inputs are 'x'"),
+        ({"xx": X}, "'xx' is not an input of the net; do you mean 'x'"),
+        ({"x": X[0]}, r"input 'x' has shape \(3, 4, 4\), the net needs \(N, 3, 4, 4\)"),
+        ({"x": X[:, :2]}, r"has shape \(2, 2, 4, 4\), the net needs \(N, 3, 4, 4\)"),
+        ({"x": X[:0]}, r"has shape \(0, 3, 4, 4\)"),
+        ({"x": [["a"]]}, "input 'x' is not an array of numbers"),
+    ],
+)
 def test_wrong_inputs(inputs, message: str):
     runner = FloatNet(caffeio.parse_net(INPUT + layers("a ReLU x r")))
     with pytest.raises(NetError, match=message):
@@ -151,19 +182,25 @@ def test_several_inputs_of_one_layer():
         'layer { name: "in" type: "Input" top: "a" top: "b" '
         "input_param { shape { dim: 1 dim: 2 } } }\n"
         'layer { name: "in2" type: "Input" top: "c" top: "d" input_param { shape { dim: 3 } '
-        "shape { dim: 4 dim: 5 } } }\n" + layers("s Eltwise a,b s", "q Silence c,d -"))
+        "shape { dim: 4 dim: 5 } } }\n" + layers("s Eltwise a,b s", "q Silence c,d -")
+    )
     shapes = FloatNet(net).shapes()
     assert [shapes[Value(n)] for n in "abcds"] == [(1, 2), (1, 2), (3,), (4, 5), (1, 2)]
-    out = FloatNet(net).forward({"a": [[1, 2]], "b": [[10, 20]], "c": np.ones(3),
-                                 "d": np.ones((4, 5))})
+    out = FloatNet(net).forward(
+        {"a": [[1, 2]], "b": [[10, 20]], "c": np.ones(3), "d": np.ones((4, 5))}
+    )
     np.testing.assert_array_equal(out["s"], [[11, 22]])
 
 
-DATA = ('layer { name: "data" type: "Data" top: "data" top: "label" '
-        'data_param { source: "none" batch_size: 2 } }\n')
-LABELLED = DATA + layers("ip InnerProduct data ip inner_product_param { num_output: 3 "
-                         "bias_term: false }", "acc Accuracy ip,label acc",
-                         "loss SoftmaxWithLoss ip,label loss")
+DATA = (
+    'layer { name: "data" type: "Data" top: "data" top: "label" '
+    'data_param { source: "none" batch_size: 2 } }\n'
+)
+LABELLED = DATA + layers(
+    "ip InnerProduct data ip inner_product_param { num_output: 3 bias_term: false }",
+    "acc Accuracy ip,label acc",
+    "loss SoftmaxWithLoss ip,label loss",
+)
 
 
 def labelled() -> FloatNet:
@@ -196,10 +233,11 @@ def test_shapes_of_a_data_layer_must_be_given():
 
 
 def test_layers_behind_a_filter_are_checked_with_their_true_shapes():
-    text = ('layer { name: "in" type: "Input" top: "x" top: "keep" input_param { '
-            "shape { dim: 4 dim: 6 } shape { dim: 4 } } }\n"
-            + layers("f Filter x,keep f", "r Reshape f r reshape_param { shape { dim: 2 dim: -1 } "
-                     "}"))
+    text = (
+        'layer { name: "in" type: "Input" top: "x" top: "keep" input_param { '
+        "shape { dim: 4 dim: 6 } shape { dim: 4 } } }\n"
+        + layers("f Filter x,keep f", "r Reshape f r reshape_param { shape { dim: 2 dim: -1 } }")
+    )
     runner = FloatNet(caffeio.parse_net(text))
     assert runner.shapes()[Value("f")] == (4, 6)
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -211,8 +249,12 @@ def test_layers_behind_a_filter_are_checked_with_their_true_shapes():
 
 
 def test_a_failing_layer_is_named_with_its_shapes():
-    net = one_layer("Embed", "embed_param { num_output: 2 input_dim: 3 bias_term: false }",
-                    [(2,)], [np.ones((3, 2))])
+    net = one_layer(
+        "Embed",
+        "embed_param { num_output: 2 input_dim: 3 bias_term: false }",
+        [(2,)],
+        [np.ones((3, 2))],
+    )
     with pytest.raises(NetError, match=r"layer 'l': Embed failed on \(2,\): bottom 'x0' holds"):
         FloatNet(net).forward({"x0": [0, 9]})
 
@@ -236,12 +278,21 @@ def test_other_computations_run_on_the_same_loop():
 
 def test_one_net_serves_several_threads():
     rng = np.random.default_rng(1)
-    net = with_blobs(caffeio.parse_net(INPUT + layers(
-        "c Convolution x c convolution_param { num_output: 8 kernel_size: 3 pad: 1 }",
-        "r ReLU c c", "p Pooling c p pooling_param { pool: AVE kernel_size: 2 stride: 2 }",
-        "i InnerProduct p i inner_product_param { num_output: 4 }")),
-        {"c": [rng.normal(size=(8, 3, 3, 3)), rng.normal(size=8)],
-         "i": [rng.normal(size=(4, 32)), rng.normal(size=4)]})
+    net = with_blobs(
+        caffeio.parse_net(
+            INPUT
+            + layers(
+                "c Convolution x c convolution_param { num_output: 8 kernel_size: 3 pad: 1 }",
+                "r ReLU c c",
+                "p Pooling c p pooling_param { pool: AVE kernel_size: 2 stride: 2 }",
+                "i InnerProduct p i inner_product_param { num_output: 4 }",
+            )
+        ),
+        {
+            "c": [rng.normal(size=(8, 3, 3, 3)), rng.normal(size=8)],
+            "i": [rng.normal(size=(4, 32)), rng.normal(size=4)],
+        },
+    )
     runner = FloatNet(net)
     inputs = [rng.normal(size=(1 + k % 3, 3, 4, 4)).astype(np.float32) for k in range(24)]
     want = [runner.forward({"x": x})["i"] for x in inputs]

@@ -15,7 +15,8 @@ from caffeio.errors import NetError
 
 needs_opencv = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"),
-    reason="this OpenCV reads no Caffe nets; pip install 'opencv-python-headless<5'")
+    reason="this OpenCV reads no Caffe nets; pip install 'opencv-python-headless<5'",
+)
 
 
 def rand(*shape: int, seed: int = 0) -> np.ndarray:
@@ -27,8 +28,7 @@ def opencv(folder: Path, kind: str, params: str, bottoms, blobs=()) -> np.ndarra
     net = one_layer(kind, params, [b.shape for b in bottoms], blobs)
     caffeio.write_prototxt(net, folder / "net.prototxt")
     caffeio.write_caffemodel(net, folder / "net.caffemodel")
-    reader = cv2.dnn.readNetFromCaffe(str(folder / "net.prototxt"),
-                                      str(folder / "net.caffemodel"))
+    reader = cv2.dnn.readNetFromCaffe(str(folder / "net.prototxt"), str(folder / "net.caffemodel"))
     for i, x in enumerate(bottoms):
         reader.setInput(x, f"x{i}")
     return reader.forward("l")
@@ -37,23 +37,44 @@ def opencv(folder: Path, kind: str, params: str, bottoms, blobs=()) -> np.ndarra
 SCALES = np.linspace(0.5, 2, 6, dtype=np.float32)
 WEIGHTS = rand(6, 1, 3, 3, seed=1)
 OPENCV_CASES = {
-    "permute": ("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }",
-                [rand(2, 6, 4, 5)], ()),
-    "normalize": ("Normalize", "norm_param { across_spatial: false channel_shared: false }",
-                  [rand(2, 6, 4, 5)], (SCALES,)),
-    "normalize_space": ("Normalize", "norm_param { across_spatial: true channel_shared: true }",
-                        [rand(1, 6, 4, 5)], (np.float32([1.7]),)),
+    "permute": (
+        "Permute",
+        "permute_param { order: 0 order: 2 order: 3 order: 1 }",
+        [rand(2, 6, 4, 5)],
+        (),
+    ),
+    "normalize": (
+        "Normalize",
+        "norm_param { across_spatial: false channel_shared: false }",
+        [rand(2, 6, 4, 5)],
+        (SCALES,),
+    ),
+    "normalize_space": (
+        "Normalize",
+        "norm_param { across_spatial: true channel_shared: true }",
+        [rand(1, 6, 4, 5)],
+        (np.float32([1.7]),),
+    ),
     "relu6": ("ReLU6", "", [rand(2, 6, 4, 5) * 6], ()),
     "shuffle": ("ShuffleChannel", "shuffle_channel_param { group: 3 }", [rand(2, 6, 4, 5)], ()),
     "interp": ("Interp", "interp_param { height: 9 width: 13 }", [rand(2, 6, 4, 5)], ()),
     "interp_down": ("Interp", "interp_param { height: 3 width: 2 }", [rand(2, 6, 7, 9)], ()),
     "interp_zoom": ("Interp", "interp_param { zoom_factor: 3 }", [rand(2, 6, 4, 5)], ()),
-    "prior": ("PriorBox", "prior_box_param { min_size: 30 max_size: 60 aspect_ratio: 2 "
-              "aspect_ratio: 3 flip: true clip: false variance: 0.1 variance: 0.1 variance: 0.2 "
-              "variance: 0.2 offset: 0.5 }", [rand(1, 6, 4, 5), rand(1, 3, 100, 120)], ()),
-    "prior_step": ("PriorBox", "prior_box_param { min_size: 16 min_size: 40 aspect_ratio: 2 "
-                   "flip: false clip: true step: 20 offset: 0.4 variance: 0.1 }",
-                   [rand(1, 6, 4, 5), rand(1, 3, 100, 120)], ()),
+    "prior": (
+        "PriorBox",
+        "prior_box_param { min_size: 30 max_size: 60 aspect_ratio: 2 "
+        "aspect_ratio: 3 flip: true clip: false variance: 0.1 variance: 0.1 variance: 0.2 "
+        "variance: 0.2 offset: 0.5 }",
+        [rand(1, 6, 4, 5), rand(1, 3, 100, 120)],
+        (),
+    ),
+    "prior_step": (
+        "PriorBox",
+        "prior_box_param { min_size: 16 min_size: 40 aspect_ratio: 2 "
+        "flip: false clip: true step: 20 offset: 0.4 variance: 0.1 }",
+        [rand(1, 6, 4, 5), rand(1, 3, 100, 120)],
+        (),
+    ),
 }
 
 
@@ -71,8 +92,13 @@ def test_equals_opencv(case: str, tmp_path: Path):
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 def test_depthwise_group_is_the_channels_if_not_given(kind: str, device: str):
     x, w, b = rand(2, 6, 7, 5), WEIGHTS, rand(6, seed=2)
-    (got,) = forward(kind, "convolution_param { num_output: 6 kernel_size: 3 stride: 2 pad: 1 }",
-                     [x], (w, b), device=device)
+    (got,) = forward(
+        kind,
+        "convolution_param { num_output: 6 kernel_size: 3 stride: 2 pad: 1 }",
+        [x],
+        (w, b),
+        device=device,
+    )
     want = naive.conv_nd(x, w, (2, 2), (1, 1), (1, 1), 6) + b[:, None, None]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -92,12 +118,15 @@ def test_axpy():
     np.testing.assert_array_equal(flat, got)
 
 
-@pytest.mark.parametrize(("params", "size"), [
-    ("height: 5 width: 11", (5, 11)),
-    ("zoom_factor: 2", (11, 13)),
-    ("shrink_factor: 2", (3, 4)),
-    ("shrink_factor: 2 zoom_factor: 3", (7, 10)),
-])
+@pytest.mark.parametrize(
+    ("params", "size"),
+    [
+        ("height: 5 width: 11", (5, 11)),
+        ("zoom_factor: 2", (11, 13)),
+        ("shrink_factor: 2", (3, 4)),
+        ("shrink_factor: 2 zoom_factor: 3", (7, 10)),
+    ],
+)
 def test_interp_sizes(params: str, size: tuple[int, int]):
     x = rand(1, 2, 6, 7)
     (got,) = forward("Interp", f"interp_param {{ {params} }}", [x])
@@ -125,15 +154,17 @@ def test_upsample_repeats_pixels():
 
 def test_upsample_undoes_a_max_pooling():
     x = rand(2, 3, 5, 6)
-    pooled, where = forward("Pooling", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }",
-                            [x], tops=2)
+    pooled, where = forward(
+        "Pooling", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }", [x], tops=2
+    )
     (got,) = forward("Upsample", "upsample_param { scale: 2 pad_out_h: true }", [pooled, where])
     assert got.shape == x.shape
     kept = got != 0
     assert kept.sum() == pooled.size
     np.testing.assert_array_equal(got[kept], x[kept])
-    (sized,) = forward("Upsample", "upsample_param { upsample_h: 5 upsample_w: 6 }",
-                       [pooled, where])
+    (sized,) = forward(
+        "Upsample", "upsample_param { upsample_h: 5 upsample_w: 6 }", [pooled, where]
+    )
     np.testing.assert_array_equal(sized, got)
     with pytest.raises(NetError, match="upsample_h"):
         forward("Upsample", "upsample_param { upsample_h: 2 upsample_w: 2 }", [pooled, where])
@@ -179,9 +210,11 @@ def test_detection_output(case: str):
     settings = {"threshold": 0.2, "overlap": 0.45, "top_k": 25, "keep": -1, **changes}
     loc, conf, prior = ssd(sets=1 if settings.get("shared", True) else 4)
     code = "" if "code_type" in params else "code_type: CENTER_SIZE"
-    text = (f"detection_output_param {{ num_classes: 4 confidence_threshold: 0.2 {code} {params} "
-            f"nms_param {{ nms_threshold: {settings['overlap']} top_k: 25 "
-            f"eta: {settings.get('eta', 1.0)} }} }}")
+    text = (
+        f"detection_output_param {{ num_classes: 4 confidence_threshold: 0.2 {code} {params} "
+        f"nms_param {{ nms_threshold: {settings['overlap']} top_k: 25 "
+        f"eta: {settings.get('eta', 1.0)} }} }}"
+    )
     bottoms = [loc.reshape(len(loc), -1), conf.reshape(len(conf), -1), prior]
     (got,) = forward("DetectionOutput", text, bottoms)
     want = naive.detections(loc, conf, prior[0], **settings)
@@ -192,9 +225,11 @@ def test_detection_output(case: str):
 @needs_opencv
 def test_detection_output_equals_opencv(tmp_path: Path):
     loc, conf, prior = ssd(images=1)
-    text = ("detection_output_param { num_classes: 4 share_location: true background_label_id: 0 "
-            "confidence_threshold: 0.2 code_type: CENTER_SIZE keep_top_k: 20 "
-            "nms_param { nms_threshold: 0.45 top_k: 100 } }")
+    text = (
+        "detection_output_param { num_classes: 4 share_location: true background_label_id: 0 "
+        "confidence_threshold: 0.2 code_type: CENTER_SIZE keep_top_k: 20 "
+        "nms_param { nms_threshold: 0.45 top_k: 100 } }"
+    )
     bottoms = [loc.reshape(1, -1), conf.reshape(1, -1), prior]
     (got,) = forward("DetectionOutput", text, bottoms)
     want = opencv(tmp_path, "DetectionOutput", text, bottoms)
@@ -208,7 +243,9 @@ def test_detection_output_equals_opencv(tmp_path: Path):
 
 def test_detection_output_finds_nothing():
     loc, conf, prior = ssd()
-    (got,) = forward("DetectionOutput", "detection_output_param { num_classes: 4 "
-                     "confidence_threshold: 2 code_type: CENTER_SIZE }",
-                     [loc.reshape(2, -1), conf.reshape(2, -1), prior])
+    (got,) = forward(
+        "DetectionOutput",
+        "detection_output_param { num_classes: 4 confidence_threshold: 2 code_type: CENTER_SIZE }",
+        [loc.reshape(2, -1), conf.reshape(2, -1), prior],
+    )
     np.testing.assert_array_equal(got[0, 0], [[0] + [-1] * 6, [1] + [-1] * 6])

@@ -22,8 +22,11 @@ def load(case: Path, folder: Path) -> tuple[caffeio.Net, dict, dict]:
     (folder / "net.prototxt").write_bytes(arrays["prototxt"].tobytes())
     (folder / "net.caffemodel").write_bytes(arrays["caffemodel"].tobytes())
     net = caffeio.read_net(folder / "net.prototxt", folder / "net.caffemodel")
-    return (net, {k[3:]: v for k, v in arrays.items() if k.startswith("in_")},
-            {k[4:]: v for k, v in arrays.items() if k.startswith("out_")})
+    return (
+        net,
+        {k[3:]: v for k, v in arrays.items() if k.startswith("in_")},
+        {k[4:]: v for k, v in arrays.items() if k.startswith("out_")},
+    )
 
 
 def test_all_cases_are_here():

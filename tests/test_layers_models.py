@@ -14,16 +14,23 @@ from pipeline.executor import FloatNet
 
 needs_opencv = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"),
-    reason="this OpenCV reads no Caffe nets; pip install 'opencv-python-headless<5'")
+    reason="this OpenCV reads no Caffe nets; pip install 'opencv-python-headless<5'",
+)
 
 #: name: prototxt, weights, and the prototxt for OpenCV where it needs another.
 MODELS = {
     "squeezenet_v1.0": ("squeezenet_v1.0/deploy", "squeezenet_v1.0/squeezenet", None),
-    "mobilenet_v2": ("mobilenet_v2/deploy", "mobilenet_v2/mobilenet_v2",
-                     "mobilenet_v2/deploy_relu6"),
+    "mobilenet_v2": (
+        "mobilenet_v2/deploy",
+        "mobilenet_v2/mobilenet_v2",
+        "mobilenet_v2/deploy_relu6",
+    ),
     "mobilenet_v2_relu6": ("mobilenet_v2/deploy_relu6", "mobilenet_v2/mobilenet_v2", None),
-    "mobilenet_v1": ("mobilenet_v1_0.25_128/deploy", "mobilenet_v1_0.25_128/mobilenet_v1",
-                     "mobilenet_v1_0.25_128/deploy_relu6"),
+    "mobilenet_v1": (
+        "mobilenet_v1_0.25_128/deploy",
+        "mobilenet_v1_0.25_128/mobilenet_v1",
+        "mobilenet_v1_0.25_128/deploy_relu6",
+    ),
     "lenet": ("lenet_mnist/deploy", "lenet_mnist/lenet", None),
     "cifar10_m4": ("cifar10_m4/deploy", "cifar10_m4/cifar10_m4", None),
     "det1": ("mtcnn/det1", "mtcnn/det1", None),
@@ -42,8 +49,10 @@ def compare(prototxt: Path, weights: Path, prototxt_cv: Path, batch: int | None 
     runner = FloatNet(net)
     shapes = {value.blob: shape for value, shape in runner.shapes().items()}
     rng = np.random.default_rng(7)
-    inputs = {name: rng.uniform(-1, 1, (batch or shapes[name][0], *shapes[name][1:]))
-              .astype(np.float32) for name in net.inputs}
+    inputs = {
+        name: rng.uniform(-1, 1, (batch or shapes[name][0], *shapes[name][1:])).astype(np.float32)
+        for name in net.inputs
+    }
     out = runner.forward(inputs)
     reader = cv2.dnn.readNetFromCaffe(str(prototxt_cv), str(weights))
     for name, x in inputs.items():
@@ -60,8 +69,12 @@ def compare(prototxt: Path, weights: Path, prototxt_cv: Path, batch: int | None 
 def test_equals_opencv(name: str, assets: Path):
     prototxt, weights, other = (m and assets / "models" / m for m in MODELS[name])
     assert prototxt is not None
-    compare(Path(f"{prototxt}.prototxt"), Path(f"{weights}.caffemodel"),
-            Path(f"{other or prototxt}.prototxt"), BATCHES.get(name))
+    compare(
+        Path(f"{prototxt}.prototxt"),
+        Path(f"{weights}.caffemodel"),
+        Path(f"{other or prototxt}.prototxt"),
+        BATCHES.get(name),
+    )
 
 
 @needs_opencv

@@ -32,26 +32,74 @@ WRONG = [
     ("Softmax", "softmax_param { axis: 4 }", [X], [], 1, "axis 4 is out of range.*4 axes"),
     ("PReLU", "", [X], [(3,)], 1, r"slope has shape \(3,\), needs \(4,\)"),
     ("PReLU", "", [X], [], 1, r"needs 1 weight blob \(slope \(4,\)\), has 0; give the caffemodel"),
-    ("Convolution", f"convolution_param {{ {CONV} }}", [X], [(8, 3, 3, 3), (8,)], 1,
-     r"weights has shape \(8, 3, 3, 3\), needs \(8, 4, 3, 3\)"),
+    (
+        "Convolution",
+        f"convolution_param {{ {CONV} }}",
+        [X],
+        [(8, 3, 3, 3), (8,)],
+        1,
+        r"weights has shape \(8, 3, 3, 3\), needs \(8, 4, 3, 3\)",
+    ),
     ("Convolution", f"convolution_param {{ {CONV} }}", [X], [W], 1, r"needs 2 weight blobs.*has 1"),
-    ("Convolution", f"convolution_param {{ {CONV} bias_term: false }}", [X], [W, (8,)], 1,
-     "needs 1 weight blob .*has 2"),
+    (
+        "Convolution",
+        f"convolution_param {{ {CONV} bias_term: false }}",
+        [X],
+        [W, (8,)],
+        1,
+        "needs 1 weight blob .*has 2",
+    ),
     ("Convolution", f"convolution_param {{ {K} }}", [X], [W], 1, "num_output > 0"),
-    ("Convolution", "convolution_param { num_output: 8 }", [X], [W], 1,
-     "gives kernel_size 0 times"),
-    ("Convolution", f"convolution_param {{ {CONV} kernel_h: 3 kernel_w: 3 }}", [X], [W], 1,
-     "not both"),
-    ("Convolution", f"convolution_param {{ {CONV} kernel_size: 3 kernel_size: 3 }}", [X], [W], 1,
-     "gives kernel_size 3 times"),
+    (
+        "Convolution",
+        "convolution_param { num_output: 8 }",
+        [X],
+        [W],
+        1,
+        "gives kernel_size 0 times",
+    ),
+    (
+        "Convolution",
+        f"convolution_param {{ {CONV} kernel_h: 3 kernel_w: 3 }}",
+        [X],
+        [W],
+        1,
+        "not both",
+    ),
+    (
+        "Convolution",
+        f"convolution_param {{ {CONV} kernel_size: 3 kernel_size: 3 }}",
+        [X],
+        [W],
+        1,
+        "gives kernel_size 3 times",
+    ),
     ("Convolution", f"convolution_param {{ {CONV} stride: 0 }}", [X], [W], 1, "must be positive"),
     ("Convolution", f"convolution_param {{ {CONV} group: 3 }}", [X], [W], 1, "group 3 must divide"),
-    ("Convolution", "convolution_param { num_output: 8 kernel_size: 7 bias_term: false }", [X],
-     [(8, 4, 7, 7)], 1, r"kernel extent 7 is larger than the padded size 6.*bottom 'x0'"),
-    ("Convolution", f"convolution_param {{ {CONV} kernel_h: 1 }}", [(1, 4, 5)], [W], 1,
-     "for two spatial axes, not 1"),
-    ("Deconvolution", f"convolution_param {{ {CONV} }}", [X], [W, (8,)], 1,
-     r"needs \(4, 8, 3, 3\)"),
+    (
+        "Convolution",
+        "convolution_param { num_output: 8 kernel_size: 7 bias_term: false }",
+        [X],
+        [(8, 4, 7, 7)],
+        1,
+        r"kernel extent 7 is larger than the padded size 6.*bottom 'x0'",
+    ),
+    (
+        "Convolution",
+        f"convolution_param {{ {CONV} kernel_h: 1 }}",
+        [(1, 4, 5)],
+        [W],
+        1,
+        "for two spatial axes, not 1",
+    ),
+    (
+        "Deconvolution",
+        f"convolution_param {{ {CONV} }}",
+        [X],
+        [W, (8,)],
+        1,
+        r"needs \(4, 8, 3, 3\)",
+    ),
     ("Pooling", "", [X], [], 1, "needs kernel_size"),
     ("Pooling", "pooling_param { kernel_h: 2 }", [X], [], 1, "give both kernel_h and kernel_w"),
     ("Pooling", "pooling_param { kernel_size: 2 pad: 2 }", [X], [], 1, "pad 2 must be less"),
@@ -59,8 +107,14 @@ WRONG = [
     ("Pooling", "pooling_param { global_pooling: true kernel_size: 2 }", [X], [], 1, "whole image"),
     ("Pooling", "pooling_param { kernel_size: 2 }", [(2, 4, 6)], [], 1, "needs 4 axes"),
     ("Pooling", "pooling_param { kernel_size: 2 pool: AVE }", [X], [], 2, "only MAX"),
-    ("InnerProduct", "inner_product_param { num_output: 3 }", [X], [(3, 100), (3,)], 1,
-     r"weights has shape \(3, 100\), needs \(3, 120\)"),
+    (
+        "InnerProduct",
+        "inner_product_param { num_output: 3 }",
+        [X],
+        [(3, 100), (3,)],
+        1,
+        r"weights has shape \(3, 100\), needs \(3, 120\)",
+    ),
     ("InnerProduct", "inner_product_param { num_output: 3 axis: 5 }", [X], [], 1, "out of range"),
     ("BatchNorm", "", [X], [(4,), (4,)], 1, r"needs 3 weight blobs \(mean \(4,\)"),
     ("Scale", "scale_param { axis: 1 num_axes: 4 }", [X], [], 1, "reach beyond the 4 axes"),
@@ -85,8 +139,14 @@ WRONG = [
     ("Accuracy", "accuracy_param { top_k: 6 }", [(3, 5), (3,)], [], 1, "top_k 6 must be 1 to 5"),
     ("EuclideanLoss", "", [(3, 5), (3, 4)], [], 1, "the same number of values"),
     ("LSTM", "recurrent_param { num_output: 3 }", [(4, 2, 5), (4, 3)], [], 1, r"must be \(4, 2\)"),
-    ("LSTM", "recurrent_param { num_output: 3 }", [(4, 2, 5), (4, 2)], [(12, 5), (12,)], 1,
-     r"hidden_weights \(12, 3\)"),
+    (
+        "LSTM",
+        "recurrent_param { num_output: 3 }",
+        [(4, 2, 5), (4, 2)],
+        [(12, 5), (12,)],
+        1,
+        r"hidden_weights \(12, 3\)",
+    ),
     ("Permute", "permute_param { order: 1 order: 1 }", [X], [], 1, "different axes"),
     ("ShuffleChannel", "shuffle_channel_param { group: 3 }", [X], [], 1, "group 3 must divide"),
     ("Reorg", "reorg_param { stride: 2 }", [(1, 4, 5, 4)], [], 1, "must divide the 5 x 4"),
@@ -95,10 +155,22 @@ WRONG = [
     ("Interp", "", [X], [], 1, "needs height and width"),
     ("Interp", "interp_param { pad_beg: 1 zoom_factor: 2 }", [X], [], 1, "can only crop"),
     ("PriorBox", "", [X, X], [], 1, "needs min_size > 0"),
-    ("DetectionOutput", "detection_output_param { num_classes: 2 }",
-     [(1, 8), (1, 5), (1, 2, 8)], [], 1, "2 prior boxes need 4 values"),
-    ("ROIPooling", "roi_pooling_param { pooled_h: 2 pooled_w: 2 }", [X, (3, 4)], [], 1,
-     "five numbers"),
+    (
+        "DetectionOutput",
+        "detection_output_param { num_classes: 2 }",
+        [(1, 8), (1, 5), (1, 2, 8)],
+        [],
+        1,
+        "2 prior boxes need 4 values",
+    ),
+    (
+        "ROIPooling",
+        "roi_pooling_param { pooled_h: 2 pooled_w: 2 }",
+        [X, (3, 4)],
+        [],
+        1,
+        "five numbers",
+    ),
     ("Quant", "", [X], [], 1, "needs a positive scale"),
     ("Quant", 'quant_param { scale: 1 offset: "ab" }', [X], [], 1, "holds 2 bytes, needs one"),
     ("DeQuant", "dequant_param { channel_wise: true }", [X], [(4,), (4,), (3,)], 1, "offset_w"),
@@ -123,8 +195,10 @@ def test_unknown_type_names_the_nearest():
         FloatNet(one_layer("relu", "", [X]))
 
 
-@pytest.mark.parametrize(("kind", "why"), [("Python", "outside the model"),
-                                           ("HDF5Output", "writes its bottoms to a file")])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("Python", "outside the model"), ("HDF5Output", "writes its bottoms to a file")],
+)
 def test_refused_types_say_why(kind: str, why: str):
     with pytest.raises(NetError, match=why):
         FloatNet(one_layer(kind, "", [X]))
@@ -143,8 +217,12 @@ def test_all_types_of_caffe_are_known():
 
 
 def test_legacy_weights_with_four_axes_are_taken():
-    net = one_layer("InnerProduct", "inner_product_param { num_output: 2 }", [(1, 3)],
-                    [np.float32([[[[1, 2, 3], [4, 5, 6]]]]), np.float32([[[[10, 20]]]])])
+    net = one_layer(
+        "InnerProduct",
+        "inner_product_param { num_output: 2 }",
+        [(1, 3)],
+        [np.float32([[[[1, 2, 3], [4, 5, 6]]]]), np.float32([[[[10, 20]]]])],
+    )
     out = FloatNet(net).forward({"x0": np.ones((1, 3))})
     np.testing.assert_array_equal(out["y0"], [[16, 35]])
 
@@ -154,16 +232,29 @@ def test_layer_type_takes_a_layer():
     assert layer_type(layer) is TABLE["DummyData"]
 
 
-@pytest.mark.parametrize(("kind", "params", "want"), [
-    ("MemoryData", "memory_data_param { batch_size: 2 channels: 3 height: 4 width: 5 }",
-     [(2, 3, 4, 5), (2,)]),
-    ("ImageData", "image_data_param { batch_size: 2 new_height: 8 new_width: 9 }",
-     [(2, 3, 8, 9), (2,)]),
-    ("ImageData", "image_data_param { new_height: 8 new_width: 9 is_color: false } "
-     "transform_param { crop_size: 6 }", [(1, 1, 6, 6), (1,)]),
-    ("ImageData", 'image_data_param { source: "a" }', [None, (1,)]),
-    ("Data", "", [None, None]),
-])
+@pytest.mark.parametrize(
+    ("kind", "params", "want"),
+    [
+        (
+            "MemoryData",
+            "memory_data_param { batch_size: 2 channels: 3 height: 4 width: 5 }",
+            [(2, 3, 4, 5), (2,)],
+        ),
+        (
+            "ImageData",
+            "image_data_param { batch_size: 2 new_height: 8 new_width: 9 }",
+            [(2, 3, 8, 9), (2,)],
+        ),
+        (
+            "ImageData",
+            "image_data_param { new_height: 8 new_width: 9 is_color: false } "
+            "transform_param { crop_size: 6 }",
+            [(1, 1, 6, 6), (1,)],
+        ),
+        ("ImageData", 'image_data_param { source: "a" }', [None, (1,)]),
+        ("Data", "", [None, None]),
+    ],
+)
 def test_shapes_that_a_data_layer_declares(kind: str, params: str, want: list):
     net = one_layer(kind, params, [], tops=2)
     assert list(declared_shapes(net.layers[0])) == want

@@ -64,13 +64,17 @@ class ArraySource(Source):
 
     def __post_init__(self) -> None:
         if self.data.ndim < 2 or not len(self.data):
-            raise CaffeFileError(self.path, f"holds data of the shape {self.data.shape}; "
-                                            "N×C×H×W or N×H×W is needed, with N > 0")
+            raise CaffeFileError(
+                self.path,
+                f"holds data of the shape {self.data.shape}; "
+                "N×C×H×W or N×H×W is needed, with N > 0",
+            )
         if self.data.dtype.kind not in "uif":
             raise CaffeFileError(self.path, f"holds data of the type {self.data.dtype}")
         if self.labels is not None and len(self.labels) != len(self.data):
-            raise CaffeFileError(self.path, f"has {len(self.data)} samples but "
-                                            f"{len(self.labels)} labels")
+            raise CaffeFileError(
+                self.path, f"has {len(self.data)} samples but {len(self.labels)} labels"
+            )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -78,8 +82,7 @@ class ArraySource(Source):
     def read(self, index: int) -> Sample:
         """Return a row."""
         label = None if self.labels is None else as_label(self.labels[index])
-        return Sample(as_sample(self.data[index]), label, f"{self.path}[{index}]",
-                      order=self.order)
+        return Sample(as_sample(self.data[index]), label, f"{self.path}[{index}]", order=self.order)
 
 
 def _pick(path: Path, names: Sequence[str], wanted: str | None, usual: tuple[str, ...]
@@ -121,8 +124,9 @@ def open_numpy(
             name = _pick(path, names, dataset, _DATA_NAMES)
             if name is None:
                 if len(names) != 1:
-                    raise CaffeFileError(path, "which dataset holds the data? Name one of "
-                                               f"{', '.join(names)}")
+                    raise CaffeFileError(
+                        path, f"which dataset holds the data? Name one of {', '.join(names)}"
+                    )
                 name = names[0]
             label = _pick(path, [n for n in names if n != name], labels, _LABEL_NAMES)
             return ArraySource(path, archive[name], archive[label] if label else None, order)
@@ -167,8 +171,11 @@ def _read_idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{axes}I", data[4:begin])
     dtype = np.dtype(_IDX_TYPES[data[2]])
     if len(data) - begin != math.prod(shape) * dtype.itemsize:
-        raise CaffeFileError(path, f"holds {len(data) - begin} bytes of data, but its shape "
-                                   f"{shape} needs {math.prod(shape) * dtype.itemsize}")
+        raise CaffeFileError(
+            path,
+            f"holds {len(data) - begin} bytes of data, but its shape "
+            f"{shape} needs {math.prod(shape) * dtype.itemsize}",
+        )
     return np.frombuffer(data, dtype, offset=begin).reshape(shape).astype(dtype.newbyteorder("="))
 
 
@@ -266,6 +273,9 @@ def open_raw(path: str | Path, input_shape: Sequence[int], dtype: str = "float32
     size = math.prod(shape) * kind.itemsize
     for file in files:
         if file.stat().st_size != size:
-            raise CaffeFileError(file, f"has {file.stat().st_size} bytes, but a {kind} batch of "
-                                       f"the shape {shape} has {size}")
+            raise CaffeFileError(
+                file,
+                f"has {file.stat().st_size} bytes, but a {kind} batch of "
+                f"the shape {shape} has {size}",
+            )
     return RawSource(path, files, shape, kind.name)

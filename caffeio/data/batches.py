@@ -92,8 +92,10 @@ def batches(
     if not sources:
         raise ValueError("no sources are given")
     if batch_size < 1 or start < 0 or prefetch < 0 or (batch_num is not None and batch_num < 1):
-        raise ValueError(f"batch_size is {batch_size}, batch_num {batch_num}, start {start} and "
-                         f"prefetch {prefetch}: sizes are 1 or more, the others 0 or more")
+        raise ValueError(
+            f"batch_size is {batch_size}, batch_num {batch_num}, start {start} and "
+            f"prefetch {prefetch}: sizes are 1 or more, the others 0 or more"
+        )
     lengths = {name: len(source) for name, (source, _) in sources.items()}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"'{name}' has {count}" for name, count in lengths.items())
@@ -108,8 +110,10 @@ def batches(
             asked, found,
         )  # fmt: skip
     count = found if batch_num is None else batch_num * batch_size
-    spans = [range(i, min(i + batch_size, start + count))
-             for i in range(start, start + count, batch_size)]
+    spans = [
+        range(i, min(i + batch_size, start + count))
+        for i in range(start, start + count, batch_size)
+    ]
     return _run(sources, spans, prefetch)
 
 
@@ -157,8 +161,10 @@ def _collate(
             shape, first = shapes.setdefault(name, (row.data[name].shape, row.name))
             if row.data[name].shape != shape:
                 raise CaffeFileError(
-                    row.name, f"gives the shape {row.data[name].shape} for '{name}', but the "
-                    f"first, '{first}', gave {shape}; resize or crop them to one size")
+                    row.name,
+                    f"gives the shape {row.data[name].shape} for '{name}', but the "
+                    f"first, '{first}', gave {shape}; resize or crop them to one size",
+                )
         inputs[name] = np.stack([row.data[name] for row in rows])
     return Batch(number, inputs, _labels(rows), tuple(row.name for row in rows))
 

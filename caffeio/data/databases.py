@@ -59,8 +59,11 @@ def datum_sample(
         image_order: Order = "BGR" if image.shape[2] == 3 else None
         return Sample(image, label, name, image=True, order=image_order)
     shape = (datum.channels, datum.height, datum.width)
-    data = (np.frombuffer(datum.data, np.uint8) if datum.data
-            else np.array(datum.float_data, np.float32))
+    data = (
+        np.frombuffer(datum.data, np.uint8)
+        if datum.data
+        else np.array(datum.float_data, np.float32)
+    )
     if data.size == 0 or data.size != np.prod(shape):
         raise ValueError(f"the record holds {data.size} values for the shape {shape}")
     return Sample(data.reshape(shape), label, name, order=order if shape[0] == 3 else None)
@@ -221,13 +224,15 @@ class LevelDBSource(_Database):
                 path, "is a LevelDB; reading it needs plyvel: pip install caffe-quant[data]"
             ) from None
         try:
-            super().__init__(path, color, order,
-                             lambda: plyvel.DB(str(path), create_if_missing=False))
+            super().__init__(
+                path, color, order, lambda: plyvel.DB(str(path), create_if_missing=False)
+            )
             self._keys = list(self._db.iterator(include_value=False))
         except (plyvel.Error, OSError) as error:
             raise CaffeFileError(
-                path, f"cannot be opened as a LevelDB: {error} (LevelDB locks and writes its "
-                "folder: it must be writable, and no other process may have it open)"
+                path,
+                f"cannot be opened as a LevelDB: {error} (LevelDB locks and writes its "
+                "folder: it must be writable, and no other process may have it open)",
             ) from None
         if not self._keys:
             self.close()

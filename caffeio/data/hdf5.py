@@ -68,12 +68,14 @@ class HDF5Source(Source):
         self._files.append(handle)
         for name in (dataset, *([labels] if labels else [])):
             if not isinstance(handle.get(name), h5py.Dataset):
-                raise CaffeFileError(file, f"has no dataset '{name}'; it has "
-                                           f"{', '.join(handle) or 'none'}")
+                raise CaffeFileError(
+                    file, f"has no dataset '{name}'; it has {', '.join(handle) or 'none'}"
+                )
         data, label = handle[dataset], handle[labels] if labels else None
         if label is not None and len(label) != len(data):
-            raise CaffeFileError(file, f"has {len(data)} samples in '{dataset}' but "
-                                       f"{len(label)} in '{labels}'")
+            raise CaffeFileError(
+                file, f"has {len(data)} samples in '{dataset}' but {len(label)} in '{labels}'"
+            )
         self._parts.append((file, data, label))
 
     def __len__(self) -> int:
@@ -90,8 +92,12 @@ class HDF5Source(Source):
                 label = None if labels is None else labels[row]
         except OSError as error:
             raise CaffeFileError(file, f"sample {row} cannot be read: {error}") from None
-        return Sample(as_sample(array), None if label is None else as_label(label),
-                      f"{file}[{row}]", order=self._order)
+        return Sample(
+            as_sample(array),
+            None if label is None else as_label(label),
+            f"{file}[{row}]",
+            order=self._order,
+        )
 
     def close(self) -> None:
         """Close the files."""

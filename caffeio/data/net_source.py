@@ -68,8 +68,9 @@ def net_source(layer: Layer, base: str | Path = ".") -> NetData:
         return _image_data(layer, base)
     if layer.type == "HDF5Data":
         return _hdf5_data(layer, base)
-    raise NetError(f"is a {layer.type} layer; only Data, ImageData and HDF5Data name their data",
-                   layer.name)
+    raise NetError(
+        f"is a {layer.type} layer; only Data, ImageData and HDF5Data name their data", layer.name
+    )
 
 
 def _existing(layer: Layer, base: Path, name: str, what: str) -> Path:
@@ -105,8 +106,9 @@ def _database(layer: Layer, base: Path) -> NetData:
     except (NetError, CaffeFileError):
         source.close()
         raise
-    return NetData({layer.tops[0]: (source, transform)}, _label_blob(layer),
-                   _batch_size(layer, p.batch_size))
+    return NetData(
+        {layer.tops[0]: (source, transform)}, _label_blob(layer), _batch_size(layer, p.batch_size)
+    )
 
 
 def _image_data(layer: Layer, base: Path) -> NetData:
@@ -118,8 +120,9 @@ def _image_data(layer: Layer, base: Path) -> NetData:
     resize = (p.new_height, p.new_width) if p.new_height else None
     transform = _transform(layer, base, resize)
     source = open_list(path, root, p.is_color)
-    return NetData({layer.tops[0]: (source, transform)}, _label_blob(layer),
-                   _batch_size(layer, p.batch_size))
+    return NetData(
+        {layer.tops[0]: (source, transform)}, _label_blob(layer), _batch_size(layer, p.batch_size)
+    )
 
 
 def _hdf5_data(layer: Layer, base: Path) -> NetData:
@@ -128,8 +131,10 @@ def _hdf5_data(layer: Layer, base: Path) -> NetData:
     # The tops are the names of the datasets.
     label = "label" if "label" in layer.tops[1:] else None
     data = [top for top in layer.tops if top != label]
-    inputs = {top: (open_hdf5_list(path, top, label if i == 0 else None, base), Transform())
-              for i, top in enumerate(data)}
+    inputs = {
+        top: (open_hdf5_list(path, top, label if i == 0 else None, base), Transform())
+        for i, top in enumerate(data)
+    }
     return NetData(inputs, label, _batch_size(layer, p.batch_size))
 
 
@@ -138,8 +143,9 @@ def _transform(layer: Layer, base: Path, resize: tuple[int, int] | None) -> Tran
     if t.HasField("resize_param"):
         r = t.resize_param
         if r.resize_mode != pb.ResizeParameter.WARP:
-            raise NetError("asks for a resize_mode other than WARP, which is not supported",
-                           layer.name)
+            raise NetError(
+                "asks for a resize_mode other than WARP, which is not supported", layer.name
+            )
         resize = (r.height, r.width)
     crop: tuple[int, int] | int | None = t.crop_size or None
     if t.crop_h or t.crop_w:

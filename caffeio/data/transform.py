@@ -51,8 +51,9 @@ class Transform:
             if size is not None and np.min(size) < 1:
                 raise ValueError(f"{name} is {size}; sizes are 1 or more")
         if self.channel_order not in {"BGR", "RGB", "GRAY"}:
-            raise ValueError(f"channel_order is '{self.channel_order}'; it must be BGR, RGB "
-                             "or GRAY")
+            raise ValueError(
+                f"channel_order is '{self.channel_order}'; it must be BGR, RGB or GRAY"
+            )
         if np.ndim(self.mean if self.mean is not None else 0) not in {0, 1, 3}:
             raise ValueError("mean is one number, one for each channel, or C×H×W")
         if np.ndim(self.scale) > 1 or not np.isfinite(self.scale).all():
@@ -92,9 +93,12 @@ class Transform:
     def _apply_flat(self, data: np.ndarray) -> np.ndarray:
         """Subtract and multiply single numbers; nothing else has a meaning here."""
         if (self.resize, self.crop, self.transpose_hw) != (None, None, False) or any(
-                np.ndim(v) for v in (self.mean, self.scale) if v is not None):
-            raise ValueError(f"has the shape {data.shape}; only C×H×W can be resized, cropped, "
-                             "transposed or scaled by channel")
+            np.ndim(v) for v in (self.mean, self.scale) if v is not None
+        ):
+            raise ValueError(
+                f"has the shape {data.shape}; only C×H×W can be resized, cropped, "
+                "transposed or scaled by channel"
+            )
         out = np.array(data, np.float32, order="C")
         if self.mean is not None:
             out -= np.float32(self.mean)  # type: ignore[arg-type]
@@ -114,8 +118,9 @@ class Transform:
             new_height, new_width = height * self.resize // short, width * self.resize // short
         if (new_height, new_width) == (height, width):
             return pixels
-        resized = cv2.resize(np.ascontiguousarray(pixels), (new_width, new_height),
-                             interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(
+            np.ascontiguousarray(pixels), (new_width, new_height), interpolation=cv2.INTER_LINEAR
+        )
         return resized.reshape(new_height, new_width, pixels.shape[2])
 
     def _crop(self, pixels: np.ndarray) -> np.ndarray:
@@ -130,8 +135,10 @@ class Transform:
             if channels == 1:
                 return pixels
             if sample.order is None or channels != 3:
-                raise ValueError(f"has {channels} channels whose order is not known; GRAY needs "
-                                 "one channel, or BGR or RGB")
+                raise ValueError(
+                    f"has {channels} channels whose order is not known; GRAY needs "
+                    "one channel, or BGR or RGB"
+                )
             import cv2
 
             code = cv2.COLOR_BGR2GRAY if sample.order == "BGR" else cv2.COLOR_RGB2GRAY

@@ -42,8 +42,16 @@ def generate(target: Path) -> list[Path]:
         # The path inside the package is the schema's name in protobuf's global pool, where a
         # plain "caffe.proto" would collide with pycaffe's.
         source = f"caffeio/proto/{name}.proto"
-        code = protoc.main(["protoc", f"-I{root}", f"-I{include}", f"--python_out={target}",
-                            f"--pyi_out={target}", source])
+        code = protoc.main(
+            [
+                "protoc",
+                f"-I{root}",
+                f"-I{include}",
+                f"--python_out={target}",
+                f"--pyi_out={target}",
+                source,
+            ]
+        )
         if code != 0:
             raise RuntimeError(f"the protobuf compiler refused {source} (exit code {code})")
         written += [target / f"caffeio/proto/{name}_pb2{ending}" for ending in (".py", ".pyi")]

@@ -30,8 +30,20 @@ __all__ = ["TABLE", "LayerType", "Shape", "layer_type"]
 TABLE: dict[str, LayerType] = {
     name: kind
     for family in (
-        activation, convolution, detection, elementwise, fork, inner_product, loss,
-        normalization, pooling, quant, recurrent, select, shape, source,
+        activation,
+        convolution,
+        detection,
+        elementwise,
+        fork,
+        inner_product,
+        loss,
+        normalization,
+        pooling,
+        quant,
+        recurrent,
+        select,
+        shape,
+        source,
     )
     for name, kind in family.TYPES.items()
 }
@@ -39,9 +51,9 @@ TABLE: dict[str, LayerType] = {
 #: Types that are known but cannot run, and why.
 _REFUSED = {
     "HDF5Output": "it writes its bottoms to a file, which a forward pass here does not; ask for "
-                  "those blobs by name and save them, and remove the layer",
+    "those blobs by name and save them, and remove the layer",
     "Python": "its computation is Python code outside the model; replace it by standard layers, "
-              "or cut the net before it and compute the rest yourself",
+    "or cut the net before it and compute the rest yourself",
 }
 
 

@@ -33,9 +33,7 @@ def neuron(
             check(layer)
         return same(layer, bottoms)
 
-    def forward(
-        layer: Layer, bottoms: Sequence[np.ndarray], device: str
-    ) -> tuple[np.ndarray, ...]:
+    def forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
         return (function(layer, bottoms[0]),)
 
     return LayerType(shapes, forward)
@@ -121,9 +119,7 @@ def _prelu_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     return (shapes[0],)
 
 
-def _prelu(
-    layer: Layer, bottoms: Sequence[np.ndarray], device: str
-) -> tuple[np.ndarray, ...]:
+def _prelu(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0]
     return (leaky(x, blob(layer, 0).reshape((-1,) + (1,) * (x.ndim - 2))),)
 
@@ -165,8 +161,12 @@ TYPES: dict[str, LayerType] = {
     "Clip": neuron(_clip, _check_clip),
     "Dropout": neuron(lambda layer, x: x),
     "ELU": neuron(_elu),
-    "Exp": neuron(_exp, lambda layer: need(
-        layer, math.isfinite(_log_base(layer, layer.param.exp_param.base)), "bad base")),
+    "Exp": neuron(
+        _exp,
+        lambda layer: need(
+            layer, math.isfinite(_log_base(layer, layer.param.exp_param.base)), "bad base"
+        ),
+    ),
     "Log": neuron(_log, _check_log),
     "Power": neuron(_power),
     "PReLU": LayerType(_prelu_shapes, _prelu),

@@ -65,16 +65,22 @@ def axis_index(layer: Layer, axis: int, ndim: int, name: str = "axis", extra: in
 def rank(layer: Layer, shape: Shape, ndim: int, index: int = 0) -> None:
     """Check the number of axes of one bottom."""
     if len(shape) != ndim:
-        fail(layer, f"bottom '{layer.bottoms[index]}' has shape {shape}; "
-             f"a {layer.type} layer needs {ndim} axes")
+        fail(
+            layer,
+            f"bottom '{layer.bottoms[index]}' has shape {shape}; "
+            f"a {layer.type} layer needs {ndim} axes",
+        )
 
 
 def same_shape(layer: Layer, shapes: Sequence[Shape]) -> None:
     """Check that all bottoms have the shape of the first."""
     for name, shape in zip(layer.bottoms[1:], shapes[1:], strict=True):
         if shape != shapes[0]:
-            fail(layer, f"bottom '{name}' has shape {shape}, bottom '{layer.bottoms[0]}' "
-                 f"{shapes[0]}; they must be equal")
+            fail(
+                layer,
+                f"bottom '{name}' has shape {shape}, bottom '{layer.bottoms[0]}' "
+                f"{shapes[0]}; they must be equal",
+            )
 
 
 def _fits(have: Shape, want: Shape) -> bool:
@@ -94,13 +100,19 @@ def expect_blobs(layer: Layer, **wanted: Shape) -> None:
     listed = ", ".join(f"{name} {shape}" for name, shape in wanted.items())
     if len(layer.blobs) != len(wanted):
         cure = "; give the caffemodel that holds them" if not layer.blobs else ""
-        fail(layer, f"needs {_count(len(wanted), 'weight blob')} ({listed}), "
-             f"has {len(layer.blobs)}{cure}" if wanted
-             else f"has {_count(len(layer.blobs), 'weight blob')}, needs none")
+        fail(
+            layer,
+            f"needs {_count(len(wanted), 'weight blob')} ({listed}), has {len(layer.blobs)}{cure}"
+            if wanted
+            else f"has {_count(len(layer.blobs), 'weight blob')}, needs none",
+        )
     for have, (name, want) in zip(layer.blobs, wanted.items(), strict=True):
         if not _fits(have.shape, want):
-            fail(layer, f"{name} has shape {have.shape}, needs {want}: "
-                 "weights and prototxt do not belong together")
+            fail(
+                layer,
+                f"{name} has shape {have.shape}, needs {want}: "
+                "weights and prototxt do not belong together",
+            )
 
 
 def blob(layer: Layer, index: int, shape: Shape | None = None) -> np.ndarray:

@@ -61,8 +61,11 @@ def _spread(layer: Layer, name: str, axes: int, default: int | None) -> tuple[in
     if not given and default is not None:
         return (default,) * axes
     if len(given) not in (1, axes):
-        fail(layer, f"convolution_param gives {listed} {len(given)} times; give it once, or "
-             f"once for each of the {axes} spatial axes")
+        fail(
+            layer,
+            f"convolution_param gives {listed} {len(given)} times; give it once, or "
+            f"once for each of the {axes} spatial axes",
+        )
     return given * axes if len(given) == 1 else given
 
 
@@ -92,9 +95,12 @@ def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
 
 def _check_groups(layer: Layer, p: ConvParams, channels: int) -> None:
     need(layer, p.outputs > 0, "convolution_param needs num_output > 0")
-    need(layer, p.group > 0 and channels % p.group == 0 and p.outputs % p.group == 0,
-         f"group {p.group} must divide the {channels} channels of bottom "
-         f"'{layer.bottoms[0]}' and num_output {p.outputs}")
+    need(
+        layer,
+        p.group > 0 and channels % p.group == 0 and p.outputs % p.group == 0,
+        f"group {p.group} must divide the {channels} channels of bottom "
+        f"'{layer.bottoms[0]}' and num_output {p.outputs}",
+    )
 
 
 def _sizes(layer: Layer, p: ConvParams, spatial: Shape, deconv: bool) -> Shape:
@@ -102,8 +108,9 @@ def _sizes(layer: Layer, p: ConvParams, spatial: Shape, deconv: bool) -> Shape:
     try:
         return tuple(map(rule, spatial, p.kernel, p.stride, p.pad, p.dilation))
     except ValueError as error:
-        raise NetError(f"{error} (bottom '{layer.bottoms[0]}', spatial size {spatial})",
-                       layer.name) from error
+        raise NetError(
+            f"{error} (bottom '{layer.bottoms[0]}', spatial size {spatial})", layer.name
+        ) from error
 
 
 def _weight_shape(p: ConvParams, channels: int, deconv: bool) -> Shape:
@@ -122,7 +129,7 @@ def _shapes(layer: Layer, shapes: Sequence[Shape], deconv: bool) -> tuple[Shape,
     if p.bias:
         wanted["bias"] = (p.outputs,)
     expect_blobs(layer, **wanted)
-    top = (*x[:p.axis], p.outputs, *_sizes(layer, p, x[p.axis + 1:], deconv))
+    top = (*x[: p.axis], p.outputs, *_sizes(layer, p, x[p.axis + 1 :], deconv))
     return (top,) * len(shapes)
 
 
@@ -142,17 +149,24 @@ def _forward(
     bias = blob(layer, 1) if p.bias else None
     tops = []
     for bottom in bottoms:
-        x = bottom.reshape(-1, *bottom.shape[p.axis:])
+        x = bottom.reshape(-1, *bottom.shape[p.axis :])
         if len(p.kernel) == 2:
             operation = kernels.deconv2d if deconv else kernels.conv2d
-            y = operation(x, w, bias, stride=(p.stride[0], p.stride[1]),
-                          pad=(p.pad[0], p.pad[1]), dilation=(p.dilation[0], p.dilation[1]),
-                          group=p.group, device=device)
+            y = operation(
+                x,
+                w,
+                bias,
+                stride=(p.stride[0], p.stride[1]),
+                pad=(p.pad[0], p.pad[1]),
+                dilation=(p.dilation[0], p.dilation[1]),
+                group=p.group,
+                device=device,
+            )
         else:
             y = (_deconv_nd if deconv else _conv_nd)(x, w, p)
             if bias is not None:
                 y += bias.reshape(-1, *(1,) * len(p.kernel))
-        tops.append(y.reshape(*bottom.shape[:p.axis], *y.shape[1:]))
+        tops.append(y.reshape(*bottom.shape[: p.axis], *y.shape[1:]))
     return tuple(tops)
 
 
@@ -168,8 +182,9 @@ def _taps(p: ConvParams, size: Shape) -> Iterator[tuple[slice, ...]]:
     """Yield, for each position in the kernel, what it meets in `size` windows."""
     for tap in product(*map(range, p.kernel)):
         starts = [t * d for t, d in zip(tap, p.dilation, strict=True)]
-        yield tuple(slice(b, b + (n - 1) * s + 1, s)
-                    for b, n, s in zip(starts, size, p.stride, strict=True))
+        yield tuple(
+            slice(b, b + (n - 1) * s + 1, s) for b, n, s in zip(starts, size, p.stride, strict=True)
+        )
 
 
 def _padded(x: np.ndarray, p: ConvParams) -> np.ndarray:
@@ -195,8 +210,10 @@ def _conv_nd(x: np.ndarray, w: np.ndarray, p: ConvParams) -> np.ndarray:
 def _deconv_nd(x: np.ndarray, w: np.ndarray, p: ConvParams) -> np.ndarray:
     n, channels = x.shape[:2]
     size = x.shape[2:]
-    full = tuple(s * (m - 1) + d * (k - 1) + 1 for s, m, d, k in
-                 zip(p.stride, size, p.dilation, p.kernel, strict=True))
+    full = tuple(
+        s * (m - 1) + d * (k - 1) + 1
+        for s, m, d, k in zip(p.stride, size, p.dilation, p.kernel, strict=True)
+    )
     wg = w.reshape(p.group, channels // p.group, p.outputs // p.group, -1)
     xg = x.reshape(n, p.group, channels // p.group, -1)
     y = np.zeros((n, p.outputs, *full), np.float32)
@@ -211,20 +228,20 @@ def _im2col_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
     x = shapes[0]
     p = conv_params(layer, x)
-    size = _sizes(layer, p, x[p.axis + 1:], deconv=False)
-    return ((*x[:p.axis], x[p.axis] * prod(p.kernel), *size),)
+    size = _sizes(layer, p, x[p.axis + 1 :], deconv=False)
+    return ((*x[: p.axis], x[p.axis] * prod(p.kernel), *size),)
 
 
 def _im2col(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     bottom = bottoms[0]
     p = conv_params(layer, bottom.shape)
-    x = bottom.reshape(-1, *bottom.shape[p.axis:])
+    x = bottom.reshape(-1, *bottom.shape[p.axis :])
     size = _window_counts(x.shape[2:], p)
     source = _padded(x, p)
     y = np.empty((*x.shape[:2], prod(p.kernel), *size), np.float32)
     for tap, where in enumerate(_taps(p, size)):
         y[:, :, tap] = source[:, :, *where]
-    return (y.reshape(*bottom.shape[:p.axis], -1, *size),)
+    return (y.reshape(*bottom.shape[: p.axis], -1, *size),)
 
 
 _CONVOLUTION = LayerType(_conv_shapes, _conv)

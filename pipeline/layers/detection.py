@@ -29,8 +29,11 @@ def _box_sizes(layer: Layer) -> list[tuple[float, float]]:
     """
     p = layer.param.prior_box_param
     need(layer, len(p.min_size) > 0 and min(p.min_size) > 0, "prior_box_param needs min_size > 0")
-    need(layer, len(p.max_size) in (0, len(p.min_size)),
-         f"prior_box_param has {len(p.min_size)} min_size and {len(p.max_size)} max_size")
+    need(
+        layer,
+        len(p.max_size) in (0, len(p.min_size)),
+        f"prior_box_param has {len(p.min_size)} min_size and {len(p.max_size)} max_size",
+    )
     ratios = [1.0]
     for ratio in p.aspect_ratio:
         need(layer, ratio > 0, f"aspect_ratio {ratio:g} must be positive")
@@ -40,8 +43,11 @@ def _box_sizes(layer: Layer) -> list[tuple[float, float]]:
     for i, low in enumerate(map(int, p.min_size)):
         sizes.append((low, low))
         if p.max_size:
-            need(layer, p.max_size[i] > p.min_size[i],
-                 f"max_size {p.max_size[i]:g} must be above min_size {p.min_size[i]:g}")
+            need(
+                layer,
+                p.max_size[i] > p.min_size[i],
+                f"max_size {p.max_size[i]:g} must be above min_size {p.min_size[i]:g}",
+            )
             middle = sqrt(low * int(p.max_size[i]))
             sizes.append((middle, middle))
         sizes += [(low * sqrt(r), low / sqrt(r)) for r in ratios if abs(r - 1) >= 1e-6]
@@ -53,8 +59,11 @@ def _prior_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     rank(layer, shapes[0], 4)
     rank(layer, shapes[1], 4, 1)
     p = layer.param.prior_box_param
-    need(layer, len(p.variance) in (0, 1, 4), f"prior_box_param has {len(p.variance)} variance; "
-         "give one, or four")
+    need(
+        layer,
+        len(p.variance) in (0, 1, 4),
+        f"prior_box_param has {len(p.variance)} variance; give one, or four",
+    )
     sized = p.HasField("img_h") or p.HasField("img_w")
     need(layer, not (sized and p.HasField("img_size")), "give img_size or img_h and img_w")
     stepped = p.HasField("step_h") or p.HasField("step_w")
@@ -125,8 +134,9 @@ def _overlaps(boxes: np.ndarray, areas: np.ndarray, i: int, others: list[int]) -
     high = np.minimum(boxes[i, 2:], boxes[others, 2:])
     sides = high - low
     common = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], _f32(0))
-    return np.divide(common, areas[i] + areas[others] - common,
-                     out=np.zeros_like(common), where=common > 0)
+    return np.divide(
+        common, areas[i] + areas[others] - common, out=np.zeros_like(common), where=common > 0
+    )
 
 
 def _suppress(layer: Layer, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -137,7 +147,7 @@ def _suppress(layer: Layer, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray
     candidates = np.flatnonzero(scores > _f32(floor))
     candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
     if nms.HasField("top_k") and nms.top_k > -1:
-        candidates = candidates[:nms.top_k]
+        candidates = candidates[: nms.top_k]
     areas, limit = _areas(boxes), _f32(nms.nms_threshold)
     kept: list[int] = []
     for i in candidates.tolist():
@@ -167,19 +177,34 @@ def _detection_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...
     loc, conf, prior = shapes
     p = layer.param.detection_output_param
     need(layer, p.num_classes > 0, "detection_output_param needs num_classes > 0")
-    need(layer, p.nms_param.nms_threshold >= 0 and 0 < p.nms_param.eta <= 1,
-         "nms_param needs nms_threshold >= 0 and 0 < eta <= 1")
-    need(layer, len(prior) == 3 and prior[:2] == (1, 2) and prior[2] % 4 == 0,
-         f"bottom '{layer.bottoms[2]}' has shape {prior}; prior boxes have (1, 2, 4 * boxes)")
+    need(
+        layer,
+        p.nms_param.nms_threshold >= 0 and 0 < p.nms_param.eta <= 1,
+        "nms_param needs nms_threshold >= 0 and 0 < eta <= 1",
+    )
+    need(
+        layer,
+        len(prior) == 3 and prior[:2] == (1, 2) and prior[2] % 4 == 0,
+        f"bottom '{layer.bottoms[2]}' has shape {prior}; prior boxes have (1, 2, 4 * boxes)",
+    )
     priors = prior[2] // 4
     sets = 1 if p.share_location else p.num_classes
-    for name, shape, each in ((layer.bottoms[0], loc, 4 * sets),
-                              (layer.bottoms[1], conf, p.num_classes)):
-        need(layer, len(shape) >= 2 and prod(shape[1:]) == priors * each,
-             f"bottom '{name}' has shape {shape}; {priors} prior boxes need {priors * each} "
-             "values for each image")
-    need(layer, loc[0] == conf[0], f"bottoms '{layer.bottoms[0]}' {loc} and "
-         f"'{layer.bottoms[1]}' {conf} must hold the same number of images")
+    for name, shape, each in (
+        (layer.bottoms[0], loc, 4 * sets),
+        (layer.bottoms[1], conf, p.num_classes),
+    ):
+        need(
+            layer,
+            len(shape) >= 2 and prod(shape[1:]) == priors * each,
+            f"bottom '{name}' has shape {shape}; {priors} prior boxes need {priors * each} "
+            "values for each image",
+        )
+    need(
+        layer,
+        loc[0] == conf[0],
+        f"bottoms '{layer.bottoms[0]}' {loc} and "
+        f"'{layer.bottoms[1]}' {conf} must hold the same number of images",
+    )
     return ((1, 1, 1, 7),)
 
 

@@ -28,16 +28,18 @@ def _eltwise_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(2, None))
     same_shape(layer, shapes)
     p = layer.param.eltwise_param
-    need(layer, len(p.coeff) in (0, len(shapes)),
-         f"eltwise_param has {len(p.coeff)} coeff for {len(shapes)} bottoms; give one for each")
-    need(layer, not p.coeff or p.operation == EltwiseParameter.SUM,
-         "coeff is for operation SUM only")
+    need(
+        layer,
+        len(p.coeff) in (0, len(shapes)),
+        f"eltwise_param has {len(p.coeff)} coeff for {len(shapes)} bottoms; give one for each",
+    )
+    need(
+        layer, not p.coeff or p.operation == EltwiseParameter.SUM, "coeff is for operation SUM only"
+    )
     return (shapes[0],)
 
 
-def _eltwise(
-    layer: Layer, bottoms: Sequence[np.ndarray], device: str
-) -> tuple[np.ndarray, ...]:
+def _eltwise(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     p = layer.param.eltwise_param
     if p.operation == EltwiseParameter.SUM:
         coeff = [_f32(c) for c in p.coeff] or [_f32(1)] * len(bottoms)
@@ -64,12 +66,19 @@ def _factor_shape(
         axis = axis_index(layer, p.axis, len(x))
         need(layer, p.num_axes >= -1, f"num_axes {p.num_axes} must be at least -1")
         end = len(x) if p.num_axes == -1 else axis + p.num_axes
-        need(layer, end <= len(x), f"axis {p.axis} and num_axes {p.num_axes} reach beyond the "
-             f"{len(x)} axes of bottom '{layer.bottoms[0]}'")
+        need(
+            layer,
+            end <= len(x),
+            f"axis {p.axis} and num_axes {p.num_axes} reach beyond the "
+            f"{len(x)} axes of bottom '{layer.bottoms[0]}'",
+        )
         factor = x[axis:end]
-    if x[axis:axis + len(factor)] != factor:
-        fail(layer, f"bottom '{layer.bottoms[1]}' has shape {factor}; from axis {axis} on, bottom "
-             f"'{layer.bottoms[0]}' has {x[axis:]}: they must be equal")
+    if x[axis : axis + len(factor)] != factor:
+        fail(
+            layer,
+            f"bottom '{layer.bottoms[1]}' has shape {factor}; from axis {axis} on, bottom "
+            f"'{layer.bottoms[0]}' has {x[axis:]}: they must be equal",
+        )
     return factor, factor + (1,) * (len(x) - axis - len(factor))
 
 
@@ -110,11 +119,17 @@ def _bias(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
 def _axpy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(3, 3))
     a, x, y = shapes
-    need(layer, x == y, f"bottoms '{layer.bottoms[1]}' {x} and '{layer.bottoms[2]}' {y} "
-         "must have the same shape")
-    need(layer, len(x) >= 2 and a in (x[:2], x[:2] + (1,) * (len(x) - 2)),
-         f"bottom '{layer.bottoms[0]}' has shape {a}; it must hold one factor for each of the "
-         f"first two axes of {x}")
+    need(
+        layer,
+        x == y,
+        f"bottoms '{layer.bottoms[1]}' {x} and '{layer.bottoms[2]}' {y} must have the same shape",
+    )
+    need(
+        layer,
+        len(x) >= 2 and a in (x[:2], x[:2] + (1,) * (len(x) - 2)),
+        f"bottom '{layer.bottoms[0]}' has shape {a}; it must hold one factor for each of the "
+        f"first two axes of {x}",
+    )
     return (x,)
 
 

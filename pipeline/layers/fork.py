@@ -19,8 +19,11 @@ def _interp_size(layer: Layer, size: int, target: int) -> int:
     """Return the output size along one axis whose cropped input has `size` pixels."""
     p = layer.param.interp_param
     shrink, zoom = p.HasField("shrink_factor"), p.HasField("zoom_factor")
-    need(layer, p.shrink_factor >= 1 and p.zoom_factor >= 1,
-         "shrink_factor and zoom_factor must be at least 1")
+    need(
+        layer,
+        p.shrink_factor >= 1 and p.zoom_factor >= 1,
+        "shrink_factor and zoom_factor must be at least 1",
+    )
     if target and not shrink and not zoom:
         return target
     if not shrink and not zoom:
@@ -34,16 +37,20 @@ def _interp_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     rank(layer, shapes[0], 4)
     n, c, h, w = shapes[0]
     p = layer.param.interp_param
-    need(layer, p.pad_beg <= 0 and p.pad_end <= 0,
-         "pad_beg and pad_end can only crop: they must not be positive")
+    need(
+        layer,
+        p.pad_beg <= 0 and p.pad_end <= 0,
+        "pad_beg and pad_end can only crop: they must not be positive",
+    )
     crop = p.pad_beg + p.pad_end
     need(layer, min(h, w) + crop > 0, f"cropping {-crop} pixels leaves nothing of {h} x {w}")
     if len(shapes) == 2:
         rank(layer, shapes[1], 4, 1)
         return ((n, c, *shapes[1][2:]),)
     need(layer, bool(p.height) == bool(p.width), "give both height and width")
-    return ((n, c, _interp_size(layer, h + crop, p.height),
-             _interp_size(layer, w + crop, p.width)),)
+    return (
+        (n, c, _interp_size(layer, h + crop, p.height), _interp_size(layer, w + crop, p.width)),
+    )
 
 
 def _blend(x: np.ndarray, axis: int, size: int) -> np.ndarray:
@@ -98,8 +105,11 @@ def _shuffle_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
     need(layer, len(shapes[0]) >= 2, f"bottom has shape {shapes[0]}; it needs a channel axis")
     group = layer.param.shuffle_channel_param.group
-    need(layer, group > 0 and shapes[0][1] % group == 0,
-         f"group {group} must divide the {shapes[0][1]} channels")
+    need(
+        layer,
+        group > 0 and shapes[0][1] % group == 0,
+        f"group {group} must divide the {shapes[0][1]} channels",
+    )
     return (shapes[0],)
 
 
@@ -122,8 +132,11 @@ def _zoom(layer: Layer) -> tuple[int, int]:
         zoom = (p.scale, p.scale)
     else:
         fail(layer, "upsample_param needs scale or stride: forks disagree on their defaults")
-    need(layer, all(z >= 1 and z == int(z) for z in zoom),
-         f"zoom {zoom} must be whole numbers of at least 1")
+    need(
+        layer,
+        all(z >= 1 and z == int(z) for z in zoom),
+        f"zoom {zoom} must be whole numbers of at least 1",
+    )
     return int(zoom[0]), int(zoom[1])
 
 
@@ -147,8 +160,12 @@ def _upsample_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]
     if len(shapes) == 1:
         zoom = _zoom(layer)
         return ((n, c, h * zoom[0], w * zoom[1]),)
-    need(layer, shapes[1] == shapes[0], f"the mask '{layer.bottoms[1]}' has shape {shapes[1]}, "
-         f"bottom '{layer.bottoms[0]}' {shapes[0]}; they must be equal")
+    need(
+        layer,
+        shapes[1] == shapes[0],
+        f"the mask '{layer.bottoms[1]}' has shape {shapes[1]}, "
+        f"bottom '{layer.bottoms[0]}' {shapes[0]}; they must be equal",
+    )
     return ((n, c, *_unpooled_size(layer, h, w)),)
 
 
@@ -165,9 +182,11 @@ def _upsample(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
     planes, size = x.shape[0] * x.shape[1], top[2] * top[3]
     place = bottoms[1].reshape(planes, -1).astype(np.int64)
     if place.size and not (place.min() >= 0 and place.max() < size):
-        raise ValueError(f"the mask '{layer.bottoms[1]}' holds places {place.min()} to "
-                         f"{place.max()}; the top has {size}: give the upsample_h and "
-                         "upsample_w of the pooling's bottom")
+        raise ValueError(
+            f"the mask '{layer.bottoms[1]}' holds places {place.min()} to "
+            f"{place.max()}; the top has {size}: give the upsample_h and "
+            "upsample_w of the pooling's bottom"
+        )
     y = np.zeros((planes, size), dtype=_f32)
     # Forwards over memory, so that of several values for one place the last stays.
     np.put_along_axis(y, place, x.reshape(planes, -1), axis=1)

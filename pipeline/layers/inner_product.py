@@ -22,7 +22,8 @@ def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     need(layer, p.num_output > 0, "inner_product_param needs num_output > 0")
     inputs = prod(shapes[0][axis:])
     wanted: dict[str, Shape] = {
-        "weights": (inputs, p.num_output) if p.transpose else (p.num_output, inputs)}
+        "weights": (inputs, p.num_output) if p.transpose else (p.num_output, inputs)
+    }
     if p.bias_term:
         wanted["bias"] = (p.num_output,)
     expect_blobs(layer, **wanted)
@@ -34,18 +35,25 @@ def _forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     x = bottoms[0]
     axis = p.axis % x.ndim
     inputs = prod(x.shape[axis:])
-    w = (blob(layer, 0, (inputs, p.num_output)).T if p.transpose
-         else blob(layer, 0, (p.num_output, inputs)))
-    y = kernels.inner_product(x.reshape(-1, inputs), w, blob(layer, 1) if p.bias_term else None,
-                              device=device)
+    w = (
+        blob(layer, 0, (inputs, p.num_output)).T
+        if p.transpose
+        else blob(layer, 0, (p.num_output, inputs))
+    )
+    y = kernels.inner_product(
+        x.reshape(-1, inputs), w, blob(layer, 1) if p.bias_term else None, device=device
+    )
     return (y.reshape(*x.shape[:axis], p.num_output),)
 
 
 def _embed_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
     p = layer.param.embed_param
-    need(layer, p.num_output > 0 and p.input_dim > 0,
-         "embed_param needs num_output > 0 and input_dim > 0")
+    need(
+        layer,
+        p.num_output > 0 and p.input_dim > 0,
+        "embed_param needs num_output > 0 and input_dim > 0",
+    )
     wanted: dict[str, Shape] = {"weights": (p.input_dim, p.num_output)}
     if p.bias_term:
         wanted["bias"] = (p.num_output,)
@@ -57,8 +65,10 @@ def _embed(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np
     p = layer.param.embed_param
     index = bottoms[0].astype(np.int64)
     if index.size and not (index.min() >= 0 and index.max() < p.input_dim):
-        raise ValueError(f"bottom '{layer.bottoms[0]}' holds indices {index.min()} to "
-                         f"{index.max()}; input_dim {p.input_dim} allows 0 to {p.input_dim - 1}")
+        raise ValueError(
+            f"bottom '{layer.bottoms[0]}' holds indices {index.min()} to "
+            f"{index.max()}; input_dim {p.input_dim} allows 0 to {p.input_dim - 1}"
+        )
     y = blob(layer, 0, (p.input_dim, p.num_output))[index]
     return (y + blob(layer, 1) if p.bias_term else y,)
 

@@ -26,22 +26,29 @@ def _scalar(value: float | np.floating) -> np.ndarray:
 
 
 def _same_count(layer: Layer, shapes: Sequence[Shape], index: int = 1) -> None:
-    need(layer, prod(shapes[0]) == prod(shapes[index]),
-         f"bottoms '{layer.bottoms[0]}' {shapes[0]} and '{layer.bottoms[index]}' "
-         f"{shapes[index]} must hold the same number of values")
+    need(
+        layer,
+        prod(shapes[0]) == prod(shapes[index]),
+        f"bottoms '{layer.bottoms[0]}' {shapes[0]} and '{layer.bottoms[index]}' "
+        f"{shapes[index]} must hold the same number of values",
+    )
 
 
 def _label_count(layer: Layer, shapes: Sequence[Shape], axis: int) -> None:
     """Check that there is one label for each position beside the class axis."""
     x = shapes[0]
-    labels = prod(x[:axis]) * prod(x[axis + 1:])
-    need(layer, prod(shapes[1]) == labels,
-         f"bottom '{layer.bottoms[1]}' has shape {shapes[1]}; predictions of shape {x} with the "
-         f"classes on axis {axis} need {labels} labels")
+    labels = prod(x[:axis]) * prod(x[axis + 1 :])
+    need(
+        layer,
+        prod(shapes[1]) == labels,
+        f"bottom '{layer.bottoms[1]}' has shape {shapes[1]}; predictions of shape {x} with the "
+        f"classes on axis {axis} need {labels} labels",
+    )
 
 
-def _labels(layer: Layer, labels: np.ndarray, classes: int, shape: Shape) -> tuple[np.ndarray,
-                                                                                     np.ndarray]:
+def _labels(
+    layer: Layer, labels: np.ndarray, classes: int, shape: Shape
+) -> tuple[np.ndarray, np.ndarray]:
     """Return integer labels in `shape`, and which of them count (are not ignore_label).
 
     Raises
@@ -56,8 +63,10 @@ def _labels(layer: Layer, labels: np.ndarray, classes: int, shape: Shape) -> tup
         counts = index != p.ignore_label
     used = index[counts]
     if used.size and not (used.min() >= 0 and used.max() < classes):
-        raise ValueError(f"bottom '{layer.bottoms[1]}' holds labels {used.min()} to "
-                         f"{used.max()}; {classes} classes allow 0 to {classes - 1}")
+        raise ValueError(
+            f"bottom '{layer.bottoms[1]}' holds labels {used.min()} to "
+            f"{used.max()}; {classes} classes allow 0 to {classes - 1}"
+        )
     return np.where(counts, index, 0), counts
 
 
@@ -70,14 +79,17 @@ def _normalizer(layer: Layer, outer: int, inner: int, counted: int, default: int
     elif p.HasField("normalize"):
         mode = LossParameter.VALID if p.normalize else LossParameter.BATCH_SIZE
     divisors: dict[int, int] = {
-        LossParameter.FULL: outer * inner, LossParameter.VALID: counted,
-        LossParameter.BATCH_SIZE: outer, LossParameter.NONE: 1}
+        LossParameter.FULL: outer * inner,
+        LossParameter.VALID: counted,
+        LossParameter.BATCH_SIZE: outer,
+        LossParameter.NONE: 1,
+    }
     return max(1.0, float(divisors[mode]))
 
 
 def _by_class(x: np.ndarray, axis: int) -> np.ndarray:
     """Return a view (outer, classes, inner)."""
-    return x.reshape(prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1:]))
+    return x.reshape(prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1 :]))
 
 
 def _pick(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -92,7 +104,7 @@ def _accuracy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]
     classes = shapes[0][axis]
     need(layer, 1 <= p.top_k <= classes, f"top_k {p.top_k} must be 1 to {classes}")
     _label_count(layer, shapes, axis)
-    return ((), (classes,))[:len(layer.tops)]
+    return ((), (classes,))[: len(layer.tops)]
 
 
 def _accuracy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -114,7 +126,7 @@ def _accuracy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
 def _softmax_loss_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(2, 2), tops=(1, 2))
     _label_count(layer, shapes, axis_index(layer, layer.param.softmax_param.axis, len(shapes[0])))
-    return ((), shapes[0])[:len(layer.tops)]
+    return ((), shapes[0])[: len(layer.tops)]
 
 
 def _softmax_loss(
@@ -129,7 +141,7 @@ def _softmax_loss(
     logs = np.log(np.maximum(_pick(by_class, labels), _FLT_MIN))
     total = -logs[counts].sum(dtype=np.float64)
     loss = total / _normalizer(layer, outer, inner, int(counts.sum()), LossParameter.VALID)
-    return (_scalar(loss), prob)[:len(layer.tops)]
+    return (_scalar(loss), prob)[: len(layer.tops)]
 
 
 def _infogain_matrix(layer: Layer) -> np.ndarray:
@@ -149,9 +161,12 @@ def _infogain_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]
     _label_count(layer, shapes, axis)
     size = prod(shapes[2]) if len(shapes) == 3 else _infogain_matrix(layer).size
     classes = shapes[0][axis]
-    need(layer, size == classes * classes, f"the infogain matrix holds {size} values; "
-         f"{classes} classes need {classes * classes}")
-    return ((), shapes[0])[:len(layer.tops)]
+    need(
+        layer,
+        size == classes * classes,
+        f"the infogain matrix holds {size} values; {classes} classes need {classes * classes}",
+    )
+    return ((), shapes[0])[: len(layer.tops)]
 
 
 def _infogain(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -166,16 +181,19 @@ def _infogain(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
     logs = np.log(np.maximum(by_class, _LOG_THRESHOLD))
     total = -(gains * logs).sum(axis=1, dtype=np.float64)[counts].sum()
     loss = total / _normalizer(layer, outer, inner, int(counts.sum()), LossParameter.VALID)
-    return (_scalar(loss), prob)[:len(layer.tops)]
+    return (_scalar(loss), prob)[: len(layer.tops)]
 
 
 def _item_labels(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     """Shape rule of losses with one label for each item and the classes behind axis 0."""
     arity(layer, shapes, bottoms=(2, 2))
     x = shapes[0]
-    need(layer, len(x) >= 2 and prod(shapes[1]) == x[0],
-         f"bottom '{layer.bottoms[1]}' has shape {shapes[1]}; predictions of shape {x} need one "
-         "label for each item")
+    need(
+        layer,
+        len(x) >= 2 and prod(shapes[1]) == x[0],
+        f"bottom '{layer.bottoms[1]}' has shape {shapes[1]}; predictions of shape {x} need one "
+        "label for each item",
+    )
     return ((),)
 
 
@@ -223,19 +241,27 @@ def _sigmoid_loss(
         counts = target.astype(np.int64) != p.ignore_label
     losses = np.log1p(np.exp(-np.abs(x))) - x * (target - (x >= 0))
     outer = len(bottoms[0])
-    divisor = _normalizer(layer, outer, x.size // max(outer, 1), int(counts.sum()),
-                          LossParameter.BATCH_SIZE)
+    divisor = _normalizer(
+        layer, outer, x.size // max(outer, 1), int(counts.sum()), LossParameter.BATCH_SIZE
+    )
     return (_scalar(losses[counts].sum(dtype=np.float64) / divisor),)
 
 
 def _contrastive_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(3, 3))
     a, b, same = shapes
-    need(layer, len(a) >= 2 and prod(a[2:]) == 1 and a == b,
-         f"bottoms '{layer.bottoms[0]}' {a} and '{layer.bottoms[1]}' {b} must both be (items, "
-         "channels)")
-    need(layer, prod(same) == a[0], f"bottom '{layer.bottoms[2]}' has shape {same}; it must hold "
-         f"one value for each of {a[0]} pairs")
+    need(
+        layer,
+        len(a) >= 2 and prod(a[2:]) == 1 and a == b,
+        f"bottoms '{layer.bottoms[0]}' {a} and '{layer.bottoms[1]}' {b} must both be (items, "
+        "channels)",
+    )
+    need(
+        layer,
+        prod(same) == a[0],
+        f"bottom '{layer.bottoms[2]}' has shape {same}; it must hold "
+        f"one value for each of {a[0]} pairs",
+    )
     return ((),)
 
 

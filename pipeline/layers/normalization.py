@@ -38,9 +38,7 @@ def _batch_norm_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ..
     return (x,)
 
 
-def _batch_norm(
-    layer: Layer, bottoms: Sequence[np.ndarray], device: str
-) -> tuple[np.ndarray, ...]:
+def _batch_norm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     """Subtract the mean and divide by ``sqrt(variance + eps)``, per channel.
 
     The stored sums are divided by the scale factor, or taken as 0 where that is 0.
@@ -79,15 +77,16 @@ def _lrn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.n
     half = p.local_size // 2
     squares = np.square(x)
     if p.norm_region == LRNParameter.WITHIN_CHANNEL:
-        scale = kernels.avg_pool2d(squares, (p.local_size, p.local_size), stride=(1, 1),
-                                   pad=(half, half), device=device)
+        scale = kernels.avg_pool2d(
+            squares, (p.local_size, p.local_size), stride=(1, 1), pad=(half, half), device=device
+        )
         scale *= _f32(p.alpha)
         scale += _f32(1)
     else:
         padded = np.pad(squares, ((0, 0), (half, half), (0, 0), (0, 0)))
         scale = np.zeros_like(x)
         for i in range(p.local_size):
-            scale += padded[:, i:i + x.shape[1]]
+            scale += padded[:, i : i + x.shape[1]]
         scale *= _f32(p.alpha / p.local_size)
         scale += _f32(p.k)
     np.power(scale, _f32(-p.beta), out=scale)

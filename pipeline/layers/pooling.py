@@ -51,8 +51,9 @@ def _pair(layer: Layer, name: str, single: str, required: bool = False) -> tuple
     given = [p.HasField(f) for f in fields]
     if any(given):
         need(layer, all(given), f"give both {fields[0]} and {fields[1]}")
-        need(layer, not p.HasField(single), f"give {single} or {fields[0]} and {fields[1]}, "
-             "not both")
+        need(
+            layer, not p.HasField(single), f"give {single} or {fields[0]} and {fields[1]}, not both"
+        )
         return getattr(p, fields[0]), getattr(p, fields[1])
     need(layer, not required or p.HasField(single), f"pooling_param needs {single}")
     return getattr(p, single), getattr(p, single)
@@ -76,8 +77,11 @@ def pool_params(layer: Layer, bottom: Shape) -> PoolParams:
         kernel = (bottom[2], bottom[3])
     else:
         kernel = _pair(layer, "kernel", "kernel_size", required=True)
-    need(layer, min(kernel) > 0 and min(stride) > 0,
-         f"kernel {kernel} and stride {stride} must be positive")
+    need(
+        layer,
+        min(kernel) > 0 and min(stride) > 0,
+        f"kernel {kernel} and stride {stride} must be positive",
+    )
     need(layer, method != _STOCHASTIC or pad == (0, 0), "STOCHASTIC pooling takes no pad")
     floor = p.round_mode == PoolingParameter.FLOOR or not p.ceil_mode
     return PoolParams(method, kernel, stride, pad, not floor, p.global_pooling)
@@ -85,11 +89,14 @@ def pool_params(layer: Layer, bottom: Shape) -> PoolParams:
 
 def _size(layer: Layer, p: PoolParams, height: int, width: int) -> tuple[int, int]:
     try:
-        sizes = [kernels.pool_output_size(n, k, s, b, p.ceil_mode)
-                 for n, k, s, b in zip((height, width), p.kernel, p.stride, p.pad, strict=True)]
+        sizes = [
+            kernels.pool_output_size(n, k, s, b, p.ceil_mode)
+            for n, k, s, b in zip((height, width), p.kernel, p.stride, p.pad, strict=True)
+        ]
     except ValueError as error:
-        raise NetError(f"{error} (bottom '{layer.bottoms[0]}' is {height} x {width})",
-                       layer.name) from error
+        raise NetError(
+            f"{error} (bottom '{layer.bottoms[0]}' is {height} x {width})", layer.name
+        ) from error
     return sizes[0], sizes[1]
 
 
@@ -98,17 +105,22 @@ def _pool_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     rank(layer, shapes[0], 4)
     n, c, h, w = shapes[0]
     p = pool_params(layer, shapes[0])
-    need(layer, len(layer.tops) == 1 or p.method == _MAX,
-         "only MAX pooling has a second top (where each maximum was)")
+    need(
+        layer,
+        len(layer.tops) == 1 or p.method == _MAX,
+        "only MAX pooling has a second top (where each maximum was)",
+    )
     top = (n, c, *_size(layer, p, h, w))
     return (top,) * len(layer.tops)
 
 
 def _stochastic(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
     """Return sum(x^2) / sum(x) of each window, Caffe's rule in phase TEST."""
+
     def mean(values: np.ndarray) -> np.ndarray:
-        return kernels.avg_pool2d(values, p.kernel, stride=p.stride, ceil_mode=p.ceil_mode,
-                                  device=device)
+        return kernels.avg_pool2d(
+            values, p.kernel, stride=p.stride, ceil_mode=p.ceil_mode, device=device
+        )
 
     total, squares = mean(x), mean(x * x)
     return np.divide(squares, total, out=np.zeros_like(total), where=total > 0)
@@ -118,10 +130,12 @@ def _pool(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
     if p.method == _STOCHASTIC:
         return _stochastic(x, p, device)
     if p.method == _AVE:
-        return kernels.avg_pool2d(x, p.kernel, stride=p.stride, pad=p.pad,
-                                  ceil_mode=p.ceil_mode, device=device)
-    y = kernels.max_pool2d(x, p.kernel, stride=p.stride, pad=p.pad, ceil_mode=p.ceil_mode,
-                           device=device)
+        return kernels.avg_pool2d(
+            x, p.kernel, stride=p.stride, pad=p.pad, ceil_mode=p.ceil_mode, device=device
+        )
+    y = kernels.max_pool2d(
+        x, p.kernel, stride=p.stride, pad=p.pad, ceil_mode=p.ceil_mode, device=device
+    )
     assert isinstance(y, np.ndarray)
     return y
 
@@ -131,8 +145,15 @@ def _pooling(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     p = pool_params(layer, x.shape)
     if len(layer.tops) == 1:
         return (_pool(x, p, device),)
-    y, where = kernels.max_pool2d(x, p.kernel, stride=p.stride, pad=p.pad,
-                                  ceil_mode=p.ceil_mode, return_indices=True, device=device)
+    y, where = kernels.max_pool2d(
+        x,
+        p.kernel,
+        stride=p.stride,
+        pad=p.pad,
+        ceil_mode=p.ceil_mode,
+        return_indices=True,
+        device=device,
+    )
     return y, where.astype(np.float32)
 
 
@@ -171,12 +192,18 @@ def _roi_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(2, 2))
     rank(layer, shapes[0], 4)
     rois = shapes[1]
-    need(layer, len(rois) >= 2 and int(np.prod(rois[1:])) == 5,
-         f"bottom '{layer.bottoms[1]}' has shape {rois}; it must hold five numbers for each "
-         "region: image, x1, y1, x2, y2")
+    need(
+        layer,
+        len(rois) >= 2 and int(np.prod(rois[1:])) == 5,
+        f"bottom '{layer.bottoms[1]}' has shape {rois}; it must hold five numbers for each "
+        "region: image, x1, y1, x2, y2",
+    )
     p = layer.param.roi_pooling_param
-    need(layer, p.pooled_h > 0 and p.pooled_w > 0,
-         "roi_pooling_param needs pooled_h > 0 and pooled_w > 0")
+    need(
+        layer,
+        p.pooled_h > 0 and p.pooled_w > 0,
+        "roi_pooling_param needs pooled_h > 0 and pooled_w > 0",
+    )
     return ((rois[0], shapes[0][1], p.pooled_h, p.pooled_w),)
 
 
@@ -195,13 +222,16 @@ def _roi_pooling(
 ) -> tuple[np.ndarray, ...]:
     x, rois = bottoms[0], bottoms[1].reshape(-1, 5)
     p = layer.param.roi_pooling_param
-    scales = [p.spatial_scale_w if p.HasField("spatial_scale_w") else p.spatial_scale,
-              p.spatial_scale_h if p.HasField("spatial_scale_h") else p.spatial_scale]
+    scales = [
+        p.spatial_scale_w if p.HasField("spatial_scale_w") else p.spatial_scale,
+        p.spatial_scale_h if p.HasField("spatial_scale_h") else p.spatial_scale,
+    ]
     corners = round_half_away(rois[:, 1:] * np.array(scales * 2, dtype=np.float32))
     images = rois[:, 0].astype(int)
     if images.size and not (images.min() >= 0 and images.max() < len(x)):
-        raise ValueError(f"bottom '{layer.bottoms[1]}' names image {images.max()}; the batch "
-                         f"has {len(x)}")
+        raise ValueError(
+            f"bottom '{layer.bottoms[1]}' names image {images.max()}; the batch has {len(x)}"
+        )
     y = np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w), dtype=np.float32)
     for r, (image, (x1, y1, x2, y2)) in enumerate(zip(images, corners, strict=True)):
         rows, columns = _bins(y1, y2, p.pooled_h, x.shape[2]), _bins(x1, x2, p.pooled_w, x.shape[3])

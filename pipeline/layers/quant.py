@@ -31,8 +31,11 @@ def quant_params(layer: Layer) -> kernels.QuantParams:
         If scale or offset are missing or out of range.
     """
     p = layer.param.quant_param
-    need(layer, p.HasField("scale") and np.isfinite(p.scale) and p.scale > 0,
-         f"quant_param needs a positive scale, has {p.scale:g}")
+    need(
+        layer,
+        p.HasField("scale") and np.isfinite(p.scale) and p.scale > 0,
+        f"quant_param needs a positive scale, has {p.scale:g}",
+    )
     need(layer, len(p.offset) <= 1, f"quant_param.offset holds {len(p.offset)} bytes, needs one")
     offset = int.from_bytes(p.offset, "big", signed=True)
     try:
@@ -60,12 +63,18 @@ def _dequant_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     expect_blobs(layer, deq_scale=(entries,), shift_bit=(entries,), offset_w=(entries,))
     shifts = blob(layer, 1)
     if shifts.any():
-        need(layer, bool(((shifts >= 1) & (shifts <= 16) & (shifts == np.trunc(shifts))).all()),
-             "shift_bit must be all 0, or all whole numbers from 1 to 16: found "
-             f"{shifts.min():g} to {shifts.max():g}")
+        need(
+            layer,
+            bool(((shifts >= 1) & (shifts <= 16) & (shifts == np.trunc(shifts))).all()),
+            "shift_bit must be all 0, or all whole numbers from 1 to 16: found "
+            f"{shifts.min():g} to {shifts.max():g}",
+        )
         scales = blob(layer, 0)
-        need(layer, bool((np.isfinite(scales) & (scales > 0)).all()),
-             f"deq_scale must be positive, found {scales.min():g}")
+        need(
+            layer,
+            bool((np.isfinite(scales) & (scales > 0)).all()),
+            f"deq_scale must be positive, found {scales.min():g}",
+        )
     return (x,)
 
 

@@ -55,18 +55,31 @@ def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     x, cont = shapes[:2]
     outputs = layer.param.recurrent_param.num_output
     need(layer, outputs > 0, "recurrent_param needs num_output > 0")
-    need(layer, len(x) >= 2, f"bottom '{layer.bottoms[0]}' has shape {x}; it must be (steps, "
-         "streams, ...)")
-    need(layer, cont == x[:2], f"bottom '{layer.bottoms[1]}' has shape {cont}; it marks the "
-         f"sequences of {x} and must be {x[:2]}")
+    need(
+        layer,
+        len(x) >= 2,
+        f"bottom '{layer.bottoms[0]}' has shape {x}; it must be (steps, streams, ...)",
+    )
+    need(
+        layer,
+        cont == x[:2],
+        f"bottom '{layer.bottoms[1]}' has shape {cont}; it marks the "
+        f"sequences of {x} and must be {x[:2]}",
+    )
     state = (1, x[1], outputs)
-    for name, shape in zip(layer.bottoms[2 + form.static:], shapes[2 + form.static:], strict=True):
+    for name, shape in zip(
+        layer.bottoms[2 + form.static :], shapes[2 + form.static :], strict=True
+    ):
         need(layer, shape == state, f"hidden state '{name}' has shape {shape}, must be {state}")
     rows = 4 * outputs if layer.type == "LSTM" else outputs
     wanted: dict[str, Shape] = {"input_weights": (rows, prod(x[2:])), "bias": (rows,)}
     if form.static:
-        need(layer, shapes[2][:1] == x[1:2], f"static bottom '{layer.bottoms[2]}' has shape "
-             f"{shapes[2]}; its first axis must be the {x[1]} streams")
+        need(
+            layer,
+            shapes[2][:1] == x[1:2],
+            f"static bottom '{layer.bottoms[2]}' has shape "
+            f"{shapes[2]}; its first axis must be the {x[1]} streams",
+        )
         wanted["static_weights"] = (rows, prod(shapes[2][1:]))
     wanted["hidden_weights"] = (rows, outputs)
     if layer.type == "RNN":
@@ -90,7 +103,7 @@ def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> np.ndar
 
 def _states(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> list[np.ndarray]:
     if form.exposed:
-        return [b[0] for b in bottoms[2 + form.static:]]
+        return [b[0] for b in bottoms[2 + form.static :]]
     shape = (bottoms[0].shape[1], layer.param.recurrent_param.num_output)
     return [np.zeros(shape, dtype=_f32) for _ in range(form.states)]
 
@@ -108,8 +121,8 @@ def _lstm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
     steps = np.empty((*drive.shape[:2], size), dtype=_f32)
     for t in range(len(drive)):
         gates = (cont[t] * h) @ recurrent + drive[t]
-        i, f, o = (sigmoid(gates[:, k * size:(k + 1) * size]) for k in range(3))
-        c = np.where(cont[t] == 0, _f32(0), cont[t] * f * c) + i * np.tanh(gates[:, 3 * size:])
+        i, f, o = (sigmoid(gates[:, k * size : (k + 1) * size]) for k in range(3))
+        c = np.where(cont[t] == 0, _f32(0), cont[t] * f * c) + i * np.tanh(gates[:, 3 * size :])
         h = o * np.tanh(c)
         steps[t] = h
     return _finish(form, steps, [h, c])

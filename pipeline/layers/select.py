@@ -21,7 +21,7 @@ def _argmax_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     if p.HasField("axis"):
         axis = axis_index(layer, p.axis, len(x))
         choices = x[axis]
-        top = (*x[:axis], p.top_k, *x[axis + 1:])
+        top = (*x[:axis], p.top_k, *x[axis + 1 :])
     else:
         need(layer, len(x) >= 1, "the bottom has no axes")
         choices = prod(x[1:])
@@ -36,13 +36,12 @@ def _argmax(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[n
     by_axis = p.HasField("axis")
     values = np.moveaxis(x, p.axis, -1) if by_axis else x.reshape(len(x), -1)
     # Caffe sorts (value, index) pairs downwards: of equal values the last index comes first.
-    backwards = np.argsort(-values[..., ::-1], axis=-1, kind="stable")[..., :p.top_k]
+    backwards = np.argsort(-values[..., ::-1], axis=-1, kind="stable")[..., : p.top_k]
     index = values.shape[-1] - 1 - backwards
     best = np.take_along_axis(values, index, axis=-1)
     indices = index.astype(np.float32)
     if by_axis:
-        return (np.ascontiguousarray(
-            np.moveaxis(best if p.out_max_val else indices, -1, p.axis)),)
+        return (np.ascontiguousarray(np.moveaxis(best if p.out_max_val else indices, -1, p.axis)),)
     return ((np.stack([indices, best], axis=1) if p.out_max_val else indices).reshape(top),)
 
 
@@ -68,17 +67,22 @@ def _reduction(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
 
 def _reindex_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(2, 2))
-    need(layer, len(shapes[1]) == 1 and len(shapes[0]) >= 1,
-         f"bottom '{layer.bottoms[1]}' has shape {shapes[1]}; it must be a list of indices into "
-         f"the first axis of bottom '{layer.bottoms[0]}' {shapes[0]}")
+    need(
+        layer,
+        len(shapes[1]) == 1 and len(shapes[0]) >= 1,
+        f"bottom '{layer.bottoms[1]}' has shape {shapes[1]}; it must be a list of indices into "
+        f"the first axis of bottom '{layer.bottoms[0]}' {shapes[0]}",
+    )
     return ((shapes[1][0], *shapes[0][1:]),)
 
 
 def _reindex(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x, index = bottoms[0], bottoms[1].astype(np.int64)
     if index.size and not (index.min() >= 0 and index.max() < len(x)):
-        raise ValueError(f"bottom '{layer.bottoms[1]}' holds indices {index.min()} to "
-                         f"{index.max()}; the batch allows 0 to {len(x) - 1}")
+        raise ValueError(
+            f"bottom '{layer.bottoms[1]}' holds indices {index.min()} to "
+            f"{index.max()}; the batch allows 0 to {len(x) - 1}"
+        )
     return (x[index],)
 
 
@@ -86,12 +90,19 @@ def _filter_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     tops = len(shapes) - 1
     arity(layer, shapes, bottoms=(2, None), tops=(tops, tops))
     *items, selector = shapes
-    need(layer, len(selector) >= 1 and prod(selector[1:]) == 1,
-         f"the selector '{layer.bottoms[-1]}' has shape {selector}; it must hold one value for "
-         "each item")
+    need(
+        layer,
+        len(selector) >= 1 and prod(selector[1:]) == 1,
+        f"the selector '{layer.bottoms[-1]}' has shape {selector}; it must hold one value for "
+        "each item",
+    )
     for name, shape in zip(layer.bottoms, items, strict=False):
-        need(layer, shape[:1] == selector[:1], f"bottom '{name}' has shape {shape}; its first "
-             f"axis must be that of the selector, {selector[0]}")
+        need(
+            layer,
+            shape[:1] == selector[:1],
+            f"bottom '{name}' has shape {shape}; its first "
+            f"axis must be that of the selector, {selector[0]}",
+        )
     return tuple(items)
 
 

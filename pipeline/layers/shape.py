@@ -31,11 +31,15 @@ def _concat_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     first = shapes[0]
     axis = _axis(layer, "concat_dim", len(first))
     for name, shape in zip(layer.bottoms, shapes, strict=True):
-        if shape[:axis] + shape[axis + 1:] != first[:axis] + first[axis + 1:] \
-                or len(shape) != len(first):
-            fail(layer, f"bottom '{name}' has shape {shape}, bottom '{layer.bottoms[0]}' {first}; "
-                 f"they may differ in axis {axis} only")
-    return ((*first[:axis], sum(s[axis] for s in shapes), *first[axis + 1:]),)
+        if shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :] or len(
+            shape
+        ) != len(first):
+            fail(
+                layer,
+                f"bottom '{name}' has shape {shape}, bottom '{layer.bottoms[0]}' {first}; "
+                f"they may differ in axis {axis} only",
+            )
+    return ((*first[:axis], sum(s[axis] for s in shapes), *first[axis + 1 :]),)
 
 
 def _concat(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -47,15 +51,23 @@ def _cuts(layer: Layer, axis: int, size: int) -> list[int]:
     """Return where a Slice layer cuts: the start of each top, and the end of the last."""
     points, tops = list(layer.param.slice_param.slice_point), len(layer.tops)
     if points:
-        need(layer, len(points) == tops - 1,
-             f"{tops} tops need {tops - 1} slice_point, not {len(points)}")
+        need(
+            layer,
+            len(points) == tops - 1,
+            f"{tops} tops need {tops - 1} slice_point, not {len(points)}",
+        )
         cuts = [0, *points, size]
-        need(layer, all(a < b for a, b in pairwise(cuts)),
-             f"slice_point {points} must rise from above 0 to below {size}, the size of axis "
-             f"{axis}")
+        need(
+            layer,
+            all(a < b for a, b in pairwise(cuts)),
+            f"slice_point {points} must rise from above 0 to below {size}, the size of axis {axis}",
+        )
         return cuts
-    need(layer, size % tops == 0, f"{tops} tops do not divide axis {axis} of size {size}; "
-         "give slice_point")
+    need(
+        layer,
+        size % tops == 0,
+        f"{tops} tops do not divide axis {axis} of size {size}; give slice_point",
+    )
     return list(range(0, size + 1, size // tops)) if size else [0] * (tops + 1)
 
 
@@ -64,8 +76,7 @@ def _slice_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     x = shapes[0]
     axis = _axis(layer, "slice_dim", len(x))
     cuts = _cuts(layer, axis, x[axis])
-    return tuple((*x[:axis], b - a, *x[axis + 1:])
-                 for a, b in pairwise(cuts))
+    return tuple((*x[:axis], b - a, *x[axis + 1 :]) for a, b in pairwise(cuts))
 
 
 def _slice(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -98,45 +109,59 @@ def _flatten_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     start = axis_index(layer, p.axis, len(x))
     end = axis_index(layer, p.end_axis, len(x), "end_axis")
     need(layer, start <= end, f"axis {p.axis} lies behind end_axis {p.end_axis}")
-    return ((*x[:start], prod(x[start:end + 1]), *x[end + 1:]),)
+    return ((*x[:start], prod(x[start : end + 1]), *x[end + 1 :]),)
 
 
 def _reshape_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
     x, p = shapes[0], layer.param.reshape_param
     start = p.axis if p.axis >= 0 else len(x) + p.axis + 1
-    need(layer, 0 <= start <= len(x),
-         f"axis {p.axis} is out of range: the bottom has {len(x)} axes")
+    need(
+        layer, 0 <= start <= len(x), f"axis {p.axis} is out of range: the bottom has {len(x)} axes"
+    )
     need(layer, p.num_axes >= -1, f"num_axes {p.num_axes} must be at least -1")
     end = len(x) if p.num_axes == -1 else start + p.num_axes
-    need(layer, end <= len(x), f"axis {p.axis} and num_axes {p.num_axes} reach beyond the "
-         f"{len(x)} axes of the bottom")
+    need(
+        layer,
+        end <= len(x),
+        f"axis {p.axis} and num_axes {p.num_axes} reach beyond the {len(x)} axes of the bottom",
+    )
     dims = list(p.shape.dim)
-    need(layer, dims.count(-1) <= 1 and min(dims, default=0) >= -1,
-         f"shape {dims} may hold one -1, and nothing below it")
+    need(
+        layer,
+        dims.count(-1) <= 1 and min(dims, default=0) >= -1,
+        f"shape {dims} may hold one -1, and nothing below it",
+    )
     for i, dim in enumerate(dims):
         if dim == 0:
-            need(layer, start + i < len(x), f"shape {dims} copies axis {start + i} (dim: 0), but "
-                 f"the bottom has {len(x)} axes")
+            need(
+                layer,
+                start + i < len(x),
+                f"shape {dims} copies axis {start + i} (dim: 0), but the bottom has {len(x)} axes",
+            )
             dims[i] = x[start + i]
     kept = prod(x[:start]) * prod(x[end:])
     if -1 in dims:
         known = kept * -prod(dims)
-        need(layer, known > 0 and prod(x) % known == 0,
-             f"a bottom of shape {x} does not divide into {dims}")
+        need(
+            layer,
+            known > 0 and prod(x) % known == 0,
+            f"a bottom of shape {x} does not divide into {dims}",
+        )
         dims[dims.index(-1)] = prod(x) // known
     top = (*x[:start], *dims, *x[end:])
-    need(layer, prod(top) == prod(x), f"cannot reshape {x} ({prod(x)} values) to {top} "
-         f"({prod(top)} values)")
+    need(
+        layer,
+        prod(top) == prod(x),
+        f"cannot reshape {x} ({prod(x)} values) to {top} ({prod(top)} values)",
+    )
     return (top,)
 
 
 def _reviewed(rule: ShapeRule) -> LayerType:
     """Make a layer type that only looks at its bottom in another shape."""
 
-    def forward(
-        layer: Layer, bottoms: Sequence[np.ndarray], device: str
-    ) -> tuple[np.ndarray, ...]:
+    def forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
         (top,) = rule(layer, [bottoms[0].shape])
         return (bottoms[0].reshape(top),)
 
@@ -148,9 +173,12 @@ def _crop_offsets(layer: Layer, shapes: Sequence[Shape]) -> list[int]:
     axis = axis_index(layer, p.axis, len(x))
     cropped = len(x) - axis
     given = list(p.offset)
-    need(layer, len(given) in (0, 1, cropped),
-         f"crop_param gives {len(given)} offset; give none, one, or {cropped}: one for each "
-         f"axis from {axis} on")
+    need(
+        layer,
+        len(given) in (0, 1, cropped),
+        f"crop_param gives {len(given)} offset; give none, one, or {cropped}: one for each "
+        f"axis from {axis} on",
+    )
     if len(given) <= 1:
         given = (given or [0]) * cropped
     return [0] * axis + given
@@ -159,13 +187,20 @@ def _crop_offsets(layer: Layer, shapes: Sequence[Shape]) -> list[int]:
 def _crop_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(2, 2))
     x, like = shapes
-    need(layer, len(x) == len(like), f"bottoms '{layer.bottoms[0]}' {x} and "
-         f"'{layer.bottoms[1]}' {like} must have the same number of axes")
+    need(
+        layer,
+        len(x) == len(like),
+        f"bottoms '{layer.bottoms[0]}' {x} and "
+        f"'{layer.bottoms[1]}' {like} must have the same number of axes",
+    )
     axis = axis_index(layer, layer.param.crop_param.axis, len(x))
     for i, offset in enumerate(_crop_offsets(layer, shapes)):
-        need(layer, i < axis or offset + like[i] <= x[i],
-             f"cannot crop {like[i]} values at offset {offset} from axis {i} of bottom "
-             f"'{layer.bottoms[0]}', which has {x[i]}")
+        need(
+            layer,
+            i < axis or offset + like[i] <= x[i],
+            f"cannot crop {like[i]} values at offset {offset} from axis {i} of bottom "
+            f"'{layer.bottoms[0]}', which has {x[i]}",
+        )
     return ((*x[:axis], *like[axis:]),)
 
 
@@ -181,7 +216,7 @@ def _tile_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     x, p = shapes[0], layer.param.tile_param
     axis = axis_index(layer, p.axis, len(x))
     need(layer, p.tiles > 0, f"tile_param needs tiles > 0, has {p.tiles}")
-    return ((*x[:axis], x[axis] * p.tiles, *x[axis + 1:]),)
+    return ((*x[:axis], x[axis] * p.tiles, *x[axis + 1 :]),)
 
 
 def _tile(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -193,8 +228,11 @@ def _tile(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
 
 def _permute_order(layer: Layer, ndim: int) -> list[int]:
     order = list(layer.param.permute_param.order)
-    need(layer, len(set(order)) == len(order) and max(order, default=0) < ndim,
-         f"order {order} must name different axes of a bottom with {ndim}")
+    need(
+        layer,
+        len(set(order)) == len(order) and max(order, default=0) < ndim,
+        f"order {order} must name different axes of a bottom with {ndim}",
+    )
     return order + [a for a in range(ndim) if a not in order]
 
 

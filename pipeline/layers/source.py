@@ -31,8 +31,11 @@ def declared_shapes(layer: Layer) -> tuple[Shape | None, ...]:
         shapes = [tuple(s.dim) for s in layer.param.input_param.shape]
         if not shapes:
             return (None,) * tops
-        need(layer, len(shapes) in (1, tops),
-             f"input_param gives {len(shapes)} shapes for {tops} tops; give one, or one for each")
+        need(
+            layer,
+            len(shapes) in (1, tops),
+            f"input_param gives {len(shapes)} shapes for {tops} tops; give one, or one for each",
+        )
         return tuple(shapes * tops if len(shapes) == 1 else shapes)
     if layer.type == "MemoryData":
         m = layer.param.memory_data_param
@@ -51,15 +54,15 @@ def _input_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     known = []
     for top, shape in zip(layer.tops, declared_shapes(layer), strict=True):
         if shape is None:
-            fail(layer, f"the prototxt does not give the shape of blob '{top}'; pass it as "
-                 "an input shape")
+            fail(
+                layer,
+                f"the prototxt does not give the shape of blob '{top}'; pass it as an input shape",
+            )
         known.append(shape)
     return tuple(known)
 
 
-def _no_forward(
-    layer: Layer, bottoms: Sequence[np.ndarray], device: str
-) -> tuple[np.ndarray, ...]:
+def _no_forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     fail(layer, "its blobs are inputs of the net: the caller gives them")
 
 
@@ -70,21 +73,34 @@ def _dummy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         given: list[Shape] = [tuple(s.dim) for s in p.shape]
     else:
         fields = [list(f) for f in (p.num, p.channels, p.height, p.width)]
-        need(layer, all(len(f) in (1, tops) for f in fields),
-             "dummy_data_param needs shape, or num, channels, height and width")
+        need(
+            layer,
+            all(len(f) in (1, tops) for f in fields),
+            "dummy_data_param needs shape, or num, channels, height and width",
+        )
         given = [tuple(f[i] if len(f) > 1 else f[0] for f in fields) for i in range(tops)]
-    need(layer, len(given) in (1, tops), f"dummy_data_param gives {len(given)} shapes for {tops} "
-         "tops; give one, or one for each")
-    need(layer, len(p.data_filler) in (0, 1, tops), f"dummy_data_param gives "
-         f"{len(p.data_filler)} data_filler for {tops} tops; give none, one, or one for each")
+    need(
+        layer,
+        len(given) in (1, tops),
+        f"dummy_data_param gives {len(given)} shapes for {tops} tops; give one, or one for each",
+    )
+    need(
+        layer,
+        len(p.data_filler) in (0, 1, tops),
+        f"dummy_data_param gives "
+        f"{len(p.data_filler)} data_filler for {tops} tops; give none, one, or one for each",
+    )
     return tuple(given * tops if len(given) == 1 else given)
 
 
 def _fill(layer: Layer, p: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """Fill a new array as the filler says; random values are the same in every call."""
     fan_in, fan_out = prod(shape[1:]), prod(shape) // max(prod(shape[1:2]), 1)
-    fan = {FillerParameter.FAN_IN: fan_in, FillerParameter.FAN_OUT: fan_out,
-           FillerParameter.AVERAGE: (fan_in + fan_out) / 2}[p.variance_norm]
+    fan = {
+        FillerParameter.FAN_IN: fan_in,
+        FillerParameter.FAN_OUT: fan_out,
+        FillerParameter.AVERAGE: (fan_in + fan_out) / 2,
+    }[p.variance_norm]
     if p.type == "constant":
         return np.full(shape, p.value, dtype=np.float32)
     if p.type == "uniform":
@@ -97,8 +113,11 @@ def _fill(layer: Layer, p: FillerParameter, shape: Shape, rng: np.random.Generat
         values = rng.normal(0, sqrt(2 / fan), shape)
     else:
         sparse = "sparse " if p.sparse >= 0 else ""
-        fail(layer, f"filler '{sparse}{p.type}' is not known here; use constant, uniform, "
-             "gaussian, xavier or msra")
+        fail(
+            layer,
+            f"filler '{sparse}{p.type}' is not known here; use constant, uniform, "
+            "gaussian, xavier or msra",
+        )
     return np.asarray(values, dtype=np.float32)
 
 

@@ -1,0 +1,113 @@
+"""The table of peers: how each is found, told its threads, and given one ONNX operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+__all__ = ["PEERS", "missing", "node", "onnx_session", "set_threads", "version"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program to measure beside ours; it is imported when it is first needed."""
+
+    modules: tuple[str, ...]  # what it needs, itself first
+    distributions: tuple[str, ...]  # names it may be installed under
+    cure: str = "pip install 'caffe-quant[bench]'"
+    threads: Callable[[Any, int], None] | None = None  # sets them for the process
+    able: Callable[[Any], bool] | None = None  # whether this version can do the work
+
+
+def _cv2_threads(cv2: Any, count: int) -> None:
+    cv2.setNumThreads(count)
+
+
+def _torch_threads(torch: Any, count: int) -> None:
+    torch.set_num_threads(count)
+
+
+_OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
+
+PEERS: Mapping[str, Peer] = {
+    "numpy": Peer(("numpy",), ("numpy",)),
+    "onnxruntime": Peer(("onnxruntime", "onnx"), ("onnxruntime",)),
+    "opencv": Peer(("cv2", "onnx"), _OPENCV, threads=_cv2_threads),
+    "opencv caffe": Peer(
+        ("cv2",),
+        _OPENCV,
+        "pip install 'opencv-python-headless<5', which reads Caffe nets",
+        _cv2_threads,
+        lambda cv2: hasattr(cv2.dnn, "readNetFromCaffe"),
+    ),
+    "torch": Peer(("torch",), ("torch",), "pip install torch", _torch_threads),
+}
+
+
+@cache
+def missing(peer: str) -> str | None:
+    """Return why a peer cannot run here, with the cure, or None."""
+    needs = PEERS[peer]
+    absent = [name for name in needs.modules if find_spec(name) is None]
+    # only a peer with a question to answer is imported: importing sets its threads up
+    if not absent and (needs.able is None or needs.able(import_module(needs.modules[0]))):
+        return None
+    return f"needs {' and '.join(absent or needs.modules[:1])}: {needs.cure}"
+
+
+def version(peer: str) -> str:
+    """Return the name and version under which a peer is installed."""
+    for name in PEERS[peer].distributions:
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return f"{peer} of unknown version"
+
+
+def set_threads(peer: str, threads: int) -> None:
+    """Let a side use so many threads; a name not in the table means our own kernels."""
+    if peer not in PEERS:
+        import kernels
+
+        # the first call loads the backend, which chooses how its threads wait
+        kernels.quantize(np.zeros(1, np.float32), kernels.QuantParams(1.0))
+        import numba
+
+        numba.set_num_threads(threads)
+    elif setter := PEERS[peer].threads:
+        setter(import_module(PEERS[peer].modules[0]), threads)
+
+
+def node(op: str, x: np.ndarray, constants: Mapping[str, np.ndarray], **attributes: Any) -> bytes:
+    """Return an ONNX model of one operation: input ``x``, then the constants in order.
+
+    The result has the type of the constant ``y_zero``, else of ``x``.
+    """
+    onnx: Any = import_module("onnx")
+    helper = onnx.helper
+    kinds = map(helper.np_dtype_to_tensor_dtype, (x.dtype, constants.get("y_zero", x).dtype))
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *constants], ["y"], **attributes)],
+        op,
+        [helper.make_tensor_value_info("x", next(kinds), x.shape)],
+        [helper.make_tensor_value_info("y", next(kinds), [None] * x.ndim)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    # an old version of the format, which every reader knows
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return model.SerializeToString()
+
+
+def onnx_session(model: bytes, threads: int) -> Any:
+    """Return an ONNX Runtime session on the CPU."""
+    ort: Any = import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

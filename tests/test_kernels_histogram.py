@@ -1,0 +1,286 @@
+"""The histogram: what is counted where, and that no order or split makes a difference."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import kernel_cases as cases
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import Histogram, NotFiniteError
+
+DEVICES = cases.DEVICES
+TINY = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, -3e-39, 2.0**-126, 2.0**-112]
+values32 = st.one_of(
+    cases.floats32(),
+    cases.floats32(-4, 4),
+    cases.floats32(-1e-37, 1e-37),
+    st.sampled_from([*TINY, 1.0, -1.0, 2.0, 1e38, -1e38, cases.FLOAT_MAX, -cases.FLOAT_MAX]),
+).map(naive.f32)
+batches32 = st.lists(st.lists(values32, max_size=12), min_size=1, max_size=5)
+
+
+def f32(values: list[float]) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def observed(batches: list[list[float]], device: str, half: int = 8, tail: int = 3) -> Histogram:
+    hist = Histogram(half=half, tail=tail)
+    for batch in batches:
+        hist.update(f32(batch), device=device)
+    return hist
+
+
+def state(hist: Histogram) -> tuple:
+    """All that a histogram holds, bit for bit."""
+    ends = tuple(math.copysign(1, v) * v if v == v else "none" for v in (hist.low, hist.high))
+    signs = np.signbit(f32([hist.low, hist.high])).tolist()
+    return (
+        hist.counts.tolist(),
+        hist.exponent,
+        hist.total,
+        hist.zeros,
+        ends,
+        signs,
+        hist.smallest.tobytes(),
+        hist.largest.tobytes(),
+    )
+
+
+def kept(hist: Histogram, values: list[float]) -> None:
+    """Check every number of the histogram against the values themselves."""
+    exponent = naive.histogram_exponent(values, hist.half)
+    counts = [0] * (2 * hist.half)
+    for v in values:
+        counts[naive.histogram_bin(v, exponent, hist.half)] += 1
+    assert hist.exponent == exponent
+    assert hist.counts.tolist() == counts
+    assert hist.counts.dtype == np.int64
+    assert hist.total == len(values)
+    assert hist.zeros == sum(v == 0 for v in values)
+    assert (hist.low, hist.high) == (min(values), max(values))
+    ranks = range(1, min(hist.tail, len(values)) + 1)
+    assert hist.largest.tolist() == [naive.kth_largest(values, k) for k in ranks]
+    assert hist.smallest.tolist() == [naive.kth_smallest(values, k) for k in ranks]
+
+
+# ---------------------------------------------------------------------------------- counting
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@cases.examples(150)
+@given(batches32)
+def test_counts_tails_and_ends_equal_the_oracle(device: str, batches: list[list[float]]):
+    hist = observed(batches, device)
+    values = [v for batch in batches for v in batch]
+    if values:
+        kept(hist, values)
+    else:
+        assert (hist.total, hist.counts.sum()) == (0, 0)
+        assert math.isnan(hist.low)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@cases.examples(150)
+@given(batches32, st.randoms(use_true_random=False))
+def test_order_batches_and_merging_make_no_difference(device, batches, random):
+    whole = observed([[v for batch in batches for v in batch]], device)
+    mixed = [v for batch in batches for v in batch]
+    random.shuffle(mixed)
+    parts = [observed([batch], device) for batch in batches]
+    order = list(range(len(parts)))
+    random.shuffle(order)
+    merged = Histogram(half=8, tail=3)
+    for i in order:
+        merged.merge(parts[i])
+    while len(parts) > 1:  # as a tree, in whatever order
+        a = parts.pop(random.randrange(len(parts)))
+        parts[random.randrange(len(parts))].merge(a)
+    for hist in (
+        observed(batches, device),
+        observed(batches[::-1], device),
+        observed([mixed], device),
+        merged,
+        parts[0],
+    ):
+        assert state(hist) == state(whole)
+
+
+@cases.examples(60)
+@given(batches32)
+def test_devices_hold_the_same_state(batches: list[list[float]]):
+    assert state(observed(batches, "reference")) == state(observed(batches, "cpu"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_many_values_split_over_threads_and_chunks(device: str):
+    rng = np.random.default_rng(5)
+    x = (rng.standard_t(2, 100_003) * rng.choice([0, 1e-3, 1], 100_003)).astype(np.float32)
+    hist = Histogram(half=1 << 10, tail=700)
+    for part in np.array_split(x.reshape(-1), [7, 40_000, 40_001]):
+        hist.update(part, device=device)
+    width = 2.0**hist.exponent
+    index = np.floor(np.abs(x.astype(np.float64)) / width).astype(int)
+    place = np.where(x < 0, hist.half - 1 - index, hist.half + index)
+    assert (hist.counts == np.bincount(place, minlength=2048)).all()
+    assert hist.zeros == (x == 0).sum()
+    assert (hist.largest == np.sort(x)[::-1][:700]).all()
+    assert (hist.smallest == np.sort(x)[:700]).all()
+
+
+def test_the_number_of_threads_makes_no_difference():
+    numba = pytest.importorskip("numba")
+    x = np.random.default_rng(1).normal(size=70_001).astype(np.float32)
+    states = []
+    for threads in {1, numba.config.NUMBA_NUM_THREADS}:
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            hist = Histogram(half=64, tail=5)
+            hist.update(x, device="cpu")
+        finally:
+            numba.set_num_threads(before)
+        states.append(state(hist))
+    assert all(s == states[0] for s in states)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_magnitudes_from_the_least_to_the_greatest(device: str):
+    batches = [[1e-45, -1e-45, 0.0], [1e-38, -1e-38], [3e-5], [-1.0], [7e12], [1e38, -3.4e38]]
+    values = [naive.f32(v) for batch in batches for v in batch]
+    hist = observed(batches, device, half=4, tail=20)
+    kept(hist, values)
+    assert hist.exponent == 126
+    assert state(observed(batches[::-1], device, half=4, tail=20)) == state(hist)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_shape_and_layout_and_nothing_at_all(device: str):
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    hist = Histogram(half=8, tail=2)
+    for part in (
+        x[:, ::2].transpose(2, 0, 1),
+        x[:, 1:2],
+        np.empty((0, 3), np.float32),
+        np.array(5, np.float32),
+        np.broadcast_to(np.float32(1), (2, 2)),
+    ):
+        hist.update(part, device=device)
+    kept(hist, [*x.reshape(-1).tolist(), 5.0, 1.0, 1.0, 1.0, 1.0])
+
+
+# ------------------------------------------------------------------------------- reading it
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@cases.examples(100)
+@given(batches32.filter(any))
+def test_edges_hold_every_value_that_is_not_zero(device: str, batches: list[list[float]]):
+    hist = observed(batches, device)
+    values = [v for batch in batches for v in batch]
+    edges = hist.edges()
+    assert edges.counts.sum() == hist.total - hist.zeros
+    assert (edges.counts > 0).all()
+    assert (edges.left <= edges.right).all()
+    assert (edges.right[:-1] <= edges.left[1:]).all()
+    if edges.counts.size:
+        assert hist.low <= edges.left[0]
+        assert edges.right[-1] <= hist.high
+    for left, right, count in zip(edges.left, edges.right, edges.counts, strict=True):
+        inside = sum(left <= v <= right for v in values if v)
+        strictly = sum(left < v < right for v in values if v)
+        assert strictly <= count <= inside
+
+
+@cases.examples(100)
+@given(batches32.filter(any), st.data())
+def test_ranks_are_exact_in_the_tails_and_in_their_bin_beyond(batches, data):
+    hist = observed(batches, "reference")
+    values = [v for batch in batches for v in batch]
+    width = Fraction(2) ** hist.exponent
+    for find, true in (
+        (hist.largest_at, naive.kth_largest),
+        (hist.smallest_at, naive.kth_smallest),
+    ):
+        k = data.draw(st.integers(1, len(values)))
+        found, exact = find(k)
+        want = true(values, k)
+        assert exact == (k <= hist.tail)
+        if exact:
+            assert found == want
+        else:
+            assert abs(Fraction(found) - Fraction(want)) <= width
+            assert min(values) <= found <= max(values)
+        for wrong in (0, len(values) + 1):
+            with pytest.raises(ValueError, match=f"no value number {wrong} among"):
+                find(wrong)
+
+
+def test_percentiles_beyond_the_tail_are_close():
+    x = np.random.default_rng(2).normal(size=50_000).astype(np.float32)
+    hist = Histogram(tail=100)
+    hist.update(x, device="reference")
+    ranked = np.sort(x)
+    for k in (101, 2000, 25_000, 40_000):
+        assert hist.largest_at(k)[0] == pytest.approx(ranked[-k], abs=2.0**hist.exponent)
+        assert hist.smallest_at(k)[0] == pytest.approx(ranked[k - 1], abs=2.0**hist.exponent)
+
+
+# --------------------------------------------------------------------------------- refusing
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("before", [[], [1.0, -2.0, 0.0]])
+def test_nan_and_infinity_leave_the_histogram_as_it_was(device: str, before: list[float]):
+    hist = observed([before], device)
+    old = state(hist)
+    bad = f32([100.0, math.nan, math.inf, -math.inf, math.nan])
+    for at in range(3):
+        with pytest.raises(NotFiniteError, match="2 NaN and 2 infinite") as caught:
+            hist.update(np.roll(bad, at), device=device)
+        assert (caught.value.nans, caught.value.infinities) == (2, 2)
+        assert state(hist) == old
+    many = np.ones(70_000, np.float32)
+    many[-1] = math.nan
+    with pytest.raises(NotFiniteError, match="1 NaN and 0 infinite"):
+        hist.update(many, device=device)
+    assert state(hist) == old
+
+
+def test_only_histograms_of_one_kind_merge():
+    hist = observed([[1.0, -3.0]], "reference")
+    old = state(hist)
+    for half, tail in ((4, 3), (8, 4)):
+        with pytest.raises(ValueError, match="do not merge"):
+            hist.merge(Histogram(half=half, tail=tail))
+    hist.merge(Histogram(half=8, tail=3))
+    assert state(hist) == old
+    hist.merge(hist)
+    kept(hist, [1.0, -3.0] * 2)
+
+
+def test_wrong_arguments_are_named():
+    for half in (0, 1, 3, 12):
+        with pytest.raises(ValueError, match="half must be"):
+            Histogram(half=half)
+    with pytest.raises(TypeError, match="half must be an integer"):
+        Histogram(half=8.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tail must be at least 1"):
+        Histogram(tail=0)
+    with pytest.raises(TypeError, match="tail must be an integer"):
+        Histogram(tail=2.5)  # type: ignore[arg-type]
+    hist = Histogram()
+    with pytest.raises(TypeError, match="x must be float32, not float64"):
+        hist.update(np.ones(3))
+    with pytest.raises(TypeError, match="x must be a NumPy array"):
+        hist.update([1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device 'gpu' is unknown"):
+        hist.update(f32([1.0]), device="gpu")
+    assert hist.total == 0
+    edges = hist.edges()
+    assert (edges.left.size, edges.right.size, edges.counts.size) == (0, 0, 0)

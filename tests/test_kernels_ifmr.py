@@ -1,0 +1,280 @@
+"""IFMR: on arrays against the original and the oracle, and as a second pass over batches."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import kernel_cases as cases
+import naive
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import (
+    Histogram,
+    Ifmr,
+    IfmrPass,
+    NotFiniteError,
+    QuantParams,
+    ifmr,
+    ifmr_candidates,
+    percentile_range,
+    tail_rank,
+)
+
+DEVICES = cases.DEVICES
+GOLDEN_NAMES = sorted(p.stem for p in (GOLDENS / "amct").glob("ifmr_*.npz"))
+
+
+def golden_case(name: str) -> tuple[dict[str, np.ndarray], np.ndarray, Ifmr]:
+    with np.load(GOLDENS / "amct" / f"{name}.npz") as z:
+        golden = dict(z)
+    p = json.loads(str(golden["params"][0]))
+    ends = (p["search_start"], p["search_end"])
+    settings = Ifmr(
+        ends, p["search_step"], p["max_percentile"], p["min_percentile"], p["with_offset"]
+    )
+    return golden, golden["x"].astype(np.float32), settings
+
+
+def search(x: np.ndarray, settings: Ifmr, device: str, **more: int) -> QuantParams:
+    return ifmr(
+        x,
+        settings.search_range,
+        settings.search_step,
+        settings.max_percentile,
+        settings.min_percentile,
+        settings.asymmetric,
+        device=device,
+        **more,
+    )
+
+
+def seen(parts: list[np.ndarray], tail: int = 4096, device: str = "reference") -> Histogram:
+    hist = Histogram(tail=tail)
+    for part in parts:
+        hist.update(part, device=device)
+    return hist
+
+
+# ---------------------------------------------------------------------------------- goldens
+
+
+def test_the_goldens_are_there():
+    assert len(GOLDEN_NAMES) == 24
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_the_result_equals_the_original(name: str, device: str):
+    golden, x, settings = golden_case(name)
+    p = search(x, settings, device)
+    np.testing.assert_allclose(p.scale, golden["scale"], rtol=1e-6)
+    assert p.offset == golden["offset"]
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_percentiles_candidates_and_losses_equal_the_original(name: str):
+    golden, x, settings = golden_case(name)
+    low, high = percentile_range(seen([x], tail=x.size), settings)
+    assert max(high, 0.0) == golden["max_value"]
+    assert min(low, 0.0) == golden["min_value"]
+    candidates = ifmr_candidates(low, high, settings)
+    assert candidates.scales.size == golden["n_candidates"]
+    second = IfmrPass(candidates)
+    second.update(x, device="reference")
+    assert np.argmin(second.losses) == golden["best_index"]
+    np.testing.assert_allclose(second.losses / x.size, golden["noises"], rtol=2e-4, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------ oracle
+
+
+@st.composite
+def settings32(draw: st.DrawFn) -> Ifmr:
+    start = draw(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.95]))
+    end = draw(st.sampled_from([1.0, 1.2, 1.3, 1.7]))
+    step = draw(st.sampled_from([0.01, 0.05, 0.049]))
+    percentiles = [draw(st.sampled_from([1.0, 0.999999, 0.99, 0.9, 0.51])) for _ in range(2)]
+    return Ifmr((start, end), step, *percentiles, draw(st.booleans()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@cases.examples(25)
+@given(st.data(), settings32(), st.integers(2, 8))
+def test_any_data_equals_the_oracle(device, data, settings: Ifmr, bits: int):
+    scale = data.draw(st.sampled_from([1e-6, 1e-2, 1.0, 300.0, 1e5]))
+    values = data.draw(st.lists(cases.floats32(-1, 1), min_size=1, max_size=40))
+    x = np.array(values, np.float32) * np.float32(scale)
+    got = search(x, settings, device, bits=bits)
+    want = naive.ifmr(
+        [float(v) for v in x],
+        (*settings.search_range, settings.search_step),
+        (settings.max_percentile, settings.min_percentile),
+        settings.asymmetric,
+        bits,
+    )
+    c = ifmr_candidates(*percentile_range(seen([x]), settings), settings, bits)
+    second = IfmrPass(c)
+    second.update(x, device=device)
+    np.testing.assert_allclose(second.losses, want.losses, rtol=1e-12)
+    if (got.scale, got.offset) != (want.scale, want.offset):
+        # two candidates may lie closer together than the rounding of a sum
+        index = c.scales.tolist().index(got.scale)
+        assert want.losses[index] == pytest.approx(want.losses[want.index], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "last"),
+    [(Ifmr(), 60, 1.29), (Ifmr((0.5, 1.2), 0.05), 15, 1.2), (Ifmr((0.3, 1.7)), 141, 1.7)],
+)
+def test_the_number_of_candidates(settings: Ifmr, count: int, last: float):
+    c = ifmr_candidates(0.0, 1.0, settings)
+    assert c.scales.size == count
+    assert c.highs[-1] == pytest.approx(last, abs=1e-5)
+    assert c.highs.tolist() == naive.ratios(*settings.search_range, settings.search_step)
+
+
+@cases.examples(200)
+@given(st.integers(1, 2**40), st.floats(0.5, 1.0, exclude_min=True))
+def test_the_rank_of_a_percentile(total: int, percentile: float):
+    assert tail_rank(total, percentile) == naive.tail_rank(total, percentile)
+    assert tail_rank(total, 1.0) >= 1
+
+
+# ------------------------------------------------------------------------------- second pass
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@cases.examples(25)
+@given(st.integers(0, 10**6), settings32(), st.lists(st.integers(0, 300), min_size=1, max_size=5))
+def test_passes_over_batches_equal_the_whole(device, seed, settings, sizes):
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(3)
+    make = [
+        lambda n: rng.normal(size=n),
+        lambda n: np.maximum(rng.normal(size=n), 0),
+        lambda n: rng.standard_t(2, n),
+    ][kind]
+    parts = [make(n + 1).astype(np.float32) for n in sizes]
+    hist = seen(parts, device=device)
+    second = IfmrPass(ifmr_candidates(*percentile_range(hist, settings), settings))
+    for part in parts[::-1]:
+        second.update(part.reshape(-1, 1), device=device)
+    assert second.total == hist.total
+    whole = np.concatenate(parts)
+    got, want = second.params(), search(whole, settings, device)
+    if got != want:  # only where two losses differ by less than the order of summing
+        losses = np.sort(second.losses)
+        assert losses[1] - losses[0] <= 1e-9 * losses[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_large_data_sums_over_chunks_like_the_reference(device: str):
+    x = np.random.default_rng(0).normal(size=10_007).astype(np.float32)
+    c = ifmr_candidates(-4.0, 4.0, Ifmr())
+    one, want = IfmrPass(c), IfmrPass(c)
+    one.update(x, device=device)
+    want.update(x, device="reference")
+    np.testing.assert_allclose(one.losses, want.losses, rtol=1e-13)
+
+
+# ------------------------------------------------------------------------------------- edges
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("values", "asymmetric", "scale", "offset"),
+    [
+        ([5.0] * 9, True, 5 / 255, -128),
+        ([5.0] * 9, False, 5 / 127, 0),
+        ([-5.0] * 9, True, 5 / 255, 127),
+        ([-5.0] * 9, False, 5 / 128, 0),
+        ([0.0] * 9, True, 1.0, -128),
+        ([0.0], False, 1.0, 0),
+        ([1e-40, -1e-40], True, 1.0, -128),
+    ],
+)
+def test_constant_and_vanishing_data(device, values, asymmetric, scale, offset):
+    p = ifmr(np.array(values, np.float32), asymmetric=asymmetric, device=device)
+    assert p.scale == pytest.approx(scale, rel=1e-6)
+    assert p.offset == offset
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_that_cannot_be_used(device: str):
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NotFiniteError):
+            ifmr(np.array([1, bad, 2], np.float32), device=device)
+    with pytest.raises(ValueError, match="x is empty"):
+        ifmr(np.empty((0, 3), np.float32), device=device)
+    for huge in ([1e38, -1e38], [3e38], [-3e38]):
+        with pytest.raises(ValueError, match="out of range"):
+            ifmr(np.array(huge, np.float32), device=device)
+    with pytest.raises(TypeError, match="x must be float32"):
+        ifmr(np.ones(3), device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_outlier_whose_square_leaves_float32_is_no_obstacle(device: str):
+    x = np.append(np.linspace(0, 1, 3000, dtype=np.float32), np.float32(1e25))
+    p = ifmr(x, max_percentile=0.99, device=device)
+    assert 0.7 * 0.98 / 255 < p.scale < 1.3 / 255
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_pass_without_data_or_with_nan_has_no_result(device: str):
+    second = IfmrPass(ifmr_candidates(0.0, 1.0, Ifmr()))
+    with pytest.raises(ValueError, match="no data"):
+        second.params()
+    second.update(np.empty(0, np.float32), device=device)
+    with pytest.raises(ValueError, match="no data"):
+        second.params()
+    for bad in (math.nan, math.inf, -math.inf):
+        second = IfmrPass(second.candidates)
+        second.update(np.array([0.5, bad], np.float32), device=device)
+        second.update(np.ones(3, np.float32), device=device)
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            second.params()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"search_range": (0.0, 1.0)}, "search_range must be"),
+        ({"search_range": (1.3, 0.7)}, "search_range must be"),
+        ({"search_range": (1.0, 1.0)}, "search_range must be"),
+        ({"search_range": (0.7, math.inf)}, "search_range must be"),
+        ({"search_range": (math.nan, 1.0)}, "search_range must be"),
+        ({"search_step": 0.0}, "search_step must be"),
+        ({"search_step": -0.1}, "search_step must be"),
+        ({"search_step": 0.7}, "search_step must be"),
+        ({"search_step": math.nan}, "search_step must be"),
+        ({"search_step": 1e-9}, "search_step 1e-09 is too small"),
+        ({"search_step": 1e-50}, "search_step 1e-50 is too small"),
+        ({"max_percentile": 0.5}, "max_percentile must be"),
+        ({"max_percentile": 1.1}, "max_percentile must be"),
+        ({"min_percentile": 0.0}, "min_percentile must be"),
+        ({"min_percentile": math.nan}, "min_percentile must be"),
+    ],
+)
+def test_settings_out_of_range_are_named(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Ifmr(**wrong)
+    with pytest.raises(ValueError, match=message):
+        ifmr(np.ones(3, np.float32), **wrong)
+
+
+def test_bits_out_of_range_are_refused():
+    for bits in (1, 9):
+        with pytest.raises(ValueError, match="bits must be"):
+            ifmr(np.ones(3, np.float32), bits=bits)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_tie_of_the_ends_counts_as_negative(device: str):
+    p = ifmr(np.array([1, -1], np.float32), (1.0, 1.5), 0.5, asymmetric=False, device=device)
+    assert p.scale == 1 / 128
