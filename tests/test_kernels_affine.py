@@ -149,7 +149,7 @@ def test_strided_and_read_only_arrays_work_and_are_not_changed(device: str):
     base = np.arange(24, dtype=np.float32).reshape(4, 6)
     base.flags.writeable = False
     p = QuantParams(1.0, -100)
-    for x in (base.T, base[::2, ::-1], base[:, 1:2], np.broadcast_to(np.float32(3), (2, 2))):
+    for x in (base, base.T, base[::2, ::-1], base[:, 1:2], np.broadcast_to(np.float32(3), (2, 2))):
         got = kernels.quantize(x, p, device=device)
         assert got.tolist() == (x.astype(int) - 100).tolist()
 

@@ -86,7 +86,7 @@ def int8_case(layer: Layer, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 # ------------------------------------------------------------------------------------- int8
 
 
-@cases.examples(120)
+@cases.examples(100)
 @given(layers(), st.integers(0, 10**6), st.integers(-128, 127), st.data())
 def test_int8_equals_the_oracle_on_every_device(layer, seed, x_offset, data):
     x, w, bias = int8_case(layer, seed)

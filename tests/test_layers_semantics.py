@@ -406,3 +406,11 @@ def test_dequant_without_shift_is_the_identity_and_mixed_shifts_are_an_error():
             [rand(1, 2, 1, 1)],
             (np.ones(2), np.float32([0, 3]), np.zeros(2)),
         )
+
+
+def test_padding_on_one_axis_drops_the_last_window_of_both():
+    """Caffe clips the last window on both axes where either is padded."""
+    params = "pooling_param { pool: MAX kernel_h: 1 kernel_w: 3 pad_h: 0 pad_w: 1 stride: 4 }"
+    (y,) = forward("Pooling", params, [np.arange(30.0).reshape(1, 1, 6, 5)])
+    # rows: ceil(5 / 4) + 1 = 3, but the third would begin at row 8, beyond the image
+    assert y.shape == (1, 1, 2, 2)

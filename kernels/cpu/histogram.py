@@ -104,8 +104,51 @@ def count(x: np.ndarray, exponent: int, half: int) -> tuple[np.ndarray, int]:
     return bins, zeros
 
 
+@jit
+def _hits(x, sign, threshold):
+    """Return how many values of ``sign * x`` are at least `threshold`."""
+    found = 0
+    for i in range(x.size):
+        found += sign * x[i] >= threshold
+    return found
+
+
+@parallel_jit
+def _count_hits(x, sign, threshold, hits):
+    for chunk in prange(hits.size):
+        c = np.int64(chunk)
+        hits[c] = _hits(x[c * _CHUNK : (c + 1) * _CHUNK], sign, threshold)
+
+
+@jit
+def _fill(x, sign, threshold, out):
+    """Copy those values; blocks without any, nearly all of them, are only counted."""
+    n = 0
+    for start in range(0, x.size, _BLOCK // 4):
+        block = x[start : start + _BLOCK // 4]
+        if _hits(block, sign, threshold):
+            for v in block:
+                if sign * v >= threshold:
+                    out[n] = sign * v
+                    n += 1
+
+
+@parallel_jit
+def _collect(x, sign, threshold, ends, out):
+    for chunk in prange(ends.size):
+        c = np.int64(chunk)
+        begin = ends[c - 1] if c else 0
+        if ends[c] > begin:
+            values = x[c * _CHUNK : (c + 1) * _CHUNK]
+            _fill(values, sign, threshold, out[begin : ends[c]])
+
+
 def collect(x: np.ndarray, sign: np.float32, threshold: np.float32) -> np.ndarray:
-    """See `kernels.reference.histogram.collect`: comparing is a vector loop in NumPy too."""
-    if sign > 0:
-        return x[x >= threshold]
-    return -x[x <= -threshold]
+    """See `kernels.reference.histogram.collect`."""
+    hits = np.empty(-(-x.size // _CHUNK), np.int64)
+    with parallel_entry():
+        _count_hits(x, sign, threshold, hits)
+        ends = np.cumsum(hits)
+        out = np.empty(ends[-1], np.float32)
+        _collect(x, sign, threshold, ends, out)
+    return out

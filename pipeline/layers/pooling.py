@@ -90,7 +90,7 @@ def pool_params(layer: Layer, bottom: Shape) -> PoolParams:
 def _size(layer: Layer, p: PoolParams, height: int, width: int) -> tuple[int, int]:
     try:
         sizes = [
-            kernels.pool_output_size(n, k, s, b, p.ceil_mode)
+            kernels.pool_output_size(n, k, s, b, p.ceil_mode, padded=any(p.pad))
             for n, k, s, b in zip((height, width), p.kernel, p.stride, p.pad, strict=True)
         ]
     except ValueError as error:
