@@ -221,6 +221,10 @@ class Histogram:
         if above[-1] > self.tail:
             i = int(np.searchsorted(above, self.tail))
             threshold = max(threshold, (self.half - 1 - i) * math.ldexp(1.0, self.exponent))
+            # clipped data holds its greatest value again and again: no need to collect them all
+            at_top = above[i] > 4 * self.tail and code.hits(x, np.float32(sign), np.float32(high))
+            if at_top >= self.tail:
+                return _greatest(kept, np.full(self.tail, high, np.float32), self.tail)
         found = code.collect(x, np.float32(sign), np.float32(threshold))
         return _greatest(kept, found, self.tail)
 

@@ -32,7 +32,7 @@ from pipeline.settings import LayerPlan
 __all__ = ["Observations", "observe", "search", "search_exactly"]
 
 #: Extreme values kept at either end of a histogram: at least, and at most.
-_TAIL = 1024
+_TAIL = 128
 _LONGEST_TAIL = 1 << 22
 
 Inputs = Mapping[str, np.ndarray]

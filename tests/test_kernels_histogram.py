@@ -284,3 +284,14 @@ def test_wrong_arguments_are_named():
     assert hist.total == 0
     edges = hist.edges()
     assert (edges.left.size, edges.right.size, edges.counts.size) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tails_of_clipped_data_hold_its_ends(device):
+    """Clipped data has its ends again and again; the tails need not collect them all."""
+    x = np.clip(np.random.default_rng(0).normal(size=5000), -1, 1.5).astype(np.float32)
+    hist = Histogram(tail=8)
+    for part in (x[:2000], x[2000:], np.array([1.75, -2.0], np.float32)):
+        hist.update(part, device=device)
+    assert hist.largest.tolist() == [1.75] + [1.5] * 7
+    assert hist.smallest.tolist() == [-2.0] + [-1.0] * 7

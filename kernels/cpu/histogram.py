@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
-__all__ = ["collect", "count", "extremes"]
+__all__ = ["collect", "count", "extremes", "hits"]
 
 _CHUNK = 1 << 15
 _BLOCK = 1 << 10
@@ -141,6 +141,14 @@ def _collect(x, sign, threshold, ends, out):
         if ends[c] > begin:
             values = x[c * _CHUNK : (c + 1) * _CHUNK]
             _fill(values, sign, threshold, out[begin : ends[c]])
+
+
+def hits(x: np.ndarray, sign: np.float32, threshold: np.float32) -> int:
+    """See `kernels.reference.histogram.hits`."""
+    found = np.empty(-(-x.size // _CHUNK), np.int64)
+    with parallel_entry():
+        _count_hits(x, sign, threshold, found)
+    return int(found.sum())
 
 
 def collect(x: np.ndarray, sign: np.float32, threshold: np.float32) -> np.ndarray:

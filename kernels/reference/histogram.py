@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["collect", "count", "extremes"]
+__all__ = ["collect", "count", "extremes", "hits"]
 
 
 def extremes(x: np.ndarray) -> tuple[float, float, int, int]:
@@ -21,6 +21,11 @@ def count(x: np.ndarray, exponent: int, half: int) -> tuple[np.ndarray, int]:
     index = (np.abs(x).astype(np.float64) * 2.0**-exponent).astype(np.int64)
     place = np.where(x < 0, half - 1 - index, half + index)
     return np.bincount(place, minlength=2 * half).astype(np.int64), int((x == 0).sum())
+
+
+def hits(x: np.ndarray, sign: np.float32, threshold: np.float32) -> int:
+    """Return how many values of ``sign * x`` are at least `threshold`."""
+    return int((sign * x >= threshold).sum())
 
 
 def collect(x: np.ndarray, sign: np.float32, threshold: np.float32) -> np.ndarray:
