@@ -1,8 +1,9 @@
-"""Convolution with one input channel a group: rows of taps, no matrix product.
+"""Convolution with one input channel a group: long loops over a plane, no matrix product.
 
-A plane is first copied into one with its padding around it, so that the loops over a row
-have no edges; then each output row adds up its taps row by row, three at a time where the
-kernel is three wide, in the order of the reference.
+A plane is copied into one with its padding around it. There a tap is a fixed distance in
+memory, so all outputs of stride 1 come from one loop over the whole plane; the few values
+that it computes across the ends of rows are passed over when rows are stored. Strides skip
+rows, and columns when they are stored. Taps are added in the order of the reference.
 """
 
 from __future__ import annotations
@@ -18,61 +19,90 @@ __all__ = ["conv2d", "conv2d_int8"]
 
 
 @jit
-def _add_taps(row, taps, stride, dilation, line):
-    """Add ``sum over v of row[j * stride + v * dilation] * taps[v]`` to ``line[j]``."""
-    if taps.size == 3 and dilation == 1:
-        a, b, c = taps[0], taps[1], taps[2]
-        if stride == 1:
-            for j in range(line.size):
-                line[j] = line[j] + row[j] * a + row[j + 1] * b + row[j + 2] * c
-        else:
-            for j in range(line.size):
-                k = j * stride
-                line[j] = line[j] + row[k] * a + row[k + 1] * b + row[k + 2] * c
+def _nine_taps(p, w, below, right, out):
+    """Fill ``out[q]`` from a 3 x 3 kernel; slices of their own let the loop vectorize."""
+    n, two = out.size, 2 * below
+    a, b, c = p[:n], p[right : right + n], p[2 * right : 2 * right + n]
+    d, e, f = p[below : below + n], p[below + right :][:n], p[below + 2 * right :][:n]
+    g, h, i = p[two : two + n], p[two + right :][:n], p[two + 2 * right :][:n]
+    w0, w1, w2, w3, w4 = w[0, 0], w[0, 1], w[0, 2], w[1, 0], w[1, 1]
+    w5, w6, w7, w8 = w[1, 2], w[2, 0], w[2, 1], w[2, 2]
+    for q in range(n):
+        top = a[q] * w0 + b[q] * w1 + c[q] * w2
+        middle = top + d[q] * w3 + e[q] * w4 + f[q] * w5
+        out[q] = middle + g[q] * w6 + h[q] * w7 + i[q] * w8
+
+
+@jit
+def _correlate(p, w, below, right, out):
+    """Fill ``out[q] = sum over u, v of p[q + u * below + v * right] * w[u, v]``."""
+    if w.shape[0] == 3 and w.shape[1] == 3:
+        _nine_taps(p, w, below, right, out)
         return
-    for v in range(taps.size):
-        tap, left = taps[v], v * dilation
-        for j in range(line.size):
-            line[j] += row[left + j * stride] * tap
+    out[:] = 0
+    for u in range(w.shape[0]):
+        for v in range(w.shape[1]):
+            shifted, tap = p[u * below + v * right :][: out.size], w[u, v]
+            for q in range(out.size):
+                out[q] += shifted[q] * tap
 
 
 @jit
 def _copy_padded(plane, pad, offset, out):
     """Copy a plane less `offset` into the middle of `out`, zeros around it."""
     height, width = plane.shape
-    for r in range(out.shape[0]):
-        line = out[r]
-        if r < pad[0] or r >= pad[0] + height:
-            line[:] = 0
-            continue
+    out[: pad[0]] = 0
+    out[pad[0] + height :] = 0
+    for r in range(height):
+        line, source = out[pad[0] + r], plane[r]
         line[: pad[1]] = 0
         line[pad[1] + width :] = 0
-        source = plane[r - pad[0]]
+        middle = line[pad[1] : pad[1] + width]
         for j in range(width):
-            line[pad[1] + j] = source[j] - offset
+            middle[j] = source[j] - offset
+
+
+@jit
+def _sums(plane, w, stride, dilation, sums):
+    """Fill row i of `sums` (H', width of the plane) as far as the kernel fits into the row."""
+    width = plane.shape[1]
+    below, right = dilation[0] * width, dilation[1]
+    reach = (w.shape[0] - 1) * below + (w.shape[1] - 1) * right
+    flat, out = plane.reshape(-1), sums.reshape(-1)
+    if stride[0] == 1:
+        _correlate(flat, w, below, right, out[: flat.size - reach])
+        return
+    for i in range(sums.shape[0]):
+        start = i * stride[0] * width
+        length = min(width, flat.size - reach - start)
+        _correlate(flat[start:], w, below, right, out[i * width : i * width + length])
 
 
 @parallel_jit
 def _float(x, w, bias, stride, pad, dilation, out):
-    n, outs, out_h, _ = out.shape
-    multiple = outs // x.shape[1]
+    n, outs, out_h, out_w = out.shape
+    channels = x.shape[1]
+    multiple = outs // channels
     size = x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1]
-    for job in prange(n * x.shape[1]):
-        b, c = job // x.shape[1], job % x.shape[1]
+    for job in prange(n * channels):
+        b, c = np.int64(job) // channels, np.int64(job) % channels
         plane = np.empty(size, np.float32)
+        sums = np.empty((out_h, size[1]), np.float32)
         _copy_padded(x[b, c], pad, np.float32(0), plane)
         for o in range(c * multiple, (c + 1) * multiple):
+            _sums(plane, w[o, 0], stride, dilation, sums)
             for i in range(out_h):
-                line = out[b, o, i]
-                line[:] = np.float32(0)
-                for u in range(w.shape[2]):
-                    row = plane[i * stride[0] + u * dilation[0]]
-                    _add_taps(row, w[o, 0, u], stride[1], dilation[1], line)
-                line += bias[o]
+                line, source, shift = out[b, o, i], sums[i], bias[o]
+                if stride[1] == 1:
+                    for j in range(out_w):
+                        line[j] = source[j] + shift
+                else:
+                    for j in range(out_w):
+                        line[j] = source[j * stride[1]] + shift
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
-    """See `kernels.conv2d`; the taps are added in the reference's order."""
+    """See `kernels.conv2d`."""
     out = np.empty((x.shape[0], w.shape[0], *g.out_size), np.float32)
     with parallel_entry():
         _float(x, w, bias, g.stride, g.pad, g.dilation, out)
@@ -82,19 +112,21 @@ def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> n
 @parallel_jit
 def _int8(x, w, bias, x_offset, stride, pad, dilation, stage, out):
     n, outs, out_h, out_w = out.shape
-    multiple = outs // x.shape[1]
+    channels = x.shape[1]
+    multiple = outs // channels
     size = x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1]
-    for job in prange(n * x.shape[1]):
-        b, c = job // x.shape[1], job % x.shape[1]
+    for job in prange(n * channels):
+        b, c = np.int64(job) // channels, np.int64(job) % channels
         plane = np.empty(size, np.int32)
-        _copy_padded(x[b, c], pad, x_offset, plane)
+        sums = np.empty((out_h, size[1]), np.int32)
         acc = np.empty(out_w, np.int32)
+        _copy_padded(x[b, c], pad, x_offset, plane)
         for o in range(c * multiple, (c + 1) * multiple):
+            _sums(plane, w[o, 0], stride, dilation, sums)
             for i in range(out_h):
-                acc[:] = 0
-                for u in range(w.shape[2]):
-                    row = plane[i * stride[0] + u * dilation[0]]
-                    _add_taps(row, w[o, 0, u], stride[1], dilation[1], acc)
+                source = sums[i]
+                for j in range(out_w):
+                    acc[j] = source[j * stride[1]]
                 store_run(acc, bias[o], o, stage, out[b, o, i])
 
 
