@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["DEVICES", "backend"]
+__all__ = ["DEVICES", "backend", "check_device"]
 
 #: Devices a caller can name. ``reference`` defines the results; the others must equal it.
 DEVICES = ("reference", "cpu")
+
+
+def check_device(device: str) -> None:
+    """Raise `ValueError` if there is no such device."""
+    if device not in DEVICES:
+        raise ValueError(f"device '{device}' is unknown; choose one of {', '.join(DEVICES)}")
 
 
 def backend(device: str, operation: str) -> ModuleType:
@@ -26,6 +32,5 @@ def backend(device: str, operation: str) -> ModuleType:
     ValueError
         If there is no such device.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device '{device}' is unknown; choose one of {', '.join(DEVICES)}")
+    check_device(device)
     return importlib.import_module(f"kernels.{device}.{operation}")

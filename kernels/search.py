@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.affine import QuantParams, params_from_range
 from kernels.checks import check_bits
-from kernels.dispatch import backend
+from kernels.dispatch import backend, check_device
 from kernels.hfmg import hfmg
 from kernels.histogram import Histogram
 from kernels.ifmr import ifmr_candidates, percentile_range
@@ -47,6 +47,7 @@ def search_params(
         If the histogram is empty, or the method or a setting is wrong.
     """
     check_bits(bits)
+    check_device(device)
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}")

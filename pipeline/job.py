@@ -131,7 +131,14 @@ def quantize_model(
         for v in work.verdicts
     )
     report = Report(
-        work.net.name, record, accuracy, layers, files, samples, clock.seconds, work.notes
+        work.net.name or config.model.prototxt.stem,
+        record,
+        accuracy,
+        layers,
+        files,
+        samples,
+        clock.seconds,
+        work.notes,
     )
     _write(report, work, int8)
     return report

@@ -272,3 +272,11 @@ def test_settings_may_be_given_as_an_object_or_by_name():
     settings = {"search_range": (0.5, 1.2), "search_step": 0.05, "asymmetric": False}
     assert search_params(hist, Ifmr(**settings)) == search_params(hist, "ifmr", **settings)
     assert search_params(hist) == search_params(hist, "ifmr")
+
+
+@pytest.mark.parametrize("method", sorted(kernels.METHODS))
+def test_an_unknown_device_is_refused_by_every_method(method):
+    hist = kernels.Histogram()
+    hist.update(np.arange(10, dtype=np.float32))
+    with pytest.raises(ValueError, match="device 'gpu' is unknown; choose one of reference, cpu"):
+        kernels.search_params(hist, method, device="gpu")
