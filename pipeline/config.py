@@ -68,7 +68,7 @@ class TransformConfig(_Table):
     crop: int | Pair | None = Field(None, description="size of the centre crop")
     channel_order: Literal["BGR", "RGB", "GRAY"] = "BGR"
     mean: Numbers | FilePath | None = Field(None, description="one per channel, or a file")
-    scale: Number = 1.0
+    scale: Number | Numbers = Field(1.0, description="one number, or one per channel")
     std: Numbers | None = Field(None, description="one per channel, divides")
     transpose: bool = Field(False, description="swap height and width")
 

@@ -22,7 +22,7 @@ from caffeio.data import (
 from pipeline.config import DataConfig, TransformConfig
 from pipeline.errors import ConfigError, PipelineError
 
-__all__ = ["Feed", "open_feed"]
+__all__ = ["Feed", "open_feed", "to_transform"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def open_feed(
             )
         if blob in opened:
             raise ConfigError(f"[{where}]: input '{blob}' is given twice")
-        opened[blob] = (_open(table, where), _transform(table.transform or transform))
+        opened[blob] = (_open(table, where), to_transform(table.transform or transform))
     absent = [blob for blob in data_inputs if blob not in opened]
     if absent:
         raise ConfigError(f"[{where}]: no data for the net's input '{absent[0]}'")
@@ -162,13 +162,23 @@ def _open(table: DataConfig, where: str) -> Source:
         raise ConfigError(f"[{where}]: {error}") from None
 
 
-def _transform(table: TransformConfig) -> Transform:
+def to_transform(table: TransformConfig) -> Transform:
+    """Return the transform that ``[transform]`` describes, reading its mean file.
+
+    Raises
+    ------
+    ConfigError
+        If its settings do not fit together.
+    CaffeFileError
+        If the mean file cannot be read.
+    """
     mean: tuple[float, ...] | np.ndarray | None
     mean = read_mean(table.mean) if isinstance(table.mean, Path) else table.mean
     scale: float | tuple[float, ...] = table.scale
-    if table.std is not None:
-        scale = tuple(table.scale / s for s in table.std)
     try:
+        if table.std is not None:
+            # one number divides by each; two lists must be as long
+            scale = tuple(np.divide(scale, table.std).tolist())
         return Transform(
             resize=table.resize,
             crop=table.crop,

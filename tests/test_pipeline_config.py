@@ -11,6 +11,7 @@ from small_nets import small_net
 import kernels
 from pipeline.config import CalibrateConfig, load_config
 from pipeline.errors import ConfigError
+from pipeline.feed import to_transform
 from pipeline.settings import check_names, layer_plan, with_quant_cfg
 
 BASE = '[model]\nprototxt = "n.prototxt"\ncaffemodel = "n.caffemodel"\n'
@@ -36,6 +37,29 @@ def test_paths_start_from_the_config(tmp_path):
     assert config.calibrate.data[0].source == tmp_path / "images"
     assert config.transform.mean == tmp_path / "m.npy"
     assert config.output.directory == tmp_path / "quantized"
+
+
+@pytest.mark.parametrize(
+    ("lines", "scale"),
+    [
+        ("scale = 2", 2.0),
+        ("scale = [1, 2, 4]", (1.0, 2.0, 4.0)),
+        ("std = [2, 4, 8]", (0.5, 0.25, 0.125)),
+        ("scale = 4\nstd = [2, 4, 8]", (2.0, 1.0, 0.5)),
+        ("scale = [1, 2, 4]\nstd = [2, 4, 8]", (0.5, 0.5, 0.5)),
+    ],
+)
+def test_scale_and_std_of_each_channel(tmp_path, lines, scale):
+    config = load(tmp_path, f'[calibrate]\ndata.source = "d"\n[transform]\n{lines}')
+    assert to_transform(config.transform).scale == scale
+
+
+def test_scale_and_std_of_different_lengths(tmp_path):
+    config = load(
+        tmp_path, '[calibrate]\ndata.source = "d"\n[transform]\nscale = [1, 2]\nstd = [1, 2, 3]'
+    )
+    with pytest.raises(ConfigError, match=r"\[transform\]"):
+        to_transform(config.transform)
 
 
 def test_defaults_are_the_tools_own(tmp_path):
