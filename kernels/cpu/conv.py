@@ -102,24 +102,34 @@ def _conv_rows(
         y[k * outs : (k + 1) * outs] = product.reshape(outs, rows, out_w)
 
 
+@jit
+def _interleave(rows, offset, line):
+    """Fill ``line[j, c] = rows[c, j] - offset``, a few channels at a time.
+
+    They share the cache lines that are written.
+    """
+    channels, width = rows.shape
+    for first in range(0, channels, _CHANNELS):
+        last = min(first + _CHANNELS, channels)
+        for j in range(width):
+            for c in range(first, last):
+                line[j, c] = np.int16(rows[c, j]) - offset
+
+
 @parallel_jit
 def _to_nhwc(x, offset, pad, out):
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     rows = height + 2 * pad[0]
-    for ir in prange(n * rows):
-        i, r = ir // rows, ir % rows
-        line = out[i, r]
-        if r < pad[0] or r >= pad[0] + height:
+    for index in prange(n * rows):
+        job = np.int64(index)
+        i, r = job // rows, job % rows - pad[0]
+        line = out[i, r + pad[0]]
+        if r < 0 or r >= height:
             line[:] = 0
             continue
         line[: pad[1]] = 0
         line[pad[1] + width :] = 0
-        # a few channels at a time: they share the cache lines that are written
-        for first in range(0, channels, _CHANNELS):
-            last = min(first + _CHANNELS, channels)
-            for j in range(width):
-                for c in range(first, last):
-                    line[pad[1] + j, c] = np.int16(x[i, c, r - pad[0], j]) - offset
+        _interleave(x[i, :, r], offset, line[pad[1] : pad[1] + width])
 
 
 def to_nhwc(x: np.ndarray, x_offset: int, pad: tuple[int, int]) -> np.ndarray:
@@ -136,27 +146,40 @@ def to_nhwc(x: np.ndarray, x_offset: int, pad: tuple[int, int]) -> np.ndarray:
     return out
 
 
+@jit
+def _strip(image, bases, taps, weights, bias, stage, channel, outs, first, out):
+    """Compute the outputs of a group for a strip of positions from `first` on.
+
+    `out` holds the planes of all channels (O, P), the group's from `channel` on.
+    """
+    acc = np.empty((COLUMNS, bases.size), np.int32)
+    for block in range(weights.shape[0]):
+        multiply(image, bases, taps, weights[block], acc)
+        start = block * COLUMNS
+        for o in range(min(COLUMNS, outs - start)):
+            c = channel + start + o
+            plane = out[c]
+            store_run(acc[o], bias[c], c, stage, plane[first : first + bases.size])
+
+
 @parallel_jit
 def _conv_int8(image, shape, taps, weights, bias, stride, stage, out, out_w):
-    """Multiply a strip of positions with a block of outputs, and store it."""
-    groups, blocks = weights.shape[:2]
+    """Find where the positions of each strip begin, and compute it."""
+    groups = weights.shape[0]
     height, width, channels = shape
     n, outs, pixels = out.shape
     per_in, per_out = channels // groups, outs // groups
     strips = (pixels + _STRIP - 1) // _STRIP
-    for job in prange(n * groups * strips):
+    for index in prange(n * groups * strips):
+        job = np.int64(index)
         i, k, first = job // (groups * strips), (job // strips) % groups, job % strips * _STRIP
-        count = min(_STRIP, pixels - first)
-        bases = np.empty(count, np.int64)
-        for p in range(count):
-            top, left = (first + p) // out_w * stride[0], (first + p) % out_w * stride[1]
-            bases[p] = ((i * height + top) * width + left) * channels + k * per_in
-        acc = np.empty((COLUMNS, count), np.int32)
-        for block in range(blocks):
-            multiply(image, bases, taps, weights[k, block], acc)
-            for o in range(min(COLUMNS, per_out - block * COLUMNS)):
-                c = k * per_out + block * COLUMNS + o
-                store_run(acc[o], bias[c], c, stage, out[i, c, first : first + count])
+        last = min(first + _STRIP, pixels)
+        bases = np.empty(last - first, np.int64)
+        for p in range(first, last):
+            top, left = p // out_w * stride[0], p % out_w * stride[1]
+            bases[p - first] = ((i * height + top) * width + left) * channels + k * per_in
+        channel = k * per_out
+        _strip(image, bases, taps, weights[k], bias, stage, channel, per_out, first, out[i])
 
 
 def _runs(w: np.ndarray, g: ConvGeometry, width: int) -> tuple[np.ndarray, np.ndarray]:

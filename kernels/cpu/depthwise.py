@@ -78,27 +78,35 @@ def _sums(plane, w, stride, dilation, sums):
         _correlate(flat[start:], w, below, right, out[i * width : i * width + length])
 
 
+@jit
+def _float_plane(x, w, bias, stride, pad, dilation, out):
+    """Compute the output planes (M, H', W') of one channel (H, W)."""
+    size = x.shape[0] + 2 * pad[0], x.shape[1] + 2 * pad[1]
+    plane = np.empty(size, np.float32)
+    sums = np.empty((out.shape[1], size[1]), np.float32)
+    _copy_padded(x, pad, np.float32(0), plane)
+    for o in range(out.shape[0]):
+        _sums(plane, w[o, 0], stride, dilation, sums)
+        shift = bias[o]
+        for i in range(out.shape[1]):
+            line, source = out[o, i], sums[i]
+            if stride[1] == 1:
+                for j in range(line.size):
+                    line[j] = source[j] + shift
+            else:
+                for j in range(line.size):
+                    line[j] = source[j * stride[1]] + shift
+
+
 @parallel_jit
 def _float(x, w, bias, stride, pad, dilation, out):
-    n, outs, out_h, out_w = out.shape
-    channels = x.shape[1]
-    multiple = outs // channels
-    size = x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1]
-    for job in prange(n * channels):
-        b, c = np.int64(job) // channels, np.int64(job) % channels
-        plane = np.empty(size, np.float32)
-        sums = np.empty((out_h, size[1]), np.float32)
-        _copy_padded(x[b, c], pad, np.float32(0), plane)
-        for o in range(c * multiple, (c + 1) * multiple):
-            _sums(plane, w[o, 0], stride, dilation, sums)
-            for i in range(out_h):
-                line, source, shift = out[b, o, i], sums[i], bias[o]
-                if stride[1] == 1:
-                    for j in range(out_w):
-                        line[j] = source[j] + shift
-                else:
-                    for j in range(out_w):
-                        line[j] = source[j * stride[1]] + shift
+    n, channels = x.shape[:2]
+    multiple = out.shape[1] // channels
+    for index in prange(n * channels):
+        job = np.int64(index)
+        b, c = job // channels, job % channels
+        a, z = c * multiple, (c + 1) * multiple
+        _float_plane(x[b, c], w[a:z], bias[a:z], stride, pad, dilation, out[b, a:z])
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
@@ -109,25 +117,32 @@ def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> n
     return out
 
 
+@jit
+def _int8_plane(x, w, bias, x_offset, first, stride, pad, dilation, stage, out):
+    """Compute the output planes (M, H', W') of one channel (H, W); `first` is their channel."""
+    size = x.shape[0] + 2 * pad[0], x.shape[1] + 2 * pad[1]
+    plane = np.empty(size, np.int32)
+    sums = np.empty((out.shape[1], size[1]), np.int32)
+    acc = np.empty(out.shape[2], np.int32)
+    _copy_padded(x, pad, x_offset, plane)
+    for o in range(out.shape[0]):
+        _sums(plane, w[o, 0], stride, dilation, sums)
+        for i in range(out.shape[1]):
+            source = sums[i]
+            for j in range(acc.size):
+                acc[j] = source[j * stride[1]]
+            store_run(acc, bias[first + o], first + o, stage, out[o, i])
+
+
 @parallel_jit
 def _int8(x, w, bias, x_offset, stride, pad, dilation, stage, out):
-    n, outs, out_h, out_w = out.shape
-    channels = x.shape[1]
-    multiple = outs // channels
-    size = x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1]
-    for job in prange(n * channels):
-        b, c = np.int64(job) // channels, np.int64(job) % channels
-        plane = np.empty(size, np.int32)
-        sums = np.empty((out_h, size[1]), np.int32)
-        acc = np.empty(out_w, np.int32)
-        _copy_padded(x[b, c], pad, x_offset, plane)
-        for o in range(c * multiple, (c + 1) * multiple):
-            _sums(plane, w[o, 0], stride, dilation, sums)
-            for i in range(out_h):
-                source = sums[i]
-                for j in range(out_w):
-                    acc[j] = source[j * stride[1]]
-                store_run(acc, bias[o], o, stage, out[b, o, i])
+    n, channels = x.shape[:2]
+    multiple = out.shape[1] // channels
+    for index in prange(n * channels):
+        job = np.int64(index)
+        b, c = job // channels, job % channels
+        a, z = c * multiple, (c + 1) * multiple
+        _int8_plane(x[b, c], w[a:z], bias, x_offset, a, stride, pad, dilation, stage, out[b, a:z])
 
 
 def conv2d_int8(
