@@ -310,9 +310,11 @@ def test_verbose_lets_the_traceback_out(tmp_path):
 
 
 def command(*arguments: str) -> subprocess.Popen:
+    """Start the command with SIGINT as in a terminal: a background job inherits it ignored."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.run", *arguments], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
