@@ -18,7 +18,7 @@ from kernels.affine import (
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
-from kernels.conv import conv2d, conv2d_int8, conv_output_size
+from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES
 from kernels.histogram import Histogram, NotFiniteError
@@ -33,14 +33,16 @@ from kernels.ifmr import (
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.max_pool import max_pool2d
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
-from kernels.output import OutputStage
-from kernels.pool import pool_output_size
+from kernels.output import OutputStage, check_output, float_stage
+from kernels.packed import packed
+from kernels.pool import PoolGeometry, pool_output_size
 from kernels.search import quantization_error, search_params
 from kernels.weights import arq
 
 __all__ = [
     "DEVICES",
     "METHODS",
+    "ConvGeometry",
     "Hfmg",
     "Histogram",
     "Ifmr",
@@ -53,10 +55,12 @@ __all__ = [
     "NotFiniteError",
     "OutputStage",
     "Percentile",
+    "PoolGeometry",
     "QuantParams",
     "arq",
     "avg_pool2d",
     "avg_pool2d_int8",
+    "check_output",
     "conv2d",
     "conv2d_int8",
     "conv_output_size",
@@ -67,11 +71,13 @@ __all__ = [
     "dequantize_weights",
     "fake_quantize",
     "fake_quantize_weights",
+    "float_stage",
     "ifmr",
     "ifmr_candidates",
     "inner_product",
     "inner_product_int8",
     "max_pool2d",
+    "packed",
     "params_from_range",
     "percentile_range",
     "pool_output_size",

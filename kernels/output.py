@@ -15,7 +15,7 @@ import numpy as np
 from kernels.affine import QuantParams
 from kernels.checks import check_integer
 
-__all__ = ["OutputStage", "check_bias", "check_output"]
+__all__ = ["OutputStage", "check_bias", "check_output", "float_stage"]
 
 
 @dataclass(frozen=True)
@@ -126,3 +126,12 @@ def check_output(output: OutputStage | None, channels: int, x_offset: int) -> Ch
         np.float32(p.low),
         np.float32(p.high),
     )
+
+
+def float_stage(
+    channels: int,
+    clamp: tuple[float, float] = (-inf, inf),
+    params: QuantParams | None = None,
+) -> CheckedStage:
+    """Return the output stage of float32 sums: nothing is scaled."""
+    return check_output(OutputStage(1.0, clamp=clamp, params=params), channels, 0)

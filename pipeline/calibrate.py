@@ -7,7 +7,7 @@ batches weighs IFMR's candidates on the data itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from kernels import (
     search_params,
     tail_rank,
 )
+from pipeline.compiled import Watch
 from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
 from pipeline.settings import LayerPlan
@@ -78,49 +79,40 @@ def observe(
     readers = _first_readers(net.net, plans)
     seen = Observations({}, {}, 0)
     for index, inputs in enumerate(batches):
-        watch = _counter(net, readers, plans, seen, index, batch_num)
-        net.forward(inputs, observer=watch)
+        shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
+        seen.shapes.update({value: shapes[value] for value in readers})
+        net.watch(inputs, readers, _counter(net, readers, plans, seen, index, batch_num))
         seen = replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
     return seen
 
 
-def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[int, Value]:
-    """Return, for each value that planned layers read, the first of them by position."""
-    found: dict[Value, int] = {}
-    for i, (layer, link) in enumerate(zip(net.layers, net.links, strict=True)):
-        if layer.name in plans:
-            found.setdefault(link.reads[0], i)
-    return {i: value for value, i in found.items()}
-
-
-Observer = Callable[[int, Layer, Sequence[np.ndarray], Sequence[np.ndarray]], None]
+def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[Value, Layer]:
+    """Return, for each value that planned layers read, the first of them."""
+    found: dict[Value, Layer] = {}
+    for layer, value in _planned(net, plans):
+        found.setdefault(value, layer)
+    return found
 
 
 def _counter(
     net: FloatNet,
-    readers: Mapping[int, Value],
+    readers: Mapping[Value, Layer],
     plans: Mapping[str, LayerPlan],
     seen: Observations,
     index: int,
     batch_num: int,
-) -> Observer:
-    def watch(
-        i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
-    ) -> None:
-        value = readers.get(i)
-        if value is None:
-            return
+) -> Watch:
+    def watch(value: Value, numbers: np.ndarray) -> None:
         if value not in seen.histograms:
-            total = bottoms[0].size * batch_num
+            total = numbers.size * batch_num
             seen.histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
-        seen.shapes[value] = bottoms[0].shape
         try:
-            seen.histograms[value].update(bottoms[0], device=net.device)
+            seen.histograms[value].update(numbers, device=net.device)
         except NotFiniteError as error:
             raise PipelineError(
-                f"layer '{layer.name}' reads blob '{value.blob}', which in batch {index} holds "
-                f"{error.nans} NaN and {error.infinities} infinite values; check the weights of "
-                "the layers before it and the preprocessing"
+                f"layer '{readers[value].name}' reads blob '{value.blob}', which in batch {index} "
+                f"holds {error.nans} NaN and {error.infinities} infinite values; check the "
+                "weights of the layers before it and the preprocessing"
             ) from None
 
     return watch
@@ -202,17 +194,14 @@ def search_exactly(
         method = plans[layer.name].method
         if isinstance(method, Ifmr) and (value, method) not in passes:
             passes[value, method] = _second_pass(layer, value, method, seen)
-    readers = _first_readers(net.net, plans)
 
-    def watch(
-        i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
-    ) -> None:
-        for (value, _), second in passes.items():
-            if readers.get(i) == value:
-                second.update(bottoms[0], device=net.device)
+    def watch(value: Value, numbers: np.ndarray) -> None:
+        for (watched, _), second in passes.items():
+            if watched == value:
+                second.update(numbers, device=net.device)
 
     for inputs in batches:
-        net.forward(inputs, observer=watch)
+        net.watch(inputs, {value for value, _ in passes}, watch)
     for layer, value in _planned(net.net, plans):
         second = passes.get((value, plans[layer.name].method))
         if second is not None:

@@ -1,14 +1,16 @@
-"""The float net: Caffe's layers, run one after the other in float32, NCHW.
+"""Running a net: compiled for the device where that is possible, or layer after layer.
 
-`run` is the loop: it keeps the values, hands them to the layers and frees them after
-their last reader. It does not know what a layer computes, so an integer net runs on the
-same loop with other computations for some of its layers. `FloatNet` is the loop with the
-layer types of `pipeline.layers`.
+`run` is the loop over layers: it keeps the values, hands them to the layers and frees them
+after their last reader. It defines what a net computes. `Executor` runs a net on it, or
+compiled (`pipeline.compile`), which is faster; layers that `numbers` names run on integers.
+`FloatNet` is an executor without any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,11 +18,15 @@ import numpy as np
 import kernels
 from caffeio.errors import NetError
 from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
+from pipeline.compile import compile_net
+from pipeline.compiled import CompiledNet, Watch
+from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
 from pipeline.layers.source import declared_shapes
+from pipeline.quantize import QuantizedLayer
 from pipeline.schedule import Schedule, label_inputs, schedule
 
-__all__ = ["FloatNet", "Forward", "Observer", "run"]
+__all__ = ["Executor", "FloatNet", "Forward", "Observer", "run"]
 
 #: The computation of one layer: its bottoms in, its tops out.
 Forward = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, ...]]
@@ -77,7 +83,8 @@ def run(
         del bottoms, tops
         for value in dead:
             del values[value]
-    return _owned(plan, values, inputs)
+    found = {name: values[value] for name, value in plan.results.items()}
+    return _owned(found, inputs)
 
 
 def _guarded(
@@ -95,13 +102,12 @@ def _guarded(
 
 
 def _owned(
-    plan: Schedule, values: Mapping[Value, np.ndarray], inputs: Mapping[str, np.ndarray]
+    found: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Copy those results that share memory with an input, a weight or each other."""
     taken = {id(x) for x in inputs.values()}
     results = {}
-    for name, value in plan.results.items():
-        x = values[value]
+    for name, x in found.items():
         if x.base is not None or id(x) in taken:
             x = x.copy()
         taken.add(id(x))
@@ -109,13 +115,15 @@ def _owned(
     return results
 
 
-class FloatNet:
-    """A net that runs in float32.
+class Executor:
+    """Runs a net.
 
     Parameters
     ----------
     net : Net
         With weights, as `caffeio.read_net` returns it.
+    numbers : mapping of layer name to QuantizedLayer
+        Layers that run on integers.
     device : str
         One of `kernels.DEVICES`: ``"reference"`` (NumPy) or ``"cpu"`` (compiled kernels).
 
@@ -128,18 +136,24 @@ class FloatNet:
 
     Notes
     -----
-    `forward` keeps no state: one net may serve several threads at once.
+    `forward` changes nothing that it shares: one net may serve several threads at once.
     """
 
-    def __init__(self, net: Net, *, device: str = "cpu") -> None:
+    def __init__(
+        self, net: Net, numbers: Mapping[str, QuantizedLayer], *, device: str = "cpu"
+    ) -> None:
         if device not in kernels.DEVICES:
             raise ValueError(f"device must be one of {', '.join(kernels.DEVICES)}, not '{device}'")
         self.net = net
         self.device = device
+        self._numbers = numbers
+        self._packed: dict[object, object] = {}
         self._types = tuple(layer_type(layer) for layer in net.layers)
         self._unsure = self._behind_data()
         self._infer_once = lru_cache(maxsize=16)(self._infer)
         self._plan_once = lru_cache(maxsize=16)(self._plan)
+        self._compile_once = lru_cache(maxsize=4)(self._compile)
+        self._lock = threading.Lock()
 
     def shapes(self, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[Value, Shape]:
         """Infer and check the shape of every value, running nothing.
@@ -171,8 +185,6 @@ class FloatNet:
         inputs: Mapping[str, np.ndarray],
         blobs: Sequence[str] | None = None,
         observer: Observer | None = None,
-        *,
-        forward_of: Callable[[int], Forward] | None = None,
     ) -> dict[str, np.ndarray]:
         """Run the net.
 
@@ -186,10 +198,9 @@ class FloatNet:
             Names of blobs to return, each with its last value in the net. By default the
             outputs of the net.
         observer : callable, optional
-            ``observer(position, layer, bottoms, tops)``, called after each layer. Without
-            it only those layers run that the blobs returned need.
-        forward_of : callable, optional
-            The computation of the layer at a position, in place of the float one.
+            ``observer(position, layer, bottoms, tops)``, called after each layer. All
+            layers then run one by one; without it only what the blobs returned need runs,
+            compiled if the device allows it.
 
         Returns
         -------
@@ -203,12 +214,59 @@ class FloatNet:
         asked = None if blobs is None else tuple(blobs)
         plan = self._plan_once(tuple(sorted(inputs)), asked, observer is not None)
         arrays = self.check_inputs(inputs)
-        self._infer_once(tuple(sorted((name, x.shape) for name, x in arrays.items())))
-        return run(self.net, plan, arrays, forward_of or self.forward_of, observer)
+        shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
+        self._infer_once(shapes)
+        if observer is None and kernels.packed(self.device):
+            return self._run_compiled(arrays, shapes, asked, (), None)
+        return run(self.net, plan, arrays, self.forward_of, observer)
+
+    def watch(
+        self, inputs: Mapping[str, np.ndarray], values: Collection[Value], watch: Watch
+    ) -> None:
+        """Run the net and show the numbers of some values.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array
+            As for `forward`.
+        values : collection of Value
+        watch : callable
+            ``watch(value, numbers)``, once for each: float32, contiguous, all numbers of the
+            value in some order of axes. They are valid during the call.
+
+        Raises
+        ------
+        caffeio.NetError
+            As `forward`.
+        """
+        arrays = self.check_inputs(inputs)
+        shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
+        self._infer_once(shapes)
+        if kernels.packed(self.device):
+            self._run_compiled(arrays, shapes, (), tuple(sorted(values)), watch)
+            return
+        for layer, link in zip(self.net.layers, self.net.links, strict=True):
+            for value in link.writes if layer.type in SOURCE_TYPES else ():
+                if value in values and value.blob in arrays:
+                    watch(value, arrays[value.blob])
+
+        def after(
+            i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
+        ) -> None:
+            for value, top in zip(self.net.links[i].writes, tops, strict=True):
+                if value in values:
+                    watch(value, top)
+
+        plan = self._plan_once(tuple(sorted(inputs)), (), True)
+        run(self.net, plan, arrays, self.forward_of, after)
 
     def forward_of(self, position: int) -> Forward:
-        """Return the float computation of one layer, for use in `run`."""
+        """Return the computation of one layer, for use in `run`."""
         layer, kind = self.net.layers[position], self._types[position]
+        numbers = self._numbers.get(layer.name)
+        if numbers is not None:
+            operation = INT8_FORWARD[layer.type]
+            return lambda bottoms: (operation(layer, numbers, bottoms[0], self.device),)
 
         def forward(bottoms: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
             if position in self._unsure:
@@ -216,6 +274,44 @@ class FloatNet:
             return kind.forward(layer, bottoms, self.device)
 
         return forward
+
+    def _run_compiled(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        shapes: tuple[tuple[str, Shape], ...],
+        blobs: tuple[str, ...] | None,
+        values: tuple[Value, ...],
+        watch: Watch | None,
+    ) -> dict[str, np.ndarray]:
+        with self._lock:  # the first of several threads compiles
+            compiled = self._compile_once(shapes, blobs, values)
+
+        def run_layer(position: int, bottoms: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+            return _guarded(self.net.layers[position], bottoms, self.forward_of(position))
+
+        found = compiled.run(arrays, run_layer, watch)
+        return _owned({n: found[v] for n, v in compiled.results.items()}, arrays)
+
+    def _compile(
+        self,
+        shapes: tuple[tuple[str, Shape], ...],
+        blobs: tuple[str, ...] | None,
+        values: tuple[Value, ...],
+    ) -> CompiledNet:
+        given = tuple(name for name, _ in shapes)
+        wanted = tuple(v.blob for v in values) if values else blobs
+        plan = self._plan_once(given, wanted, bool(values))
+        if values:
+            plan = replace(plan, results={})
+        return compile_net(
+            self.net,
+            plan,
+            self._infer_once(shapes),
+            self._numbers,
+            watched=values,
+            plain=self._unsure,
+            packed=self._packed,
+        )
 
     def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the inputs as float32 arrays in C order, having checked each one's shape.
@@ -277,6 +373,28 @@ class FloatNet:
                 tops = kind.shapes(layer, [shapes[v] for v in link.reads])
                 shapes.update(zip(link.writes, tops, strict=True))
         return shapes
+
+
+class FloatNet(Executor):
+    """A net that runs in float32.
+
+    Parameters
+    ----------
+    net : Net
+        With weights, as `caffeio.read_net` returns it.
+    device : str
+        One of `kernels.DEVICES`.
+
+    Raises
+    ------
+    caffeio.NetError
+        If a layer's type is unknown or cannot run.
+    ValueError
+        If the device is unknown.
+    """
+
+    def __init__(self, net: Net, *, device: str = "cpu") -> None:
+        super().__init__(net, {}, device=device)
 
 
 def _free_batch(shape: Shape) -> str:

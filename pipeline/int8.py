@@ -13,9 +13,8 @@ import numpy as np
 
 from caffeio import Net
 from caffeio.record import Record
-from pipeline.executor import FloatNet, Forward, Observer
+from pipeline.executor import Executor, Observer
 from pipeline.fuse import fuse
-from pipeline.int8_layers import INT8_FORWARD
 from pipeline.quantize import quantize_layers
 
 __all__ = ["Int8Net", "unfused"]
@@ -55,7 +54,7 @@ class Int8Net:
     def __init__(self, net: Net, record: Record, *, device: str = "cpu") -> None:
         self.net = fuse(net, unfused(record)).net
         self.layers = quantize_layers(self.net, record)
-        self._float = FloatNet(self.net, device=device)
+        self._executor = Executor(self.net, self.layers, device=device)
 
     def forward(
         self,
@@ -63,17 +62,5 @@ class Int8Net:
         blobs: Sequence[str] | None = None,
         observer: Observer | None = None,
     ) -> dict[str, np.ndarray]:
-        """Run the net; arguments, result and errors as `FloatNet.forward`."""
-        return self._float.forward(inputs, blobs, observer, forward_of=self._forward_of)
-
-    def _forward_of(self, position: int) -> Forward:
-        layer = self.net.layers[position]
-        numbers = self.layers.get(layer.name)
-        if numbers is None:
-            return self._float.forward_of(position)
-
-        def forward(bottoms: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-            operation = INT8_FORWARD[layer.type]
-            return (operation(layer, numbers, bottoms[0], self._float.device),)
-
-        return forward
+        """Run the net; arguments, result and errors as `Executor.forward`."""
+        return self._executor.forward(inputs, blobs, observer)

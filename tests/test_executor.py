@@ -12,7 +12,8 @@ from layer_nets import one_layer, with_blobs
 
 import caffeio
 from caffeio import NetError, Value
-from pipeline.executor import FloatNet
+from pipeline.executor import FloatNet, run
+from pipeline.schedule import schedule
 
 INPUT = (
     'layer { name: "in" type: "Input" top: "x" '
@@ -272,7 +273,8 @@ def test_other_computations_run_on_the_same_loop():
             return lambda bottoms: (bottoms[0] + 1,)
         return runner.forward_of(position)
 
-    out = runner.forward({"x": X}, forward_of=forward_of)
+    plan = schedule(runner.net, {"x"})
+    out = run(runner.net, plan, {"x": X}, forward_of)
     np.testing.assert_allclose(out["b"], 2 * (X + 1), rtol=1e-6)
 
 

@@ -1,0 +1,110 @@
+"""Images as the compiled steps see them: channels last, a border around, in shared memory.
+
+A position's channels lie together, so that the product reads windows without copying them
+and the output stage stores whole vectors. The border holds real zeros: a layer with padding
+needs no test for it. Channels may be a slice of a wider image, so that layers whose outputs
+are concatenated write into one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kernels.cpu.microkernels import Operands
+
+__all__ = ["SLACK", "Image", "border_for"]
+
+#: Bytes behind every buffer that vector loads may touch.
+SLACK = 512
+
+
+@dataclass(frozen=True)
+class Image:
+    """Where the values of a blob (N, C, H, W) lie.
+
+    Attributes
+    ----------
+    buffer : int
+        Number of the memory that holds it.
+    operands : Operands
+        How a value is stored.
+    batch, channels, height, width : int
+    border : (int, int)
+        Rows above and below, columns left and right.
+    offset : int
+        Zero point of integers; of float32 0.
+    pixel : int
+        Values from one position to the next, at least `channels`.
+    first : int
+        Where the channels begin in a position.
+    """
+
+    buffer: int
+    operands: Operands
+    batch: int
+    channels: int
+    height: int
+    width: int
+    border: tuple[int, int]
+    offset: int
+    pixel: int
+    first: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows with the border."""
+        return self.height + 2 * self.border[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns with the border."""
+        return self.width + 2 * self.border[1]
+
+    @property
+    def step(self) -> int:
+        """Bytes from one position to the next."""
+        return self.pixel * self.operands.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory it lies in."""
+        return self.batch * self.rows * self.columns * self.step
+
+    @property
+    def zero(self) -> int:
+        """How a real zero is stored."""
+        return self.operands.zero(self.offset)
+
+    @property
+    def origin(self) -> int:
+        """Bytes from the begin of the memory to the first channel of position (0, 0)."""
+        inside = self.border[0] * self.columns + self.border[1]
+        return inside * self.step + self.first * self.operands.itemsize
+
+    def distance(self, n: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Return the bytes from `origin` to positions; those in the border are negative or so."""
+        return ((n * self.rows + i) * self.columns + j) * self.step
+
+    def distances(self) -> np.ndarray:
+        """Return the bytes from `origin` to every position, int64 (N*H*W,)."""
+        grid = np.ogrid[: self.batch, : self.height, : self.width]
+        return np.ascontiguousarray(self.distance(*grid)).reshape(-1)
+
+    def part(self, first: int, channels: int) -> Image:
+        """Return the image of some of its channels."""
+        return replace(self, first=self.first + first, channels=channels)
+
+    def view(self, memory: np.ndarray) -> np.ndarray:
+        """Return its values (N, H, W, C) in the bytes that hold it."""
+        (bh, bw), kind = self.border, np.dtype(self.operands.data)
+        whole = memory[: self.nbytes].view(kind)
+        grid = whole.reshape(self.batch, self.rows, self.columns, self.pixel)
+        inner = grid[:, bh : bh + self.height, bw : bw + self.width]
+        return inner[..., self.first : self.first + self.channels]
+
+
+def border_for(size: int, out: int, extent: int, stride: int, pad: int) -> int:
+    """Return how wide a border along one axis covers all windows."""
+    return max(pad, (out - 1) * stride + extent - pad - size, 0)

@@ -1,0 +1,163 @@
+"""Convolution, deconvolution, inner product and pooling as steps over images.
+
+`Weights` packs a layer's weights once for the kind of image it will read; `add` appends the
+steps of one run of the layer to a `Builder`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kernels.checks import int32_room
+from kernels.conv import ConvGeometry
+from kernels.cpu.grids import Grid, conv_grid, deconv_phases, pool_table
+from kernels.cpu.image import Image
+from kernels.cpu.microkernels import MicroKernel, choose
+from kernels.cpu.packing import Packed, pack_channels, pack_outputs
+from kernels.cpu.steps import Builder, Writes
+from kernels.pool import PoolGeometry
+
+__all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest"]
+
+
+def _kernel_for(w: np.ndarray, bias: np.ndarray, channel_axis: int) -> MicroKernel:
+    """Return the micro-kernel for weights; integers must sum within int32."""
+    if w.dtype == np.float32:
+        return choose("float")
+    int32_room(w, bias, channel_axis=channel_axis)
+    return choose("int8")
+
+
+def _alone(w: np.ndarray, group: int) -> bool:
+    """Whether every group has one channel in and one out."""
+    return group > 1 and w.shape[1] == 1 and w.shape[0] == group
+
+
+@dataclass(frozen=True)
+class ConvWeights:
+    """Weights of a convolution.
+
+    Attributes
+    ----------
+    packed : Packed
+    geometry : ConvGeometry
+    alone : bool
+        One channel a group.
+    joined : bool
+        A row of the kernel is one run of data.
+    """
+
+    packed: Packed
+    geometry: ConvGeometry
+    alone: bool
+    joined: bool
+
+    @classmethod
+    def pack(
+        cls, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int, whole: bool = True
+    ) -> ConvWeights:
+        """Pack weights (O, C/g, kh, kw) and bias (O,).
+
+        Parameters
+        ----------
+        w, bias : arrays
+            int8 and int32, or both float32.
+        g : ConvGeometry
+        offset : int
+            Zero point of the data.
+        whole : bool
+            Whether the image to be read holds nothing but these channels.
+
+        Raises
+        ------
+        OverflowError
+            If a sum could leave int32.
+        """
+        kernel = _kernel_for(w, bias, 0)
+        zero = kernel.operands.zero(offset)
+        if _alone(w, g.group):
+            flat = w.reshape(w.shape[0], -1)
+            return cls(pack_channels(flat, bias, zero, kernel), g, True, False)
+        joined = whole and g.group == 1 and g.dilation[1] == 1
+        runs = w.transpose(0, 2, 3, 1).reshape(w.shape[0], *g.kernel, -1)
+        shape = (g.group, w.shape[0] // g.group, g.kernel[0] * (1 if joined else g.kernel[1]), -1)
+        by_run = runs.reshape(shape)
+        packed = pack_outputs(by_run, bias.reshape(g.group, -1), zero, kernel)
+        return cls(packed, g, False, joined)
+
+    def over(self, g: ConvGeometry) -> ConvWeights:
+        """Return the same weights for images of another size."""
+        return replace(self, geometry=g)
+
+    def add(self, to: Builder, source: Image, writes: Writes) -> None:
+        """Add the layer's steps."""
+        grid = conv_grid(source, self.geometry, self.joined)
+        (to.channels if self.alone else to.outputs)(source, self.packed, grid, writes)
+
+
+@dataclass(frozen=True)
+class DeconvWeights:
+    """Weights of a deconvolution: one convolution for each phase of its strides."""
+
+    packed: tuple[Packed, ...]
+    geometry: ConvGeometry
+    alone: bool
+
+    @classmethod
+    def pack(
+        cls, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int
+    ) -> DeconvWeights:
+        """Pack weights (C, O/g, kh, kw) and bias (O,), as `ConvWeights.pack`."""
+        kernel = _kernel_for(w, bias, 1)
+        zero = kernel.operands.zero(offset)
+        alone = _alone(w, g.group)
+        by_out = w.reshape(g.group, -1, *w.shape[1:]).transpose(0, 2, 3, 4, 1)
+        packed = []
+        point = Image(0, kernel.operands, 1, w.shape[0], 1, 1, (0, 0), 0, w.shape[0])
+        for phase in deconv_phases(point, g):
+            part = by_out[:, :, list(phase.rows)][:, :, :, list(phase.columns)]
+            if not part.shape[2] * part.shape[3]:  # no tap reaches them: bias alone
+                part = np.zeros((*by_out.shape[:2], 1, 1, by_out.shape[-1]), w.dtype)
+            taps = part.shape[2] * part.shape[3]
+            if alone:
+                packed.append(pack_channels(part.reshape(w.shape[0], taps), bias, zero, kernel))
+            else:
+                runs = part.reshape(*part.shape[:2], taps, -1)
+                packed.append(pack_outputs(runs, bias.reshape(g.group, -1), zero, kernel))
+        return cls(tuple(packed), g, alone)
+
+    def over(self, g: ConvGeometry) -> DeconvWeights:
+        """Return the same weights for images of another size."""
+        return replace(self, geometry=g)
+
+    def add(self, to: Builder, source: Image, writes: Writes) -> None:
+        """Add the layer's steps."""
+        phases = deconv_phases(source, self.geometry)
+        for packed, phase in zip(self.packed, phases, strict=True):
+            grid = phase.grid
+            if not grid.taps.size:
+                grid = Grid(np.zeros_like(grid.bases), np.zeros(1, np.int64), grid.where)
+            (to.channels if self.alone else to.outputs)(source, packed, grid, writes)
+
+
+def add_average(to: Builder, source: Image, g: PoolGeometry, divisor: int, writes: Writes) -> None:
+    """Add average pooling whose windows all cover so many positions: weights that are equal.
+
+    Integers are summed, so the scale of the stage is that of the data over `divisor`.
+    """
+    kernel = choose("float" if source.operands.data == "float32" else "int8")
+    taps = g.kernel[0] * g.kernel[1]
+    one = np.float32(1 / divisor) if kernel.operands.data == "float32" else np.int8(1)
+    w = np.full((source.channels, taps), one)
+    bias = np.zeros(source.channels, kernel.operands.sums)
+    packed = pack_channels(w, bias, source.zero, kernel)
+    conv = ConvGeometry(g.kernel, g.stride, g.pad, (1, 1), source.channels, g.out_size)
+    to.channels(source, packed, conv_grid(source, conv, False), writes)
+
+
+def add_largest(to: Builder, source: Image, g: PoolGeometry, out: Image) -> None:
+    """Add maximum pooling; both images hold the same kind of values."""
+    kernel = choose("float" if source.operands.data == "float32" else "int8")
+    to.largest(source, pool_table(source, g), out, kernel)

@@ -1,0 +1,51 @@
+"""Which micro-kernels there are, and which of them this processor runs best."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from functools import lru_cache
+from importlib import import_module
+
+import kernels.cpu.microkernels as folder
+from kernels.cpu.microkernels.contract import MicroKernel
+from kernels.cpu.native import features
+
+__all__ = ["all_kernels", "choose"]
+
+#: Names an instruction set to use instead of the fastest: for tests and comparisons.
+VARIABLE = "CAFFE_QUANT_ISA"
+
+
+@lru_cache(maxsize=1)
+def all_kernels() -> tuple[MicroKernel, ...]:
+    """Return the micro-kernels of every file in this folder."""
+    found: list[MicroKernel] = []
+    for module in pkgutil.iter_modules(folder.__path__):
+        found += getattr(import_module(f"{folder.__name__}.{module.name}"), "KERNELS", ())
+    return tuple(found)
+
+
+def runs_here(kernel: MicroKernel) -> bool:
+    """Whether this processor has all that a micro-kernel needs."""
+    here = features()
+    return all(here.get(name, False) for name in kernel.features)
+
+
+def choose(kind: str) -> MicroKernel:
+    """Return the fastest micro-kernel of this processor for "float" or "int8".
+
+    Raises
+    ------
+    ValueError
+        If CAFFE_QUANT_ISA names an instruction set that has no micro-kernel here.
+    """
+    able = [k for k in all_kernels() if runs_here(k) and (k.operands.data == "float32") == (kind == "float")]
+    wanted = os.environ.get(VARIABLE)
+    if wanted:
+        named = [k for k in able if k.isa == wanted]
+        known = sorted({k.isa for k in all_kernels() if runs_here(k)})
+        if wanted not in known:
+            raise ValueError(f"{VARIABLE}={wanted}: this processor runs {', '.join(known)}")
+        able = named or [k for k in able if k.isa == "portable"]
+    return max(able, key=lambda k: k.rank)

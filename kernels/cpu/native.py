@@ -1,0 +1,108 @@
+"""Compile LLVM text for this processor, or read what becomes of it on another.
+
+This is the one file of this backend that speaks LLVM. `compile_text` returns the address of
+a function, which compiled loops call with `call`; so loops are compiled once, whatever
+instruction set the functions under them are written for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from kernels.cpu.jit import jit
+
+__all__ = ["assembly", "bytes_at", "call", "compile_text", "features"]
+
+_LOCK = threading.Lock()
+_ENGINES: list[Any] = []  # they own the machine code
+
+
+def _initialize() -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+
+@lru_cache(maxsize=1)
+def features() -> Mapping[str, bool]:
+    """Return which instruction sets this processor has, by LLVM's names."""
+    return dict(llvm.get_host_cpu_features())
+
+
+def _machine(triple: str, cpu: str, flags: str, jit: bool) -> Any:
+    target = llvm.Target.from_triple(triple)
+    return target.create_target_machine(cpu=cpu, features=flags, opt=3, jit=jit)
+
+
+@lru_cache(maxsize=256)
+def compile_text(text: str, name: str) -> int:
+    """Return the address of a function given as LLVM text; each text is compiled once.
+
+    Raises
+    ------
+    RuntimeError
+        If LLVM refuses the text.
+    """
+    with _LOCK:
+        _initialize()
+        flags = llvm.get_host_cpu_features().flatten()
+        machine = _machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), flags, True)
+        module = llvm.parse_assembly(text)
+        module.triple = llvm.get_process_triple()
+        module.verify()
+        engine = llvm.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+        _ENGINES.append(engine)
+        return int(engine.get_function_address(name))
+
+
+def assembly(text: str, cpu: str) -> str:
+    """Return the assembly of LLVM text for an x86-64 processor by LLVM's name of it."""
+    _initialize()
+    module = llvm.parse_assembly(text)
+    module.triple = "x86_64-unknown-linux-gnu"
+    return str(_machine(module.triple, cpu, "", False).emit_assembly(module))
+
+
+def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
+    count = len(arguments)
+    signature = types.void(types.uintp, types.UniTuple(types.int64, count))
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        word = ir.IntType(64)
+        function = ir.FunctionType(ir.VoidType(), [word] * count)
+        target = builder.inttoptr(values[0], function.as_pointer())
+        builder.call(target, [builder.extract_value(values[1], i) for i in range(count)])
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+#: ``call(address, arguments)``: in compiled code, call a function with a tuple of int64,
+#: where an address may stand for a pointer.
+call: Any = intrinsic(_call)
+
+
+def _pointer(typing_context: Any, address: Any) -> Any:
+    kind = types.CPointer(types.uint8)
+
+    def emit(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(kind))
+
+    return kind(types.int64), emit
+
+
+_pointer_to: Any = intrinsic(_pointer)
+
+
+@jit
+def bytes_at(address, count):
+    """Return the bytes at an address as an array."""
+    return carray(_pointer_to(address), (count,))

@@ -1,0 +1,24 @@
+"""What a whole net is compiled with: images, packed weights, steps; see `kernels.packed`."""
+
+from __future__ import annotations
+
+import numba
+
+from kernels.cpu.grids import conv_border, deconv_border, pool_border
+from kernels.cpu.image import Image
+from kernels.cpu.layers import ConvWeights, DeconvWeights, add_average, add_largest
+from kernels.cpu.layout import enter, leave
+from kernels.cpu.microkernels import MicroKernel, choose
+from kernels.cpu.program import Instance, Program
+from kernels.cpu.steps import Builder, Writes
+
+__all__ = [
+    "Builder", "ConvWeights", "DeconvWeights", "Image", "Instance", "MicroKernel", "Program",
+    "Writes", "add_average", "add_largest", "choose", "conv_border", "deconv_border", "enter",
+    "leave", "pool_border", "threads",
+]  # fmt: skip
+
+
+def threads() -> int:
+    """Return how many threads a run uses."""
+    return numba.get_num_threads()

@@ -1,0 +1,98 @@
+"""Weights in the order in which the micro-kernels read them, packed once for a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cpu.microkernels import MicroKernel
+
+__all__ = ["Packed", "pack_channels", "pack_outputs"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights for the steps of one micro-kernel.
+
+    Attributes
+    ----------
+    kernel : MicroKernel
+    weights : array
+        For outputs (G, blocks, runs, words, columns, values of a word), where a last block
+        that one vector holds is that narrow; for channels (blocks, groups of taps, channels
+        of a block, values of a word).
+    start : array
+        Sums to begin with, (G, blocks, columns) or (blocks, channels of a block).
+    outs : int
+        Outputs of a group, or channels.
+    runs, words : int
+        Runs of data, and words in each; for channels 1 and the groups of taps.
+    """
+
+    kernel: MicroKernel
+    weights: np.ndarray
+    start: np.ndarray
+    outs: int
+    runs: int
+    words: int
+
+
+def _start(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> np.ndarray:
+    """Return bias less what the stored zero adds to every sum; int32 wraps as the sums do."""
+    if kernel.operands.sums == "float32":
+        return bias.astype(np.float32)
+    taken = zero * w.reshape(*bias.shape, -1).sum(axis=-1, dtype=np.int64)
+    return (bias.astype(np.int64) - taken).astype(np.uint32, casting="unsafe").view(np.int32)
+
+
+def pack_outputs(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel) -> Packed:
+    """Pack weights for products over channels.
+
+    Parameters
+    ----------
+    w : int8 or float32 array (G, O, runs, values)
+        For each group and output, runs of values that lie together in the data.
+    bias : int32 or float32 array (G, O)
+    zero : int
+        How a real zero of the data is stored.
+    kernel : MicroKernel
+    """
+    groups, outs, runs, values = w.shape
+    per, lanes, columns = kernel.operands.per_word, kernel.lanes, kernel.columns
+    words, blocks = -(-values // per), -(-outs // columns)
+    wide = np.zeros((groups, blocks * columns, runs, words * per), kernel.operands.weights)
+    wide[:, :outs, :, :values] = w
+    blocked = wide.reshape(groups, blocks, columns, runs, words, per)
+    packed = np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2, 5))
+    if outs - (blocks - 1) * columns <= lanes:
+        # the last block is one vector wide and lies in the first half of its place
+        last = packed[:, -1].reshape(groups, -1)
+        narrow = packed[:, -1, :, :, :lanes].reshape(groups, -1).copy()
+        last[:, : narrow.shape[1]] = narrow
+    start = np.zeros((groups, blocks * columns), kernel.operands.sums)
+    start[:, :outs] = _start(bias, w, zero, kernel)
+    return Packed(kernel, packed, start, outs, runs, words)
+
+
+def pack_channels(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel) -> Packed:
+    """Pack weights for one channel a group.
+
+    Parameters
+    ----------
+    w : int8 or float32 array (C, taps)
+    bias : int32 or float32 array (C,)
+    zero : int
+        How a real zero of the data is stored.
+    kernel : MicroKernel
+    """
+    channels, taps = w.shape
+    per = kernel.operands.per_word
+    block = kernel.lanes * per
+    groups, blocks = -(-taps // per), -(-channels // block)
+    wide = np.zeros((blocks * block, groups * per), kernel.operands.weights)
+    wide[:channels, :taps] = w
+    ordered = wide.reshape(blocks, block, groups, per).transpose(0, 2, 1, 3)
+    start = np.zeros(blocks * block, kernel.operands.sums)
+    start[:channels] = _start(bias, w, zero, kernel)
+    return Packed(kernel, np.ascontiguousarray(ordered), start, channels, 1, groups)

@@ -1,0 +1,160 @@
+"""Steps that run one after the other over shared buffers: made once, run many times.
+
+A `Builder` takes layers one by one, with the images they read and write, and says how much
+memory they need; buffers whose contents are no longer needed give their place to later ones.
+The finished `Program` never changes. Whoever runs it takes an `Instance`: a set of buffers
+and the steps with their addresses filled in; so several threads can run one program.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kernels.cpu.image import SLACK, Image
+from kernels.cpu.runner import STEP, run_steps
+from kernels.cpu.stores import FIELDS
+
+__all__ = ["Instance", "Program", "Slots"]
+
+_IMAGES = ("other", "floats", "integers")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps, and what they need.
+
+    Attributes
+    ----------
+    steps : array of STEP
+        Addresses in buffers are distances yet.
+    stages : int64 array (S, len(FIELDS))
+        Tables of the output stage; likewise.
+    stage_buffers : int64 array (S, 3)
+        Memory of the images other, floats, integers of each; -1 for none.
+    places : tuple of int
+        Which memory each buffer lies in.
+    sizes : tuple of int
+        Bytes of each memory.
+    keep : tuple
+        Arrays that addresses point to.
+    """
+
+    steps: np.ndarray
+    stages: np.ndarray
+    stage_buffers: np.ndarray
+    places: tuple[int, ...]
+    sizes: tuple[int, ...]
+    keep: tuple[object, ...]
+    _free: list[Instance] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def instance(self) -> Iterator[Instance]:
+        """Take buffers for one run, and give them back."""
+        with self._lock:
+            taken = self._free.pop() if self._free else None
+        instance = taken or Instance(self)
+        try:
+            yield instance
+        finally:
+            with self._lock:
+                self._free.append(instance)
+
+
+class Instance:
+    """Buffers of one run, and the steps with their addresses.
+
+    Parameters
+    ----------
+    program : Program
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._places = program.places
+        self._buffers = [_aligned(size + SLACK) for size in program.sizes]
+        places = np.array([b.ctypes.data for b in self._buffers] or [0], np.int64)
+        self._stages = program.stages.copy()
+        for i, name in enumerate(_IMAGES):
+            used = program.stage_buffers[:, i]
+            column = self._stages[:, FIELDS.index(name)]
+            column += np.where(used >= 0, places[used], 0)
+        self._steps = program.steps.copy()
+        for name in ("data", "out"):
+            used = self._steps[f"{name}_buffer"]
+            self._steps[name] += np.where(used >= 0, places[used], 0)
+        row = self._stages.strides[0]
+        self._steps["stage"] = self._stages.ctypes.data + self._steps["stage"] * row
+
+    def view(self, image: Image) -> np.ndarray:
+        """Return the values (N, H, W, C) of an image."""
+        return image.view(self._buffers[self._places[image.buffer]])
+
+    def run(self, begin: int, end: int, threads: int) -> None:
+        """Run steps [begin, end).
+
+        Raises
+        ------
+        ValueError
+            If a value to be quantized is NaN.
+        """
+        run_steps(self._steps, begin, end, threads)
+        nans = self._stages[:, FIELDS.index("nans")]
+        if nans.any():
+            nans[:] = 0
+            raise ValueError("x holds NaN, which has no integer")
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Return bytes that begin at a cache line."""
+    memory = np.zeros(size + 64, np.uint8)
+    skip = -memory.ctypes.data % 64
+    return memory[skip : skip + size]
+
+
+class Slots:
+    """Places for buffers: one that is no longer needed serves another.
+
+    `use` notes that a buffer is needed at a time; `assign` then gives every buffer a place.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._spans: list[list[int]] = []
+
+    def new(self, size: int) -> int:
+        """Return the number of a new buffer."""
+        self._sizes.append(size)
+        self._spans.append([])
+        return len(self._sizes) - 1
+
+    def use(self, buffer: int, time: int) -> None:
+        """Note that a buffer is needed at a time."""
+        self._spans[buffer] = [min([time, *self._spans[buffer]]), max([time, *self._spans[buffer]])]
+
+    def assign(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the place of each buffer, and the bytes of each place."""
+        places, sizes, until = [0] * len(self._sizes), [0] * 0, [0] * 0
+        order = sorted(
+            (i for i, span in enumerate(self._spans) if span), key=lambda i: self._spans[i][0]
+        )
+        for i in order:
+            begin, end = self._spans[i]
+            need = self._sizes[i]
+            free = [p for p, last in enumerate(until) if last < begin]
+            # the place that wastes least: the smallest that holds it, else the largest
+            free.sort(key=lambda p: (sizes[p] < need, abs(sizes[p] - need)))
+            if free:
+                place = free[0]
+                sizes[place] = max(sizes[place], need)
+                until[place] = end
+            else:
+                place = len(sizes)
+                sizes.append(need)
+                until.append(end)
+            places[i] = place
+        return tuple(places), tuple(sizes)

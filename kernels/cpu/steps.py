@@ -1,0 +1,325 @@
+"""Layers as steps: what the loops of `kernels.cpu.runner` need to know about each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cpu import maxima, stores, tiles
+from kernels.cpu.grids import Grid
+from kernels.cpu.image import Image
+from kernels.cpu.microkernels import F32, MicroKernel, choose
+from kernels.cpu.packing import Packed
+from kernels.cpu.program import Program, Slots
+from kernels.cpu.runner import APPLY, CHANNELS, FILL, LARGEST, OUTPUTS, STEP
+from kernels.cpu.stores import CONSTANTS, FIELDS, Form
+from kernels.output import CheckedStage
+from kernels.rounding import round_half_away
+
+__all__ = ["Builder", "Writes"]
+
+#: Tiles of a strip: what they read should stay near the core while blocks of weights pass.
+_STRIP_TILES = 7
+#: Positions of a strip where each channel is summed alone.
+_CHANNEL_STRIP = 28
+#: About so many jobs of a step, so that cores finish together.
+_JOBS = 16
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What becomes of the sums of a step.
+
+    Attributes
+    ----------
+    stage : CheckedStage
+        Scale, shift, clamp and quantization, for all channels.
+    floats, integers : Image or None
+        Where float32 (or bare int32) and quantized values go.
+    other : Image or None
+        A float32 image that is added before the clamp.
+    slope : float32 array (C,) or None
+        What negative values are multiplied by.
+    """
+
+    stage: CheckedStage
+    floats: Image | None = None
+    integers: Image | None = None
+    other: Image | None = None
+    slope: np.ndarray | None = None
+
+    @property
+    def images(self) -> dict[str, Image | None]:
+        """The images by their names in the table of the output stage."""
+        return {"other": self.other, "floats": self.floats, "integers": self.integers}
+
+
+class Builder:
+    """Collects steps; `program` finishes them."""
+
+    def __init__(self) -> None:
+        self._slots = Slots()
+        self._time = 0
+        self._steps: list[dict[str, int]] = []
+        self._stages: list[dict[str, int]] = []
+        self._stage_images: list[dict[str, Image | None]] = []
+        self._keep: list[object] = []
+
+    def image(
+        self,
+        kind: MicroKernel,
+        shape: tuple[int, int, int, int],
+        border: tuple[int, int] = (0, 0),
+        offset: int = 0,
+    ) -> Image:
+        """Return a new image (N, C, H, W) in a buffer of its own."""
+        n, c, h, w = shape
+        image = Image(0, kind.operands, n, c, h, w, border, offset, c)
+        made = Image(
+            self._slots.new(image.nbytes), kind.operands, n, c, h, w, border, offset, c
+        )
+        return made
+
+    def now(self) -> int:
+        """Return how many steps there are yet: where a run may be cut."""
+        return len(self._steps)
+
+    def touch(self, *images: Image) -> None:
+        """Note that images are read or written from outside, between steps."""
+        self._time += 1
+        for image in images:
+            self._slots.use(image.buffer, self._time)
+
+    def fill(self, image: Image) -> None:
+        """Fill the border of an image, before anything is written into it."""
+        if not any(image.border):
+            return
+        self._add(
+            FILL,
+            data=(image, 0),
+            line=image.columns,
+            pixels=image.step,
+            positions=image.rows,
+            border_h=image.border[0],
+            border_w=image.border[1],
+            images=image.batch,
+            zero=image.zero,
+        )
+
+    def outputs(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
+        """Add a product over channels; the grid's taps are the runs of the packed weights."""
+        kernel = packed.kernel
+        made = tiles.compiled(kernel)
+        count = grid.bases.size
+        if not count or not packed.outs:
+            return
+        groups, blocks = packed.weights.shape[:2]
+        strip = kernel.rows * _STRIP_TILES
+        strips = -(-count // strip)
+        bases = np.concatenate([grid.bases, np.repeat(grid.bases[-1:], kernel.rows)])
+        self._add(
+            OUTPUTS,
+            data=(source, source.origin),
+            writes=(writes, grid, kernel),
+            positions=count,
+            strip=strip,
+            strips=strips,
+            chunks=min(blocks, max(1, _JOBS // (strips * groups))),
+            groups=groups,
+            bases=self._address(bases),
+            taps=self._address(grid.taps),
+            runs=packed.runs,
+            words=packed.words,
+            weights=self._address(packed.weights),
+            start=self._address(packed.start),
+            block_bytes=packed.weights[0, 0].nbytes,
+            outs=packed.outs,
+            blocks=blocks,
+            columns=kernel.columns,
+            lanes=kernel.lanes,
+            rows=kernel.rows,
+            tail_rows=kernel.tail_rows,
+            whole_1=made.whole[0],
+            whole_2=made.whole[1],
+            short_1=made.short[0],
+            short_2=made.short[1],
+            group_bytes=source.channels // groups * source.operands.itemsize,
+            acc_words=kernel.rows * kernel.columns,
+        )
+
+    def channels(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
+        """Add sums over windows of each channel alone."""
+        kernel = packed.kernel
+        per = kernel.operands.per_word
+        block = kernel.lanes * per
+        count = grid.bases.size
+        if not count:
+            return
+        taps = np.concatenate([grid.taps, np.repeat(grid.taps[-1:], -grid.taps.size % per)])
+        strip = min(_CHANNEL_STRIP, max(1, -(-count // _JOBS)))
+        self._add(
+            CHANNELS,
+            data=(source, source.origin),
+            writes=(writes, grid, kernel),
+            positions=count,
+            strip=strip,
+            strips=-(-count // strip),
+            bases=self._address(grid.bases),
+            taps=self._address(taps),
+            words=packed.words,
+            weights=self._address(packed.weights),
+            start=self._address(packed.start),
+            block_bytes=packed.weights[0].nbytes,
+            outs=packed.outs,
+            blocks=len(packed.weights),
+            columns=block,
+            whole_1=tiles.compiled(kernel).channels,
+            group_bytes=block * source.operands.itemsize,
+            acc_words=strip * block,
+        )
+
+    def largest(self, source: Image, table: np.ndarray, out: Image, kernel: MicroKernel) -> None:
+        """Add the maximum of windows, which a table (P, T) lists."""
+        count = len(table)
+        strip = max(1, -(-count // _JOBS))
+        self._add(
+            LARGEST,
+            data=(source, source.origin),
+            out=out,
+            positions=count,
+            strip=strip,
+            strips=-(-count // strip),
+            bases=self._address(table),
+            words=table.shape[1],
+            whole_1=maxima.compiled(kernel),
+            out_at=self._address(out.distances()),
+            channels=out.channels,
+        )
+
+    def apply(self, source: Image, writes: Writes) -> None:
+        """Add a pass of a float32 image through the output stage."""
+        n, i = np.indices((source.batch, source.height))
+        lines = source.distance(n, i, np.int64(0)).reshape(-1)
+        rows = np.indices((source.batch, source.height, source.width))
+        where = rows[0].reshape(-1), rows[1].reshape(-1), rows[2].reshape(-1)
+        grid = Grid(lines, lines, where)
+        self._add(
+            APPLY,
+            data=(source, source.origin),
+            writes=(writes, grid, choose("float")),
+            positions=lines.size,
+            bases=self._address(np.ascontiguousarray(lines)),
+            pixels=source.step,
+            line=source.width,
+            channels=source.channels,
+        )
+
+    def program(self) -> Program:
+        """Finish: give every buffer its place and return what does not change."""
+        places, sizes = self._slots.assign()
+        steps = np.zeros(len(self._steps), STEP)
+        steps["data_buffer"] = steps["out_buffer"] = -1
+        for i, values in enumerate(self._steps):
+            for name, value in values.items():
+                at = places[value] if name.endswith("_buffer") else value
+                steps[i][name] = at
+        stages = np.zeros((len(self._stages), len(FIELDS)), np.int64)
+        buffers = np.full((len(self._stages), 3), -1, np.int64)
+        for i, (values, images) in enumerate(zip(self._stages, self._stage_images, strict=True)):
+            for name, value in values.items():
+                stages[i, FIELDS.index(name)] = value
+            for k, image in enumerate(images.values()):
+                if image is not None:
+                    buffers[i, k] = places[image.buffer]
+        return Program(steps, stages, buffers, places, sizes, tuple(self._keep))
+
+    def _add(
+        self,
+        kind: int,
+        *,
+        data: tuple[Image, int],
+        out: Image | None = None,
+        writes: tuple[Writes, Grid, MicroKernel] | None = None,
+        **values: int,
+    ) -> None:
+        self._time += 1
+        source, distance = data
+        self._slots.use(source.buffer, self._time)
+        step = {"kind": kind, "data": distance, "data_buffer": source.buffer, **values}
+        if out is not None:
+            self._slots.use(out.buffer, self._time)
+            step |= {"out": out.origin, "out_buffer": out.buffer}
+        if writes is not None:
+            step["store"], step["stage"] = self._stage(*writes)
+        self._steps.append(step)
+
+    def _address(self, array: np.ndarray) -> int:
+        """Return the address of an array, which the program keeps alive."""
+        assert array.flags.c_contiguous
+        self._keep.append(array)
+        return array.ctypes.data
+
+    def _per_channel(self, values: np.ndarray, lanes: int) -> int:
+        """Return the address of float32 values, with room for a whole vector at the end."""
+        padded = np.zeros(values.size + lanes, np.float32)
+        padded[: values.size] = values
+        return self._address(padded)
+
+    def _stage(self, writes: Writes, grid: Grid, kernel: MicroKernel) -> tuple[int, int]:
+        """Return the address of the function, and the number of its table."""
+        s, lanes = writes.stage, kernel.lanes
+        table = {
+            "scale": self._per_channel(s.scale, lanes),
+            "power": self._per_channel(s.power, lanes),
+            "constants": self._address(_constants(writes)),
+        }
+        if writes.slope is not None:
+            table["slope"] = self._per_channel(writes.slope, lanes)
+        for name, image in writes.images.items():
+            if image is not None:
+                self._slots.use(image.buffer, self._time)
+                table[name] = image.origin
+                at = np.ascontiguousarray(image.distance(*grid.where))
+                table[f"{name}_at"] = self._address(at)
+        self._stages.append(table)
+        self._stage_images.append(writes.images)
+        form = _form(writes, kernel, self._keeps_sums(kernel, s))
+        return stores.compiled(form), len(self._stages) - 1
+
+    @staticmethod
+    def _keeps_sums(kernel: MicroKernel, stage: CheckedStage) -> bool:
+        return kernel.operands is F32 or stage.kind == 0
+
+
+def _form(writes: Writes, kernel: MicroKernel, bare: bool) -> Form:
+    s = writes.stage
+    clamped = s.kind != 0 and (s.low > -math.inf or s.high < math.inf)
+    return Form(
+        lanes=kernel.lanes,
+        scaled=not bare,
+        shift=not bare and bool(s.power.any()),
+        slope=writes.slope is not None,
+        other=writes.other is not None,
+        # where only integers are stored, their range is cut instead
+        clamp=clamped and writes.floats is not None,
+        floats=writes.floats is not None,
+        integers="" if writes.integers is None else writes.integers.operands.data,
+    )
+
+
+def _constants(writes: Writes) -> np.ndarray:
+    s = writes.stage
+    low, high = s.q_low - s.q_offset, s.q_high - s.q_offset
+    if s.kind == 2 and writes.floats is None:
+        with np.errstate(all="ignore"):  # no limit is infinite
+            low = max(low, round_half_away(s.low / s.q_scale))
+            high = min(high, round_half_away(s.high / s.q_scale))
+    image = writes.integers
+    stored = 0 if image is None else image.operands.zero(int(s.q_offset))
+    with np.errstate(over="ignore"):  # an infinite reciprocal sends all through the division
+        reciprocal = np.float32(1) / s.q_scale
+    made = np.array((s.low, s.high, reciprocal, s.q_scale, low, high, stored), np.float32)
+    assert made.size == len(CONSTANTS)
+    return made

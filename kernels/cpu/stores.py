@@ -1,0 +1,286 @@
+"""The output stage as machine code: what becomes of a tile of sums on its way to memory.
+
+``store(acc, stride, rows, columns, stage, channel, position)`` takes sums ``acc[m, n]`` of
+output channels `channel` + n at output positions `position` + m. `stage` is a table of
+int64, by `FIELDS`: addresses of one float32 for each channel (scale, power, slope), of the
+constants (`CONSTANTS`), and for each image it reads or writes the address of its first
+channel and of the distances of its positions from there, in bytes. The last entry is a mark
+that is set where a NaN should become an integer.
+
+``y = sum * scale``, the 16-bit step where ``power > 0``, ``y = max(y, 0) + slope * min(y, 0)``,
+``y = y + other``, ``y = clamp(y)``, stored as float32; and ``round(y / q_scale) + q_offset``,
+saturated, stored as an integer. Each is the float32 operation of `kernels.output`, with one
+exception that does not show: the division is a multiplication by the reciprocal wherever
+the quotient is farther than 2e-4 from half-way between two integers, where both round alike.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cpu.ir import Writer, vector
+from kernels.cpu.native import compile_text
+
+__all__ = ["CONSTANTS", "FIELDS", "Form", "compiled", "store_text"]
+
+#: Places in the table `stage`.
+FIELDS = (
+    "scale", "power", "slope", "constants", "other", "other_at", "floats", "floats_at",
+    "integers", "integers_at", "nans",
+)  # fmt: skip
+#: Places in the float32 array of constants; integers are exact in it.
+CONSTANTS = ("low", "high", "reciprocal", "q_scale", "q_low", "q_high", "q_stored")
+
+_AWAY_FROM_TIES = 0.4998
+_BYTES = {"uint8": 1, "int16": 2}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which parts of the output stage a layer needs.
+
+    Attributes
+    ----------
+    lanes : int
+        Of a vector of sums.
+    scaled : bool
+        Sums are int32; others are float32, or int32 copied as they are.
+    shift, slope, other, clamp : bool
+        The steps above.
+    floats : bool
+        Whether float32 (or the bare int32) is stored.
+    integers : str
+        dtype of the integers stored, or empty.
+    """
+
+    lanes: int
+    scaled: bool = False
+    shift: bool = False
+    slope: bool = False
+    other: bool = False
+    clamp: bool = False
+    floats: bool = False
+    integers: str = ""
+
+
+def compiled(form: Form) -> int:
+    """Return the address of ``store`` of that form."""
+    return compile_text(store_text(form), "store")
+
+
+class _Store:
+    """Writes one function; holds the values that its loops share."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.real = vector(form.lanes, "float")
+        self.whole = vector(form.lanes, "i32")
+        self.mask = vector(form.lanes, "i1")
+        self.w = Writer(
+            "store",
+            [
+                ("ptr", "acc"),
+                *(("i64", n) for n in ("stride", "rows", "columns")),
+                ("ptr", "stage"),
+                ("i64", "channel"),
+                ("i64", "position"),
+            ],
+        )
+        self.constants: dict[str, str] = {}
+        self.lines: dict[str, str] = {}
+        self.ties = 0
+
+    def each(self, value: float) -> str:
+        """Return a constant vector."""
+        # LLVM writes a float as the bits of the double of the same value
+        bits = struct.pack(">d", np.float32(value)).hex()
+        return f"splat (float 0x{bits})"
+
+    def field(self, name: str) -> str:
+        return self.w.load("ptr", self.w.at("%stage", str(8 * FIELDS.index(name))))
+
+    def float_call(self, function: str, *values: str) -> str:
+        name = f"llvm.{function}.v{self.form.lanes}f32"
+        return self.w.call(self.real, name, *((self.real, v) for v in values))
+
+    def floats_at(self, table: str, column: str) -> str:
+        place = self.w.value(f"getelementptr float, ptr {self.lines[table]}, i64 {column}")
+        return self.w.load(self.real, place)
+
+    def away(self, value: str) -> str:
+        """Round half away from zero, as `kernels.rounding` does."""
+        w = self.w
+        cut = self.float_call("trunc", value)
+        rest = self.float_call("fabs", w.value(f"fsub {self.real} {value}, {cut}"))
+        up = w.value(f"fcmp oge {self.real} {rest}, {self.each(0.5)}")
+        one = w.value(f"select {self.mask} {up}, {self.real} {self.each(1)}, {self.real} {self.each(0)}")
+        return w.value(f"fadd {self.real} {cut}, {self.float_call('copysign', one, value)}")
+
+    def limited(self, value: str, low: str, high: str) -> str:
+        """Clamp; NaN stays NaN."""
+        w = self.w
+        below = w.value(f"fcmp olt {self.real} {value}, {low}")
+        value = w.value(f"select {self.mask} {below}, {self.real} {low}, {self.real} {value}")
+        above = w.value(f"fcmp ogt {self.real} {value}, {high}")
+        return w.value(f"select {self.mask} {above}, {self.real} {high}, {self.real} {value}")
+
+    def real_value(self, column: str) -> str:
+        """Write the steps up to the float32 result for the vector at a column."""
+        w, form = self.w, self.form
+        place = w.value(f"getelementptr i32, ptr %line, i64 {column}")
+        if not form.scaled:
+            y = w.load(self.real, place)
+        else:
+            y = w.value(f"sitofp {self.whole} {w.load(self.whole, place)} to {self.real}")
+            if form.shift:
+                y = self.shifted(y, self.floats_at("power", column))
+            y = w.value(f"fmul {self.real} {y}, {self.floats_at('scale', column)}")
+        if form.slope:
+            zero = self.each(0)
+            falls = w.value(f"fcmp olt {self.real} {y}, {zero}")
+            less = w.value(f"fmul {self.real} {y}, {self.floats_at('slope', column)}")
+            y = w.value(f"select {self.mask} {falls}, {self.real} {less}, {self.real} {y}")
+        if form.other:
+            y = w.value(f"fadd {self.real} {y}, {self.floats_at('other', column)}")
+        if form.clamp:
+            y = self.limited(y, self.constants["low"], self.constants["high"])
+        return y
+
+    def shifted(self, y: str, power: str) -> str:
+        w = self.w
+        stepped = self.away(w.value(f"fdiv {self.real} {y}, {power}"))
+        kept = self.limited(stepped, self.each(-32768), self.each(32767))
+        back = w.value(f"fmul {self.real} {kept}, {power}")
+        some = w.value(f"fcmp ogt {self.real} {power}, {self.each(0)}")
+        return w.value(f"select {self.mask} {some}, {self.real} {back}, {self.real} {y}")
+
+    def integer_value(self, y: str, mask: str) -> str:
+        """Write quantization of a vector: quickly, and once more where it is near a tie."""
+        w, c = self.w, self.constants
+        fast = self.limited(w.value(f"fmul {self.real} {y}, {c['reciprocal']}"), c["q_low"], c["q_high"])
+        nearest = self.float_call("rint", fast)
+        rest = self.float_call("fabs", w.value(f"fsub {self.real} {fast}, {nearest}"))
+        # also where it is NaN
+        near = w.value(f"fcmp ugt {self.real} {rest}, {self.each(_AWAY_FROM_TIES)}")
+        if mask:  # behind the last channel lies anything
+            near = w.value(f"and {self.mask} {near}, {mask}")
+        bits = w.value(f"bitcast {self.mask} {near} to i{self.form.lanes}")
+        some = w.value(f"icmp ne i{self.form.lanes} {bits}, 0")
+        self.ties += 1
+        here, exact, after = (f"{n}{self.ties}" for n in ("fast", "exact", "after"))
+        w.do(f"br label %{here}")
+        w.label(here)
+        w.do(f"br i1 {some}, label %{exact}, label %{after}, !prof !0")
+        w.label(exact)
+        self.note_nans(y, mask)
+        divided = self.away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
+        known = w.value(f"fcmp ord {self.real} {divided}, {divided}")
+        number = w.value(f"select {self.mask} {known}, {self.real} {divided}, {self.real} {self.each(0)}")
+        careful = self.limited(number, c["q_low"], c["q_high"])
+        w.do(f"br label %{after}")
+        w.label(after)
+        result = f"%q{self.ties}"
+        w.phi(result, self.real, **{here: nearest, exact: careful})
+        stored = w.value(f"fadd {self.real} {result}, {c['q_stored']}")
+        return w.value(f"fptosi {self.real} {stored} to {self.whole}")
+
+    def note_nans(self, y: str, mask: str) -> None:
+        """Set the mark of the table if a value is NaN: it has no integer."""
+        w, lanes = self.w, self.form.lanes
+        nans = w.value(f"fcmp uno {self.real} {y}, {y}")
+        if mask:
+            nans = w.value(f"and {self.mask} {nans}, {mask}")
+        bits = w.value(f"bitcast {self.mask} {nans} to i{lanes}")
+        here = w.at("%stage", str(8 * FIELDS.index("nans")))
+        some = w.value(f"zext i{lanes} {bits} to i64")
+        w.store("i64", w.value(f"or i64 {w.load('i64', here)}, {some}"), here)
+
+    def put(self, kind: str, value: str, table: str, column: str, mask: str) -> None:
+        """Store a vector at a column, or those lanes of it that a mask names."""
+        w, lanes = self.w, self.form.lanes
+        place = w.value(f"getelementptr {kind}, ptr {self.lines[table]}, i64 {column}")
+        if not mask:
+            w.store(vector(lanes, kind), value, place)
+            return
+        w.masked_store(lanes, kind, value, place, mask)
+
+    def column(self, column: str, mask: str = "") -> None:
+        """Write what happens to one vector of sums."""
+        y = self.real_value(column)
+        if self.form.floats:
+            self.put("float", y, "floats", column, mask)
+        if self.form.integers:
+            kind = f"i{8 * _BYTES[self.form.integers]}"
+            q = self.integer_value(y, mask)
+            small = self.w.value(f"trunc {self.whole} {q} to {vector(self.form.lanes, kind)}")
+            self.put(kind, small, "integers", column, mask)
+
+    def tables(self) -> list[str]:
+        """Load what does not change, and return the images read and written."""
+        w, form = self.w, self.form
+        block = self.field("constants")
+        for i, name in enumerate(CONSTANTS):
+            number = w.load("float", w.at(block, str(4 * i)))
+            self.constants[name] = w.splat(form.lanes, "float", number)
+        for name, used in (("scale", form.scaled), ("power", form.shift), ("slope", form.slope)):
+            if used:
+                place = w.value(f"getelementptr float, ptr {self.field(name)}, i64 %channel")
+                self.lines[name] = place
+        images = {"other": form.other, "floats": form.floats, "integers": bool(form.integers)}
+        return [name for name, used in images.items() if used]
+
+    def text(self) -> str:
+        w, lanes = self.w, self.form.lanes
+        w.label("entry")
+        images = self.tables()
+        firsts, distances = {}, {}
+        for name in images:
+            size = _BYTES.get(self.form.integers, 4) if name == "integers" else 4
+            kind = f"i{8 * size}"
+            firsts[name] = w.value(f"getelementptr {kind}, ptr {self.field(name)}, i64 %channel")
+            where = self.field(f"{name}_at")
+            distances[name] = w.value(f"getelementptr i64, ptr {where}, i64 %position")
+        w.named("%whole", f"and i64 %columns, {-lanes}")
+        w.named("%rest", "sub i64 %columns, %whole")
+        places = ", ".join(f"i64 {i}" for i in range(lanes))
+        many = w.splat(lanes, "i64", "%rest")
+        w.named("%mask", f"icmp slt {vector(lanes, 'i64')} <{places}>, {many}")
+        w.named("%any", f"icmp sge i64 %columns, {lanes}")
+        w.named("%ragged", "icmp ne i64 %rest, 0")
+        w.do("br label %row")
+        w.label("row")
+        w.phi("%m", "i64", entry="0", next_row="%m_next")
+        w.phi("%line", "ptr", entry="%acc", next_row="%line_next")
+        for name in images:
+            distance = w.load("i64", w.value(f"getelementptr i64, ptr {distances[name]}, i64 %m"))
+            self.lines[name] = w.at(firsts[name], distance)
+        w.do("br i1 %any, label %before, label %behind")
+        w.label("before")
+        w.do("br label %column")
+        w.label("column")
+        w.phi("%n", "i64", before="0", column_end="%n_next")
+        self.column("%n")
+        w.do("br label %column_end")
+        w.label("column_end")
+        w.named("%n_next", f"add i64 %n, {lanes}")
+        w.loop("column", "%n_next", "%whole", "behind")
+        w.label("behind")
+        w.do("br i1 %ragged, label %tail, label %next_row")
+        w.label("tail")
+        self.column("%whole", "%mask")
+        w.do("br label %next_row")
+        w.label("next_row")
+        w.named("%m_next", "add i64 %m, 1")
+        w.named("%line_next", "getelementptr i8, ptr %line, i64 %stride")
+        w.loop("row", "%m_next", "%rows", "done")
+        w.label("done")
+        w.do("ret void")
+        return w.text() + '!0 = !{!"branch_weights", i32 1, i32 1000}\n'
+
+
+def store_text(form: Form) -> str:
+    """Return the LLVM text of ``store`` of that form."""
+    return _Store(form).text()

@@ -1,0 +1,216 @@
+"""The innermost loops, made of a micro-kernel: a tile of sums, and sums of single channels.
+
+``tile(acc, data, bases, taps, runs, words, weights, start)`` fills
+``acc[m, n] = start[n] + sum over t, k of word(data + bases[m] + taps[t] + 4*k) * weights[t, k, n]``
+where a word is four bytes of data (see `kernels.cpu.microkernels`) and its product with four
+bytes of weights is the sum of the products of the values in them. `bases` and `taps` are
+distances in bytes. All of `runs` * `words` words are read in order, so a convolution over an
+image whose channels lie together needs no copy of its windows.
+
+``channels(acc, data, bases, taps, groups, weights, start, count)`` is for one channel a
+group: ``acc[p, c] = start[c] + sum over t of data[bases[p] + taps[t]][c] * weights[t, c]``,
+for as many channels as fit a vector of data; taps come in groups of a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kernels.cpu.ir import Writer, vector
+from kernels.cpu.microkernels import MicroKernel
+from kernels.cpu.native import compile_text
+
+__all__ = ["Tiles", "channels_text", "compiled", "tile_text"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Addresses of the functions of a micro-kernel.
+
+    Attributes
+    ----------
+    whole, short : tuple of int
+        Tiles of `rows` and `tail_rows` rows, for one and for two vectors of columns.
+    channels : int
+    """
+
+    whole: tuple[int, int]
+    short: tuple[int, int]
+    channels: int
+
+
+@lru_cache(maxsize=32)
+def compiled(kernel: MicroKernel) -> Tiles:
+    """Compile the functions of a micro-kernel, once."""
+
+    def tile(rows: int, vectors: int) -> int:
+        return compile_text(tile_text(kernel, rows, vectors), "tile")
+
+    return Tiles(
+        (tile(kernel.rows, 1), tile(kernel.rows, 2)),
+        (tile(kernel.tail_rows, 1), tile(kernel.tail_rows, 2)),
+        compile_text(channels_text(kernel), "channels"),
+    )
+
+
+def _sums(kernel: MicroKernel) -> tuple[str, str]:
+    """Return the types of one sum and of a vector of them."""
+    one = "float" if kernel.operands.sums == "float32" else "i32"
+    return one, vector(kernel.lanes, one)
+
+
+def _multiply_add(w: Writer, kernel: MicroKernel, sums: str, data: str, weights: str) -> str:
+    """Write the lines of a micro-kernel and return its new sums."""
+    names = {"sums": sums, "data": data, "weights": weights}
+    result = sums
+    for name, line in kernel.multiply_add:
+        result = names[name] = w.value(line.format(**names))
+    return result
+
+
+def tile_text(kernel: MicroKernel, rows: int, vectors: int) -> str:
+    """Return the LLVM text of ``tile`` for so many rows and vectors of columns."""
+    pointers = ("acc", "data", "bases", "taps")
+    w = Writer(
+        "tile",
+        [
+            *(("ptr", p) for p in pointers),
+            ("i64", "runs"),
+            ("i64", "words"),
+            ("ptr", "weights"),
+            ("ptr", "start"),
+        ],
+    )
+    one, many = _sums(kernel)
+    size = 4 * kernel.lanes
+    cells = [(m, v) for m in range(rows) for v in range(vectors)]
+    w.label("entry")
+    lines = []
+    for m in range(rows):
+        distance = w.load("i64", w.at("%bases", str(8 * m)))
+        lines.append(w.at("%data", distance))
+    first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
+    w.do("br label %run")
+    w.label("run")
+    w.phi("%t", "i64", entry="0", next_run="%t_next")
+    w.phi("%run_weights", "ptr", entry="%weights", next_run="%weights_next")
+    for m, v in cells:
+        w.phi(f"%r{m}_{v}", many, entry=first[v], next_run=f"%n{m}_{v}")
+    tap = w.load("i64", w.value("getelementptr i64, ptr %taps, i64 %t"))
+    starts = [w.at(line, tap) for line in lines]
+    w.do("br label %step")
+    w.label("step")
+    w.phi("%k", "i64", run="0", step="%k_next")
+    w.phi("%at", "ptr", run="%run_weights", step="%weights_next")
+    for m, v in cells:
+        w.phi(f"%s{m}_{v}", many, run=f"%r{m}_{v}", step=f"%n{m}_{v}")
+    columns = [w.load(many, w.at("%at", str(size * v))) for v in range(vectors)]
+    for m in range(rows):
+        word = w.load(one, w.value(f"getelementptr i32, ptr {starts[m]}, i64 %k"))
+        data = w.splat(kernel.lanes, one, word)
+        for v in range(vectors):
+            fresh = _multiply_add(w, kernel, f"%s{m}_{v}", data, columns[v])
+            w.named(f"%n{m}_{v}", f"bitcast {many} {fresh} to {many}")
+    w.named("%k_next", "add i64 %k, 1")
+    w.named("%weights_next", f"getelementptr i8, ptr %at, i64 {size * vectors}")
+    w.loop("step", "%k_next", "%words", "next_run")
+    w.label("next_run")
+    w.named("%t_next", "add i64 %t, 1")
+    w.loop("run", "%t_next", "%runs", "done")
+    w.label("done")
+    for i, (m, v) in enumerate(cells):
+        w.store(many, f"%n{m}_{v}", w.at("%acc", str(size * i)))
+    w.do("ret void")
+    return f"{kernel.declarations}\n{w.text()}"
+
+
+def _zip(w: Writer, kind: str, count: int, pieces: int, a: str, b: str) -> tuple[str, str]:
+    """Interleave the lower and the upper halves of every 128 bits."""
+    per = count // pieces
+    half = per // 2
+    low, high = (
+        w.shuffle(
+            count,
+            kind,
+            a,
+            b,
+            [side + lane * per + begin + j for lane in range(pieces) for j in range(half) for side in (0, count)],
+        )
+        for begin in (0, half)
+    )
+    return low, high
+
+
+def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str]) -> list[str]:
+    """Turn a vector of channels for each tap into vectors of words, one for each channel.
+
+    Processors interleave within 128 bits only; so pieces of four channels are first moved
+    to where their words belong.
+    """
+    per, lanes, kind = kernel.operands.per_word, kernel.lanes, kernel.operands.llvm
+    if per == 1:
+        return taps
+    count, pieces = lanes * per, lanes // 4
+    whole, parts = vector(count, kind), vector(lanes * per // 4, f"i{128 // per}")
+    order = [i * pieces + lane for lane in range(pieces) for i in range(per)]
+    moved = []
+    for tap in taps:
+        cut = w.value(f"bitcast {whole} {tap} to {parts}")
+        placed = w.shuffle(count // 4, f"i{128 // per}", cut, "poison", order)
+        moved.append(w.value(f"bitcast {parts} {placed} to {whole}"))
+    made = [_zip(w, kind, count, pieces, moved[i], moved[i + 1]) for i in range(0, per, 2)]
+    words: list[str] = []
+    if per == 2:
+        words += made[0]
+    else:
+        pairs = vector(count // 2, "i16")
+        for a, b in zip(*made, strict=True):
+            a, b = (w.value(f"bitcast {whole} {v} to {pairs}") for v in (a, b))
+            words += _zip(w, "i16", count // 2, pieces, a, b)
+        whole = pairs
+    return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words]
+
+
+def channels_text(kernel: MicroKernel) -> str:
+    """Return the LLVM text of ``channels``."""
+    names = ("acc", "data", "bases", "taps", "groups", "weights", "start", "count")
+    numbers = ("groups", "count")
+    w = Writer("channels", [("i64" if n in numbers else "ptr", n) for n in names])
+    one, many = _sums(kernel)
+    per, size = kernel.operands.per_word, 4 * kernel.lanes
+    tap_kind = vector(kernel.lanes * per, kernel.operands.llvm)
+    w.label("entry")
+    first = [w.load(many, w.at("%start", str(size * v))) for v in range(per)]
+    w.do("br label %position")
+    w.label("position")
+    w.phi("%p", "i64", entry="0", store="%p_next")
+    w.phi("%out", "ptr", entry="%acc", store="%out_next")
+    base = w.load("i64", w.value("getelementptr i64, ptr %bases, i64 %p"))
+    start = w.at("%data", base)
+    w.do("br label %group")
+    w.label("group")
+    w.phi("%q", "i64", position="0", group="%q_next")
+    for v in range(per):
+        w.phi(f"%s{v}", many, position=first[v], group=f"%n{v}")
+    distances = w.value(f"getelementptr [{per} x i64], ptr %taps, i64 %q")
+    taps = [
+        w.load(tap_kind, w.at(start, w.load("i64", w.at(distances, str(8 * e)))))
+        for e in range(per)
+    ]
+    weights = w.value(f"getelementptr [{size * per} x i8], ptr %weights, i64 %q")
+    for v, word in enumerate(_words_of_taps(w, kernel, taps)):
+        column = w.load(many, w.at(weights, str(size * v)))
+        fresh = _multiply_add(w, kernel, f"%s{v}", word, column)
+        w.named(f"%n{v}", f"bitcast {many} {fresh} to {many}")
+    w.named("%q_next", "add i64 %q, 1")
+    w.loop("group", "%q_next", "%groups", "store")
+    w.label("store")
+    for v in range(per):
+        w.store(many, f"%n{v}", w.at("%out", str(size * v)))
+    w.named("%p_next", "add i64 %p, 1")
+    w.named("%out_next", f"getelementptr i8, ptr %out, i64 {size * per}")
+    w.loop("position", "%p_next", "%count", "done")
+    w.label("done")
+    w.do("ret void")
+    return f"{kernel.declarations}\n{w.text()}"

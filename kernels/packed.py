@@ -1,0 +1,30 @@
+"""What a whole net is compiled with: images with channels last, packed weights, steps.
+
+A layer's public function takes arrays with channels first, and packs weights at every call.
+A program of many layers keeps its data in the layout that is fastest and packs weights
+once: see `pipeline.compile`, which is made of these parts.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from kernels.dispatch import backend
+
+__all__ = ["packed"]
+
+
+def packed(device: str) -> ModuleType | None:
+    """Return the parts for a device, or None if nets are not compiled for it.
+
+    Parameters
+    ----------
+    device : str
+
+    Returns
+    -------
+    module or None
+        With `Builder` (steps and buffers), `ConvWeights`, `DeconvWeights`, `Writes` (the
+        output stage), and the rules for borders.
+    """
+    return backend(device, "packed") if device == "cpu" else None

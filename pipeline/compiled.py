@@ -1,0 +1,147 @@
+"""A compiled net: its steps, and what is done between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from caffeio.graph import Value
+from pipeline.layers import Shape
+
+__all__ = ["Action", "CompiledNet", "Watch"]
+
+#: ``watch(value, numbers)``: called with the numbers of a value, in any order, once a run.
+Watch = Callable[[Value, np.ndarray], None]
+
+#: ``run_layer(position, bottoms)`` returns the tops of a layer that is not compiled.
+RunLayer = Callable[[int, list[np.ndarray]], tuple[np.ndarray, ...]]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing done in a run.
+
+    Attributes
+    ----------
+    kind : str
+        "run" steps [begin, end); "enter": array into image; "leave": image into array of
+        `shape`; "layer": run the layer at `position`; "watch": show a value.
+    """
+
+    kind: str
+    begin: int = 0
+    end: int = 0
+    value: Value | None = None
+    watched: Value | None = None
+    image: Any = None
+    shape: Shape = ()
+    position: int = -1
+    reads: tuple[Value, ...] = ()
+    writes: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompiledNet:
+    """A net for one shape of inputs; it never changes, so threads may share it.
+
+    Attributes
+    ----------
+    engine : module
+        From `kernels.packed`.
+    program : Program
+        All steps.
+    actions : tuple of Action
+    inputs : tuple of Value
+        Inputs that are used.
+    results : dict of str to Value
+    """
+
+    engine: Any
+    program: Any
+    actions: tuple[Action, ...]
+    inputs: tuple[Value, ...]
+    results: Mapping[str, Value]
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], run_layer: RunLayer, watch: Watch | None = None
+    ) -> dict[Value, np.ndarray]:
+        """Run the net.
+
+        Parameters
+        ----------
+        inputs : mapping of str to float32 array
+            By blob name.
+        run_layer : callable
+        watch : callable, optional
+
+        Returns
+        -------
+        dict of Value to float32 array
+            The values of `results`.
+        """
+        arrays = {v: inputs[v.blob] for v in self.inputs}
+        threads = self.engine.threads()
+        last = self._last_uses()
+        with self.program.instance() as instance:
+            for i, action in enumerate(self.actions):
+                self._do(action, arrays, instance, threads, run_layer, watch)
+                for value in last.get(i, ()):
+                    del arrays[value]
+        return arrays
+
+    def _last_uses(self) -> dict[int, list[Value]]:
+        """Return, by action, the arrays that are not needed after it."""
+        used: dict[Value, int] = {}
+        for i, action in enumerate(self.actions):
+            for value in (action.value, *action.reads, *action.writes):
+                if value is not None:
+                    used[value] = i
+        last: dict[int, list[Value]] = {}
+        kept = {*self.results.values()}
+        held = {*self.inputs}
+        for action in self.actions:
+            held.update(action.writes)
+            held.update([action.value] if action.kind == "leave" and action.value else [])
+        for value, i in used.items():
+            if value in held and value not in kept:
+                last.setdefault(i, []).append(value)
+        return last
+
+    def _do(
+        self,
+        action: Action,
+        arrays: dict[Value, np.ndarray],
+        instance: Any,
+        threads: int,
+        run_layer: RunLayer,
+        watch: Watch | None,
+    ) -> None:
+        if action.kind == "run":
+            instance.run(action.begin, action.end, threads)
+        elif action.kind == "layer":
+            tops = run_layer(action.position, [arrays[v] for v in action.reads])
+            arrays.update(zip(action.writes, tops, strict=True))
+        elif action.kind == "watch":
+            if watch is not None and action.watched is not None:
+                watch(action.watched, self._numbers(action, arrays, instance))
+        elif action.value is not None:
+            view = instance.view(action.image)
+            n, height, width, channels = view.shape
+            shape = n, channels, height, width
+            if action.kind == "enter":
+                self.engine.enter(arrays[action.value].reshape(shape), view)
+            else:
+                out = np.empty(shape, np.float32)
+                self.engine.leave(view, out)
+                arrays[action.value] = out.reshape(action.shape)
+
+    def _numbers(
+        self, action: Action, arrays: Mapping[Value, np.ndarray], instance: Any
+    ) -> np.ndarray:
+        if action.image is None:
+            assert action.value is not None
+            return arrays[action.value]
+        return np.ascontiguousarray(instance.view(action.image))
