@@ -8,7 +8,7 @@ joins are written where the joined one lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf, prod
 from typing import Any
 
@@ -20,7 +20,7 @@ from kernels import ConvGeometry, OutputStage, QuantParams
 from pipeline.compiled import Action, CompiledNet
 from pipeline.layers import Shape
 from pipeline.layers.convolution import conv_params
-from pipeline.nodes import Node, make_nodes, pool_geometry
+from pipeline.nodes import Affine, Node, make_nodes, pool_geometry
 from pipeline.quantize import QuantizedLayer
 from pipeline.schedule import Schedule
 
@@ -61,7 +61,7 @@ def compile_net(
         Where packed weights are kept from one shape to the next.
     """
     keep = {*plan.results.values(), *watched}
-    nodes, same = make_nodes(net, plan.layers, shapes, keep, plain)
+    nodes, same = make_nodes(net, plan.layers, shapes, keep, plain, numbers)
     compiler = _Compiler(net, nodes, shapes, numbers, packed)
     results = {name: same.get(v, v) for name, v in plan.results.items()}
     seen = {v: same.get(v, v) for v in watched}
@@ -312,14 +312,13 @@ class _Compiler:
         """Return a layer's packed weights: packed once, whatever the size of the images."""
         layer, g = self.net.layers[node.position], self._geometry(node)
         whole = source.pixel == source.channels
-        key = layer.name, numbers is None, whole, g.kernel
+        key = layer.name, whole, g.kernel, node.affine is None
         if key not in self.packed:
-            w, bias = _floats(layer) if numbers is None else (numbers.weights, numbers.bias)
-            kind = np.float32 if numbers is None else np.int32
-            channels = self.shapes[node.writes[0]][1]
+            w, bias = _operands(layer, numbers, self.shapes[node.writes[0]][1])
             if node.kind == "inner":
-                w = w.reshape(channels, -1, *g.kernel)
-            bias = np.zeros(channels, kind) if bias is None else bias.reshape(-1)
+                w = w.reshape(bias.size, -1, *g.kernel)
+            if node.affine is not None:
+                w, bias = _scaled(w, bias, node.affine, g.group if node.kind == "deconv" else None)
             offset = 0 if numbers is None else numbers.data.offset
             if node.kind == "deconv":
                 self.packed[key] = self.engine.DeconvWeights.pack(w, bias, g, offset)
@@ -328,8 +327,26 @@ class _Compiler:
         return self.packed[key].over(g)
 
 
-def _floats(layer: Layer) -> tuple[np.ndarray, np.ndarray | None]:
-    return layer.blobs[0], layer.blobs[1] if len(layer.blobs) > 1 else None
+def _operands(
+    layer: Layer, numbers: QuantizedLayer | None, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and bias of a layer, float32 or, where it is quantized, integers."""
+    if numbers is not None:
+        assert numbers.weights is not None
+        bias = numbers.bias
+        return numbers.weights, np.zeros(channels, np.int32) if bias is None else bias
+    if len(layer.blobs) > 1:
+        return layer.blobs[0], layer.blobs[1].reshape(-1)
+    return layer.blobs[0], np.zeros(channels, np.float32)
 
 
-Observer = Callable[[Value, np.ndarray, Shape], None]
+def _scaled(
+    w: np.ndarray, bias: np.ndarray, affine: Affine, deconv_group: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (O, ...), of a deconvolution (C, O/g, ...), that scale their result."""
+    if deconv_group is None:
+        scaled = w * affine.k.reshape(-1, *(1,) * (w.ndim - 1))
+    else:
+        k = affine.k.reshape(deconv_group, 1, -1, 1, 1)
+        scaled = (w.reshape(deconv_group, -1, *w.shape[1:]) * k).reshape(w.shape)
+    return scaled.astype(np.float32), (bias * affine.k + affine.shift).astype(np.float32)

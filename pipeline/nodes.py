@@ -1,7 +1,9 @@
 """A net as nodes for compilation: layers with what they take in of the layers behind them.
 
-A convolution takes in the ReLU (ReLU6, Clip, PReLU) that alone reads it, an element-wise
-sum with a value made before, and a ReLU behind that: they become parts of its output stage.
+A float32 convolution takes in the BatchNorm and Scale that alone read it: their factors go
+into its weights, in float64, so that results differ in the last bits only. Any convolution
+takes in the ReLU (ReLU6, Clip, PReLU) that alone reads it, an element-wise sum with a value
+made before, and a ReLU behind that: they become parts of its output stage, bit for bit.
 Layers that change nothing (Dropout, Split) are gone. What cannot be compiled is a node of
 kind `LAYER`: it runs as its layer does, on arrays.
 """
@@ -19,9 +21,10 @@ from caffeio.proto.caffe_pb2 import EltwiseParameter
 from kernels import PoolGeometry
 from pipeline.layers import Shape
 from pipeline.layers.convolution import conv_params
+from pipeline.layers.normalization import uses_global_stats
 from pipeline.layers.pooling import pool_params
 
-__all__ = ["Node", "make_nodes", "pool_geometry"]
+__all__ = ["Affine", "Node", "make_nodes", "pool_geometry"]
 
 _CONVOLUTIONS = {
     "Convolution": "conv",
@@ -30,7 +33,20 @@ _CONVOLUTIONS = {
     "Deconvolution": "deconv",
 }
 _SAME = frozenset({"Dropout", "Split"})
-_HOSTS = frozenset({"conv", "deconv", "inner", "average", "apply"})
+_WEIGHTED = frozenset({"conv", "deconv", "inner"})
+_HOSTS = _WEIGHTED | {"average", "apply"}
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``y = x * k + shift`` for each channel, in float64."""
+
+    k: np.ndarray
+    shift: np.ndarray
+
+    def then(self, other: Affine) -> Affine:
+        """Return what both do, one after the other."""
+        return Affine(self.k * other.k, self.shift * other.k + other.shift)
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,8 @@ class Node:
         Of its layer in the net.
     reads, writes : tuple of Value
         Without layers that change nothing; `writes` is that of the last layer taken in.
+    affine : Affine or None
+        What is done to the result of a product first.
     other : Value or None
         What is added before the clamp.
     slope : float32 array (C,) or None
@@ -58,6 +76,7 @@ class Node:
     position: int
     reads: tuple[Value, ...]
     writes: tuple[Value, ...]
+    affine: Affine | None = None
     other: Value | None = None
     slope: np.ndarray | None = None
     clamp: tuple[float, float] | None = None
@@ -75,6 +94,7 @@ def make_nodes(
     shapes: Mapping[Value, Shape],
     keep: Collection[Value],
     plain: Collection[int],
+    integers: Collection[str] = (),
 ) -> tuple[tuple[Node, ...], dict[Value, Value]]:
     """Turn layers into nodes.
 
@@ -88,6 +108,8 @@ def make_nodes(
         Values that must be there in the end: they are not taken in.
     plain : collection of int
         Positions of layers that must not be compiled.
+    integers : collection of str
+        Names of layers that run on integers: their weights are what they are.
 
     Returns
     -------
@@ -107,7 +129,8 @@ def make_nodes(
         if i not in plain and all(v in shapes for v in (*link.reads, *link.writes)):
             made = _compiled(layer, i, reads, link.writes, shapes)
         nodes.append(made or Node("layer", i, reads, link.writes))
-    return _absorb(nodes, {same.get(v, v) for v in keep}), same
+    fixed = {i for i in layers if net.layers[i].name in integers}
+    return _absorb(nodes, {same.get(v, v) for v in keep}, fixed), same
 
 
 def _compiled(
@@ -128,10 +151,13 @@ def _compiled(
         return Node(kind, i, reads, writes)
     if layer.type == "Eltwise" and _adds(layer) and len(reads) == 2:
         return Node("apply", i, reads[:1], writes, other=reads[1])
+    if len(reads) != 1:
+        return None
     step = _elementwise(layer, bottom)
-    if step is not None and len(reads) == 1:
+    if step is not None:
         return Node("apply", i, reads, writes, slope=step[0], clamp=step[1])
-    return None
+    affine = _affine(layer, bottom[1])
+    return None if affine is None else Node("layer", i, reads, writes, affine=affine)
 
 
 def _kind(layer: Layer, reads: Sequence[Value], bottom: Shape, top: Shape) -> str | None:
@@ -193,8 +219,24 @@ def _elementwise(
     return None
 
 
-def _absorb(nodes: Sequence[Node], keep: Collection[Value]) -> tuple[Node, ...]:
-    """Let nodes take in what alone reads them."""
+def _affine(layer: Layer, channels: int) -> Affine | None:
+    """Return what a BatchNorm or Scale layer does, if it is the same for every image."""
+    if layer.type == "BatchNorm" and uses_global_stats(layer):
+        mean, variance, factor = (b.astype(np.float64).reshape(-1) for b in layer.blobs)
+        part = 0.0 if factor[0] == 0 else 1 / factor[0]
+        k = 1 / np.sqrt(variance * part + layer.param.batch_norm_param.eps)
+        return Affine(k, -mean * part * k)
+    plain = layer.type == "Scale" and layer.blobs and layer.param.scale_param.axis == 1
+    if plain and layer.blobs[0].shape == (channels,):
+        k, *shift = (b.astype(np.float64) for b in layer.blobs)
+        return Affine(k, shift[0].reshape(-1) if shift else np.zeros(channels))
+    return None
+
+
+def _absorb(
+    nodes: Sequence[Node], keep: Collection[Value], fixed: Collection[int]
+) -> tuple[Node, ...]:
+    """Let nodes take in what alone reads them; the weights of some positions are fixed."""
     readers: dict[Value, list[int]] = {}
     made: dict[Value, int] = {}
     for i, node in enumerate(nodes):
@@ -210,15 +252,29 @@ def _absorb(nodes: Sequence[Node], keep: Collection[Value]) -> tuple[Node, ...]:
         while True:
             value = host.writes[0]
             users = readers.get(value, [])
-            if value in keep or len(users) != 1 or nodes[users[0]].kind != "apply":
+            if value in keep or len(users) != 1:
                 break
-            taken = _join(host, nodes[users[0]], i, made)
+            user = nodes[users[0]]
+            if user.affine is not None:
+                taken = None if host.position in fixed else _fold(host, user)
+            else:
+                taken = _join(host, user, i, made) if user.kind == "apply" else None
             if taken is None:
                 break
             gone.add(users[0])
             host = taken
         out[i] = host
     return tuple(node for i, node in enumerate(out) if i not in gone)
+
+
+def _fold(host: Node, user: Node) -> Node | None:
+    """Return a weighted host that does the user's scaling, too, if nothing comes between."""
+    assert user.affine is not None
+    busy = host.slope is not None or host.other is not None or host.clamp is not None
+    if busy or host.kind not in _WEIGHTED:
+        return None
+    affine = user.affine if host.affine is None else host.affine.then(user.affine)
+    return replace(host, writes=user.writes, affine=affine)
 
 
 def _join(host: Node, user: Node, i: int, made: Mapping[Value, int]) -> Node | None:
