@@ -18,7 +18,7 @@ from kernels.affine import (
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
-from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size
+from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES
 from kernels.histogram import Histogram, NotFiniteError
@@ -81,6 +81,7 @@ __all__ = [
     "params_from_range",
     "percentile_range",
     "pool_output_size",
+    "prepare_conv2d",
     "quantization_error",
     "quantize",
     "quantize_weights",

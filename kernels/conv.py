@@ -7,15 +7,16 @@ over the channels of the output's group; positions outside the image are zero. I
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.checks import check_array, check_integer, check_not_empty, check_pair, int32_room
 from kernels.dispatch import backend
-from kernels.output import OutputStage, check_bias, check_output
+from kernels.output import OutputStage, check_bias, check_output, float_stage
 
-__all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size"]
+__all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size", "prepare_conv2d"]
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,71 @@ def conv2d_int8(
     int32_room(w, bias, channel_axis=0)
     stage = check_output(output, w.shape[0], x_offset)
     return backend(device, "conv").conv2d_int8(x, w, bias, int(x_offset), geometry, stage)
+
+
+def prepare_conv2d(
+    shape: tuple[int, int, int, int],
+    w: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    x_offset: int = 0,
+    stride: int | tuple[int, int] = 1,
+    pad: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    group: int = 1,
+    output: OutputStage | None = None,
+    channels_last: bool = False,
+    device: str = "cpu",
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Pack the weights of a convolution once, for many runs on data of one shape.
+
+    Parameters
+    ----------
+    shape : (N, C, H, W)
+        Of the data, in this order whatever the layout.
+    w : int8 or float32 array (O, C/group, kh, kw)
+    bias : int32 or float32 array (O,), optional
+    x_offset, output
+        For int8, as in `conv2d_int8`.
+    stride, pad, dilation, group
+        As in `conv2d`.
+    channels_last : bool
+        Data and result are (N, H, W, C), the layout that is computed in, which saves
+        turning them.
+    device : str
+
+    Returns
+    -------
+    callable
+        ``run(x)`` returns what `conv2d_int8` or `conv2d` does. Several threads may call it.
+
+    Raises
+    ------
+    TypeError, ValueError, OverflowError
+        As `conv2d_int8`; ``run`` raises for data of another shape or dtype.
+    """
+    check_array("w", w, None, 4)
+    integers = w.dtype != np.float32
+    w = check_array("w", w, np.int8 if integers else np.float32, 4)
+    bias = check_bias(bias, w.shape[0], np.int32 if integers else np.float32)
+    if len(shape) != 4:
+        raise ValueError(f"shape must be (N, C, H, W), not {shape}")
+    g = _geometry(np.broadcast_to(w.dtype.type(0), shape), w, stride, pad, dilation, group)
+    if integers:
+        int32_room(w, bias, channel_axis=0)
+        stage = check_output(output, w.shape[0], x_offset)
+    elif output is not None or x_offset:
+        raise ValueError("x_offset and output are for int8 weights")
+    else:
+        stage = float_stage(w.shape[0])
+    made = backend(device, "conv").prepare(shape, w, bias, x_offset, g, stage, channels_last)
+    n, c, height, width = shape
+    wanted = (n, height, width, c) if channels_last else shape
+
+    def run(x: np.ndarray) -> np.ndarray:
+        x = check_array("x", x, w.dtype.type, 4)
+        if x.shape != wanted:
+            raise ValueError(f"x has shape {x.shape}, prepared was {wanted}")
+        return made(x)
+
+    return run

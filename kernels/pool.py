@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.checks import check_integer, check_not_empty, check_pair
 
-__all__ = ["PoolGeometry", "pool_geometry", "pool_output_size"]
+__all__ = ["PoolGeometry", "divisors", "pool_geometry", "pool_output_size"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,12 @@ def pool_geometry(
         pool_output_size(x.shape[3], kw, sw, pw, ceil_mode, padded=padded),
     )
     return PoolGeometry((kh, kw), (sh, sw), (ph, pw), out_size)
+
+
+def divisors(size: tuple[int, int], g: PoolGeometry) -> np.ndarray:
+    """Return float32 (H', W'): how many padded positions each window of an average covers."""
+    counts = []
+    for axis in range(2):
+        start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]
+        counts.append(np.minimum(start + g.kernel[axis], size[axis] + g.pad[axis]) - start)
+    return np.outer(counts[0], counts[1]).astype(np.float32)

@@ -9,7 +9,7 @@ joins are written where the joined one lies.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from math import inf, prod
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -275,8 +275,7 @@ class _Compiler:
         if node.kind == "apply":
             self.builder.apply(source, writes)
         elif node.kind == "average":
-            g = self._pool(node)
-            self.engine.add_average(self.builder, source, g, prod(g.kernel), writes)
+            self.engine.add_average(self.builder, source, self._pool(node), writes)
         else:
             self._weights(node, numbers, source).add(self.builder, source, writes)
         return {f for f in ("float", params) if f in forms}
@@ -288,10 +287,8 @@ class _Compiler:
         clamp = node.clamp or (-inf, inf)
         if numbers is None:
             return kernels.float_stage(channels, clamp, params)
-        scale, shift = numbers.deq_scale, numbers.shift
-        if node.kind == "average":
-            scale, shift = scale / np.float32(prod(self._pool(node).kernel)), None
-        output = OutputStage(scale, shift=shift, clamp=clamp, params=params)
+        shift = None if node.kind == "average" else numbers.shift
+        output = OutputStage(numbers.deq_scale, shift=shift, clamp=clamp, params=params)
         return kernels.check_output(output, channels, numbers.data.offset)
 
     def _pool(self, node: Node) -> kernels.PoolGeometry:
@@ -312,7 +309,8 @@ class _Compiler:
         """Return a layer's packed weights: packed once, whatever the size of the images."""
         layer, g = self.net.layers[node.position], self._geometry(node)
         whole = source.pixel == source.channels
-        key = layer.name, whole, g.kernel, node.affine is None
+        phases = tuple(map(min, g.stride, g.out_size))
+        key = layer.name, whole, g.kernel, phases, node.affine is None
         if key not in self.packed:
             w, bias = _operands(layer, numbers, self.shapes[node.writes[0]][1])
             if node.kind == "inner":

@@ -179,21 +179,13 @@ def _kind(layer: Layer, reads: Sequence[Value], bottom: Shape, top: Shape) -> st
 
 
 def _pool_kind(layer: Layer, bottom: Shape, top: Shape) -> str | None:
-    """Return the kind of a pooling; of windows that are cut off only maxima are compiled."""
-    method = pool_params(layer, bottom).method
+    """Return the kind of a pooling whose windows all meet the image."""
     g = pool_geometry(layer, bottom, top)
-    covered, real = [], []
     for axis, size in enumerate(bottom[2:]):
         start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]
-        end = np.minimum(start + g.kernel[axis], size + g.pad[axis])
-        covered.append(end - start)
-        real.append(np.minimum(end, size) - np.maximum(start, 0))
-    if min(r.min() for r in real) < 1:
-        return None
-    if method == "MAX":
-        return "max"
-    uniform = all((c == k).all() for c, k in zip(covered, g.kernel, strict=True))
-    return "average" if method == "AVE" and uniform else None
+        if (np.minimum(start + g.kernel[axis], size) <= np.maximum(start, 0)).any():
+            return None
+    return {"MAX": "max", "AVE": "average"}.get(pool_params(layer, bottom).method)
 
 
 def _adds(layer: Layer) -> bool:

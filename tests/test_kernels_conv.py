@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import OutputStage, QuantParams, conv2d, conv2d_int8, conv_output_size
+from kernels import (
+    OutputStage,
+    QuantParams,
+    conv2d,
+    conv2d_int8,
+    conv_output_size,
+    prepare_conv2d,
+)
 
 DEVICES = cases.DEVICES
 
@@ -288,3 +295,36 @@ def test_float_arguments_are_checked_for_their_type():
         conv2d(x, W)
     with pytest.raises(TypeError, match="bias must be float32 of shape"):
         conv2d(x, w, np.zeros(6))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", ["sums", "int8", "float"])
+def test_prepared_equals_unprepared(device: str, last: bool, kind: str):
+    rng = np.random.default_rng(4)
+    x, w = cases.int8s(rng, 2, 5, 7, 9), cases.int8s(rng, 20, 5, 3, 3)
+    bias = rng.integers(-900, 900, 20).astype(np.int32)
+    keywords: dict[str, Any] = {"stride": 2, "pad": 1}
+    if kind == "float":
+        x, w, bias = (a.astype(np.float32) for a in (x, w, bias))
+        wanted = conv2d(x, w, bias, device=device, **keywords)
+    else:
+        output = OutputStage(0.01, params=QuantParams(0.5, 3)) if kind == "int8" else None
+        keywords |= {"x_offset": -4, "output": output}
+        wanted = conv2d_int8(x, w, bias, device=device, **keywords)
+    run = prepare_conv2d(x.shape, w, bias, channels_last=last, device=device, **keywords)
+    given = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x
+    for _ in range(2):
+        found = run(given)
+        assert found.dtype == wanted.dtype
+        assert ((found.transpose(0, 3, 1, 2) if last else found) == wanted).all()
+
+
+def test_prepared_refuses_other_data():
+    run = prepare_conv2d((1, 2, 4, 4), np.ones((3, 2, 1, 1), np.int8))
+    with pytest.raises(ValueError, match="prepared was"):
+        run(np.zeros((1, 2, 4, 5), np.int8))
+    with pytest.raises(TypeError, match="int8"):
+        run(np.zeros((1, 2, 4, 4), np.float32))
+    with pytest.raises(ValueError, match="for int8"):
+        prepare_conv2d((1, 2, 4, 4), np.ones((3, 2, 1, 1), np.float32), x_offset=1)

@@ -229,7 +229,7 @@ def run_stage(form, checked, operands, other, real, steps):
             "low": checked.low, "high": checked.high, "reciprocal": np.float32(1) / checked.q_scale,
             "q_scale": checked.q_scale, "q_low": checked.q_low - offset,
             "q_high": checked.q_high - offset,
-            "q_stored": 0 if operands is None else operands.zero(offset),
+            "q_stored": 0 if operands is None else operands.zero(offset), "divisor": 1,
         }  # fmt: skip
     constants = np.array([named[n] for n in CONSTANTS], np.float32)
     table = np.zeros(len(FIELDS), np.int64)

@@ -20,10 +20,20 @@ def prepare(
     x_offset: int,
     g: ConvGeometry,
     stage: CheckedStage,
+    channels_last: bool = False,
 ) -> Single:
-    """Pack the weights and lay out the buffers for data of one shape."""
+    """See `kernels.prepare_conv2d`."""
     layer = ConvWeights.pack(w, bias, g, x_offset)
-    return Single.make(layer, shape, w.shape[0], x_offset, stage, conv_border(g, shape[2:]))
+    return Single.make(
+        layer.add,
+        layer.packed.kernel,
+        shape,
+        (shape[0], w.shape[0], *g.out_size),
+        conv_border(g, shape[2:]),
+        x_offset,
+        stage,
+        channels_last,
+    )
 
 
 def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:

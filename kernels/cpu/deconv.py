@@ -22,8 +22,15 @@ def _run(
     stage: CheckedStage,
 ) -> np.ndarray:
     layer = DeconvWeights.pack(w, bias, g, x_offset)
-    border = deconv_border(g, x.shape[2:])
-    return Single.make(layer, x.shape, g.group * w.shape[1], x_offset, stage, border)(x)
+    return Single.make(
+        layer.add,
+        layer.packed[0].kernel,
+        x.shape,
+        (x.shape[0], g.group * w.shape[1], *g.out_size),
+        deconv_border(g, x.shape[2:]),
+        x_offset,
+        stage,
+    )(x)
 
 
 def deconv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:

@@ -100,6 +100,16 @@ class Writer:
         picked = vector(len(places), "i32")
         return self.value(f"shufflevector {whole} {a}, {whole} {b}, {picked} <{mask}>")
 
+    def multiply_add(
+        self, lines: Sequence[tuple[str, str]], sums: str, data: str, weights: str
+    ) -> str:
+        """Add the lines of a micro-kernel and return its new sums."""
+        names = {"sums": sums, "data": data, "weights": weights}
+        result = sums
+        for name, line in lines:
+            result = names[name] = self.value(line.format(**names))
+        return result
+
     def text(self) -> str:
         """Return the function with what it declares."""
         # without these attributes LLVM may split 512-bit vectors where it deems them slow

@@ -17,7 +17,7 @@ from kernels.cpu.image import Image
 from kernels.cpu.microkernels import MicroKernel, choose
 from kernels.cpu.packing import Packed, pack_channels, pack_outputs
 from kernels.cpu.steps import Builder, Writes
-from kernels.pool import PoolGeometry
+from kernels.pool import PoolGeometry, divisors
 
 __all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest"]
 
@@ -142,19 +142,26 @@ class DeconvWeights:
             (to.channels if self.alone else to.outputs)(source, packed, grid, writes)
 
 
-def add_average(to: Builder, source: Image, g: PoolGeometry, divisor: int, writes: Writes) -> None:
-    """Add average pooling whose windows all cover so many positions: weights that are equal.
+def add_average(to: Builder, source: Image, g: PoolGeometry, writes: Writes) -> None:
+    """Add average pooling: sums of each channel, one step for windows that cover as much.
 
-    Integers are summed, so the scale of the stage is that of the data over `divisor`.
+    For integers the scale of the stage is divided.
     """
-    kernel = choose("float" if source.operands.data == "float32" else "int8")
-    taps = g.kernel[0] * g.kernel[1]
-    one = np.float32(1 / divisor) if kernel.operands.data == "float32" else np.int8(1)
-    w = np.full((source.channels, taps), one)
-    bias = np.zeros(source.channels, kernel.operands.sums)
-    packed = pack_channels(w, bias, source.zero, kernel)
+    real = source.operands.data == "float32"
+    kernel = choose("float" if real else "int8")
     conv = ConvGeometry(g.kernel, g.stride, g.pad, (1, 1), source.channels, g.out_size)
-    to.channels(source, packed, conv_grid(source, conv, False), writes)
+    grid = conv_grid(source, conv, False)
+    covered = np.tile(divisors((source.height, source.width), g).reshape(-1), source.batch)
+    bias = np.zeros(source.channels, kernel.operands.sums)
+    w = np.ones((source.channels, grid.taps.size), kernel.operands.weights)
+    for divisor in np.unique(covered):
+        packed = pack_channels(w, bias, source.zero, kernel)
+        chosen = np.flatnonzero(covered == divisor)
+        n, i, j = (a[chosen] for a in grid.where)
+        part = Grid(grid.bases[chosen], grid.taps, (n, i, j))
+        stage = replace(writes.stage, scale=writes.stage.scale / (1 if real else divisor))
+        parted = replace(writes, stage=stage, divisor=float(divisor) if real else 1.0)
+        to.channels(source, packed, part, parted)
 
 
 def add_largest(to: Builder, source: Image, g: PoolGeometry, out: Image) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
-__all__ = ["enter", "leave"]
+__all__ = ["enter", "enter_last", "leave", "leave_last"]
 
 #: Channels moved together: they share the cache lines that are written.
 _CHANNELS = 32
@@ -48,6 +48,26 @@ def _leave(view, out, less):
         index = np.int64(job)
         i, r = index // height, index % height
         _turn_out(view[i, r], out[i, :, r], less)
+
+
+def enter_last(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
+    """Copy (N, H, W, C) into the view of an image; as `enter`."""
+    if view.dtype == np.float32:
+        np.copyto(view, x)
+    elif view.dtype == np.uint8:
+        np.add(x.view(np.uint8), np.uint8(add % 256), out=view)  # wraps as it should
+    else:
+        np.add(x, np.int16(add), out=view, dtype=np.int16)
+
+
+def leave_last(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
+    """Copy the view of an image into an array (N, H, W, C); undoes `enter_last`."""
+    if view.dtype == np.float32:
+        np.copyto(out, view)
+    elif view.dtype == np.uint8:
+        np.subtract(view, np.uint8(less % 256), out=out.view(np.uint8))
+    else:
+        np.subtract(view, np.int16(less), out=out, dtype=np.int16, casting="unsafe")
 
 
 def enter(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:

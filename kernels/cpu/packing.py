@@ -42,7 +42,7 @@ def _start(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> n
     """Return bias less what the stored zero adds to every sum; int32 wraps as the sums do."""
     if kernel.operands.sums == "float32":
         return bias.astype(np.float32)
-    taken = zero * w.reshape(*bias.shape, -1).sum(axis=-1, dtype=np.int64)
+    taken = zero * w.sum(axis=tuple(range(bias.ndim, w.ndim)), dtype=np.int64)
     return (bias.astype(np.int64) - taken).astype(np.uint32, casting="unsafe").view(np.int32)
 
 

@@ -1,18 +1,16 @@
-"""One layer alone: from an array with channels first to another."""
+"""One layer alone: from array to array."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 
-from kernels.conv import ConvGeometry
-from kernels.cpu.grids import conv_border, deconv_border
 from kernels.cpu.image import Image
-from kernels.cpu.layers import ConvWeights, DeconvWeights
-from kernels.cpu.layout import enter, leave
-from kernels.cpu.microkernels import choose
+from kernels.cpu.layout import enter, enter_last, leave, leave_last
+from kernels.cpu.microkernels import MicroKernel, choose
 from kernels.cpu.program import Program
 from kernels.cpu.steps import Builder, Writes
 from kernels.output import CheckedStage
@@ -32,43 +30,68 @@ class Single:
     source, out : Image
     dtype : dtype
         Of what it returns.
+    channels_last : bool
+        Arrays are (N, H, W, C), not (N, C, H, W).
     """
 
     program: Program
     source: Image
     out: Image
     dtype: np.dtype
+    channels_last: bool = False
 
     @classmethod
     def make(
-        cls, layer: ConvWeights | DeconvWeights, shape: Shape, outs: int, offset: int,
-        stage: CheckedStage, border: tuple[int, int],
-    ) -> Single:  # fmt: skip
-        """Set a layer up for data (N, C, H, W) and `outs` outputs."""
-        kernel = (layer.packed if isinstance(layer, ConvWeights) else layer.packed[0]).kernel
+        cls,
+        add: Callable[[Builder, Image, Writes], None],
+        kernel: MicroKernel,
+        shape: Shape,
+        out_shape: Shape,
+        border: tuple[int, int],
+        offset: int,
+        stage: CheckedStage,
+        channels_last: bool = False,
+    ) -> Single:
+        """Set up what `add` adds, for data and results of N, C, H, W.
+
+        Parameters
+        ----------
+        add : callable
+            ``add(builder, source, writes)``.
+        kernel : MicroKernel
+            That reads the data.
+        shape, out_shape : (N, C, H, W)
+        border : (int, int)
+            Around the data.
+        offset : int
+            Zero point of the data.
+        stage : CheckedStage
+        channels_last : bool
+        """
         to = Builder()
         source = to.image(kernel, shape, border, offset)
-        out_shape = (shape[0], outs, *layer.geometry.out_size)
         integers = stage.kind == 2
-        made = kernel if integers else choose("float")
+        made = choose("int8" if integers else "float")
         out = to.image(made, out_shape, offset=int(stage.q_offset) if integers else 0)
         to.touch(source)
         to.fill(source)
-        writes = Writes(stage, integers=out) if integers else Writes(stage, floats=out)
-        layer.add(to, source, writes)
+        add(to, source, Writes(stage, integers=out) if integers else Writes(stage, floats=out))
         to.touch(out)
-        return cls(to.program(), source, out, stage.dtype)
+        return cls(to.program(), source, out, stage.dtype, channels_last)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Run the layer on data (N, C, H, W)."""
-        o = self.out
-        y = np.empty((o.batch, o.channels, o.height, o.width), self.dtype)
+        """Run the layer on data of the shape it was made for."""
+        o, source = self.out, self.source
+        last = self.channels_last
+        shape = (o.height, o.width, o.channels) if last else (o.channels, o.height, o.width)
+        y = np.empty((o.batch, *shape), self.dtype)
         if not y.size:
             return y
         with self.program.instance() as instance:
-            enter(x, instance.view(self.source), self.source.operands.stored(self.source.offset))
+            add = source.operands.stored(source.offset)
+            (enter_last if last else enter)(x, instance.view(source), add)
             instance.run(0, len(self.program.steps), numba.get_num_threads())
-            view = instance.view(o)
             bare = y.view(np.float32) if self.dtype == np.int32 else y
-            leave(view, bare, o.operands.stored(o.offset))
+            less = o.operands.stored(o.offset)
+            (leave_last if last else leave)(instance.view(o), bare, less)
         return y

@@ -42,6 +42,8 @@ class Writes:
         A float32 image that is added before the clamp.
     slope : float32 array (C,) or None
         What negative values are multiplied by.
+    divisor : float
+        Of float32 sums, before anything else.
     """
 
     stage: CheckedStage
@@ -49,6 +51,7 @@ class Writes:
     integers: Image | None = None
     other: Image | None = None
     slope: np.ndarray | None = None
+    divisor: float = 1.0
 
     @property
     def images(self) -> dict[str, Image | None]:
@@ -155,7 +158,7 @@ class Builder:
         per = kernel.operands.per_word
         block = kernel.lanes * per
         count = grid.bases.size
-        if not count:
+        if not count or not packed.outs:
             return
         taps = np.concatenate([grid.taps, np.repeat(grid.taps[-1:], -grid.taps.size % per)])
         strip = min(_CHANNEL_STRIP, max(1, -(-count // _JOBS)))
@@ -306,6 +309,7 @@ def _form(writes: Writes, kernel: MicroKernel, bare: bool) -> Form:
         clamp=clamped and writes.floats is not None,
         floats=writes.floats is not None,
         integers="" if writes.integers is None else writes.integers.operands.data,
+        divided=bare and writes.divisor != 1,
     )
 
 
@@ -320,6 +324,7 @@ def _constants(writes: Writes) -> np.ndarray:
     stored = 0 if image is None else image.operands.zero(int(s.q_offset))
     with np.errstate(over="ignore"):  # an infinite reciprocal sends all through the division
         reciprocal = np.float32(1) / s.q_scale
-    made = np.array((s.low, s.high, reciprocal, s.q_scale, low, high, stored), np.float32)
+    values = (s.low, s.high, reciprocal, s.q_scale, low, high, stored, writes.divisor)
+    made = np.array(values, np.float32)
     assert made.size == len(CONSTANTS)
     return made

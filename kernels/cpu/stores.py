@@ -7,7 +7,7 @@ constants (`CONSTANTS`), and for each image it reads or writes the address of it
 channel and of the distances of its positions from there, in bytes. The last entry is a mark
 that is set where a NaN should become an integer.
 
-``y = sum * scale``, the 16-bit step where ``power > 0``, ``y = max(y, 0) + slope * min(y, 0)``,
+``y = sum * scale`` or, for float32 sums, ``y = sum / divisor``, the 16-bit step where ``power > 0``, ``y = max(y, 0) + slope * min(y, 0)``,
 ``y = y + other``, ``y = clamp(y)``, stored as float32; and ``round(y / q_scale) + q_offset``,
 saturated, stored as an integer. Each is the float32 operation of `kernels.output`, with one
 exception that does not show: the division is a multiplication by the reciprocal wherever
@@ -32,7 +32,7 @@ FIELDS = (
     "integers", "integers_at", "nans",
 )  # fmt: skip
 #: Places in the float32 array of constants; integers are exact in it.
-CONSTANTS = ("low", "high", "reciprocal", "q_scale", "q_low", "q_high", "q_stored")
+CONSTANTS = ("low", "high", "reciprocal", "q_scale", "q_low", "q_high", "q_stored", "divisor")
 
 _AWAY_FROM_TIES = 0.4998
 _BYTES = {"uint8": 1, "int16": 2}
@@ -48,7 +48,7 @@ class Form:
         Of a vector of sums.
     scaled : bool
         Sums are int32; others are float32, or int32 copied as they are.
-    shift, slope, other, clamp : bool
+    shift, slope, other, clamp, divided : bool
         The steps above.
     floats : bool
         Whether float32 (or the bare int32) is stored.
@@ -64,6 +64,7 @@ class Form:
     clamp: bool = False
     floats: bool = False
     integers: str = ""
+    divided: bool = False
 
 
 def compiled(form: Form) -> int:
@@ -133,6 +134,8 @@ class _Store:
         place = w.value(f"getelementptr i32, ptr %line, i64 {column}")
         if not form.scaled:
             y = w.load(self.real, place)
+            if form.divided:
+                y = w.value(f"fdiv {self.real} {y}, {self.constants['divisor']}")
         else:
             y = w.value(f"sitofp {self.whole} {w.load(self.whole, place)} to {self.real}")
             if form.shift:

@@ -60,15 +60,6 @@ def _sums(kernel: MicroKernel) -> tuple[str, str]:
     return one, vector(kernel.lanes, one)
 
 
-def _multiply_add(w: Writer, kernel: MicroKernel, sums: str, data: str, weights: str) -> str:
-    """Write the lines of a micro-kernel and return its new sums."""
-    names = {"sums": sums, "data": data, "weights": weights}
-    result = sums
-    for name, line in kernel.multiply_add:
-        result = names[name] = w.value(line.format(**names))
-    return result
-
-
 def tile_text(kernel: MicroKernel, rows: int, vectors: int) -> str:
     """Return the LLVM text of ``tile`` for so many rows and vectors of columns."""
     pointers = ("acc", "data", "bases", "taps")
@@ -110,7 +101,7 @@ def tile_text(kernel: MicroKernel, rows: int, vectors: int) -> str:
         word = w.load(one, w.value(f"getelementptr i32, ptr {starts[m]}, i64 %k"))
         data = w.splat(kernel.lanes, one, word)
         for v in range(vectors):
-            fresh = _multiply_add(w, kernel, f"%s{m}_{v}", data, columns[v])
+            fresh = w.multiply_add(kernel.multiply_add, f"%s{m}_{v}", data, columns[v])
             w.named(f"%n{m}_{v}", f"bitcast {many} {fresh} to {many}")
     w.named("%k_next", "add i64 %k, 1")
     w.named("%weights_next", f"getelementptr i8, ptr %at, i64 {size * vectors}")
@@ -201,7 +192,7 @@ def channels_text(kernel: MicroKernel) -> str:
     weights = w.value(f"getelementptr [{size * per} x i8], ptr %weights, i64 %q")
     for v, word in enumerate(_words_of_taps(w, kernel, taps)):
         column = w.load(many, w.at(weights, str(size * v)))
-        fresh = _multiply_add(w, kernel, f"%s{v}", word, column)
+        fresh = w.multiply_add(kernel.multiply_add, f"%s{v}", word, column)
         w.named(f"%n{v}", f"bitcast {many} {fresh} to {many}")
     w.named("%q_next", "add i64 %q, 1")
     w.loop("group", "%q_next", "%groups", "store")

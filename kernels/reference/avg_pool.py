@@ -5,19 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.output import CheckedStage
-from kernels.pool import PoolGeometry
+from kernels.pool import PoolGeometry, divisors
 from kernels.reference.output import store
 
-__all__ = ["avg_pool2d", "avg_pool2d_int8", "divisors"]
-
-
-def divisors(size: tuple[int, int], g: PoolGeometry) -> np.ndarray:
-    """Return float32 (H', W'): how many padded positions each window covers."""
-    counts = []
-    for axis in range(2):
-        start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]
-        counts.append(np.minimum(start + g.kernel[axis], size[axis] + g.pad[axis]) - start)
-    return np.outer(counts[0], counts[1]).astype(np.float32)
+__all__ = ["avg_pool2d", "avg_pool2d_int8"]
 
 
 def _sums(x: np.ndarray, g: PoolGeometry) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.output import CheckedStage
 from kernels.reference.output import store
 
-__all__ = ["conv2d", "conv2d_int8"]
+__all__ = ["conv2d", "conv2d_int8", "prepare"]
 
 
 def _windows(x: np.ndarray, g: ConvGeometry) -> np.ndarray:
@@ -69,3 +71,25 @@ def conv2d_int8(
     """See `kernels.conv2d_int8`; float64 holds every sum below 2**53 exactly."""
     sums = _products(x.astype(np.float64) - x_offset, w.astype(np.float64), g)
     return store((sums + bias[None, :, None, None]).astype(np.int32), stage)
+
+
+def prepare(
+    shape: tuple[int, int, int, int],
+    w: np.ndarray,
+    bias: np.ndarray,
+    x_offset: int,
+    g: ConvGeometry,
+    stage: CheckedStage,
+    channels_last: bool,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """See `kernels.prepare_conv2d`."""
+
+    def run(x: np.ndarray) -> np.ndarray:
+        x = x.transpose(0, 3, 1, 2) if channels_last else x
+        if w.dtype == np.float32:
+            y = conv2d(x, w, bias, g)
+        else:
+            y = conv2d_int8(x, w, bias, x_offset, g, stage)
+        return np.ascontiguousarray(y.transpose(0, 2, 3, 1)) if channels_last else y
+
+    return run
