@@ -94,9 +94,9 @@ class Writer:
         return self.shuffle(count, kind, first, "poison", [0] * count)
 
     def shuffle(self, count: int, kind: str, a: str, b: str, places: Sequence[int]) -> str:
-        """Pick elements of two vectors of `count`."""
+        """Pick elements of two vectors of `count`; a place below 0 may hold anything."""
         whole = vector(count, kind)
-        mask = ", ".join(f"i32 {p}" for p in places)
+        mask = ", ".join(f"i32 {p if p >= 0 else 'poison'}" for p in places)
         picked = vector(len(places), "i32")
         return self.value(f"shufflevector {whole} {a}, {whole} {b}, {picked} <{mask}>")
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# threads that wait must not spin: they would take the cores from BLAS and from decoding
+# threads that wait spin for less than a millisecond, from one step of a net to the next, and
+# then sleep: else they would take the cores from decoding and from other libraries
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import numba
 
 from kernels.rounding import round_half_away as _round_half_away

@@ -75,7 +75,8 @@ def _channels(s, job):
         first = block * s.columns
         data = s.data + block * s.group_bytes
         weights, start = s.weights + block * s.block_bytes, s.start + first * 4
-        call(s.whole_1, (sums, data, bases, s.taps, s.words, weights, start, count))
+        function = s.short_1 if block == s.blocks - 1 else s.whole_1
+        call(function, (sums, data, bases, s.taps, s.words, weights, start, count))
         columns = min(s.columns, s.outs - first)
         call(s.store, (sums, 4 * s.columns, count, columns, s.stage, first, begin))
 

@@ -162,6 +162,9 @@ class Builder:
             return
         taps = np.concatenate([grid.taps, np.repeat(grid.taps[-1:], -grid.taps.size % per)])
         strip = min(_CHANNEL_STRIP, max(1, -(-count // _JOBS)))
+        blocks = len(packed.weights)
+        last = -(-(packed.outs - (blocks - 1) * block) // kernel.lanes)
+        made = tiles.compiled(kernel).channels
         self._add(
             CHANNELS,
             data=(source, source.origin),
@@ -176,9 +179,10 @@ class Builder:
             start=self._address(packed.start),
             block_bytes=packed.weights[0].nbytes,
             outs=packed.outs,
-            blocks=len(packed.weights),
+            blocks=blocks,
             columns=block,
-            whole_1=tiles.compiled(kernel).channels,
+            whole_1=made[-1],
+            short_1=made[last - 1],
             group_bytes=block * source.operands.itemsize,
             acc_words=strip * block,
         )
@@ -202,21 +206,25 @@ class Builder:
         )
 
     def apply(self, source: Image, writes: Writes) -> None:
-        """Add a pass of a float32 image through the output stage."""
-        n, i = np.indices((source.batch, source.height))
-        lines = source.distance(n, i, np.int64(0)).reshape(-1)
-        rows = np.indices((source.batch, source.height, source.width))
-        where = rows[0].reshape(-1), rows[1].reshape(-1), rows[2].reshape(-1)
-        grid = Grid(lines, lines, where)
+        """Add a pass of a float32 image through the output stage, line by line."""
+        images = (source, *(i for i in writes.images.values() if i is not None))
+        # where all channels are treated alike and lie together, a line is one row
+        alike = writes.slope is None and all(i.pixel == i.channels for i in images)
+        line, channels = source.width, source.channels
+        if alike:
+            line, channels = 1, line * channels
+        n, i, j = (a.reshape(-1) for a in np.indices((source.batch, source.height, line)))
+        first = slice(None, None, line)
+        lines = source.distance(n[first], i[first], np.int64(0))
         self._add(
             APPLY,
             data=(source, source.origin),
-            writes=(writes, grid, choose("float")),
+            writes=(writes, Grid(lines, lines, (n, i, j)), choose("float")),
             positions=lines.size,
             bases=self._address(np.ascontiguousarray(lines)),
             pixels=source.step,
-            line=source.width,
-            channels=source.channels,
+            line=line,
+            channels=channels,
         )
 
     def program(self) -> Program:

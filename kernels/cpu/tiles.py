@@ -9,7 +9,7 @@ image whose channels lie together needs no copy of its windows.
 
 ``channels(acc, data, bases, taps, groups, weights, start, count)`` is for one channel a
 group: ``acc[p, c] = start[c] + sum over t of data[bases[p] + taps[t]][c] * weights[t, c]``,
-for as many channels as fit a vector of data; taps come in groups of a word.
+for as many channels as fit some vectors of sums; taps come in groups of a word.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ class Tiles:
     ----------
     whole, short : tuple of int
         Tiles of `rows` and `tail_rows` rows, for one and for two vectors of columns.
-    channels : int
+    channels : tuple of int
+        ``channels`` for one vector of sums, for two, up to a whole vector of data.
     """
 
     whole: tuple[int, int]
     short: tuple[int, int]
-    channels: int
+    channels: tuple[int, ...]
 
 
 @lru_cache(maxsize=32)
@@ -50,7 +51,10 @@ def compiled(kernel: MicroKernel) -> Tiles:
     return Tiles(
         (tile(kernel.rows, 1), tile(kernel.rows, 2)),
         (tile(kernel.tail_rows, 1), tile(kernel.tail_rows, 2)),
-        compile_text(channels_text(kernel), "channels"),
+        tuple(
+            compile_text(channels_text(kernel, vectors), "channels")
+            for vectors in range(1, kernel.operands.per_word + 1)
+        ),
     )
 
 
@@ -133,8 +137,10 @@ def _zip(w: Writer, kind: str, count: int, pieces: int, a: str, b: str) -> tuple
     return low, high
 
 
-def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str]) -> list[str]:
-    """Turn a vector of channels for each tap into vectors of words, one for each channel.
+def _words_of_taps(
+    w: Writer, kernel: MicroKernel, taps: list[str], vectors: int
+) -> list[str]:
+    """Turn some vectors of channels for each tap into vectors of words, one for each channel.
 
     Processors interleave within 128 bits only; so pieces of four channels are first moved
     to where their words belong.
@@ -142,13 +148,14 @@ def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str]) -> list[str]
     per, lanes, kind = kernel.operands.per_word, kernel.lanes, kernel.operands.llvm
     if per == 1:
         return taps
-    count, pieces = lanes * per, lanes // 4
-    whole, parts = vector(count, kind), vector(lanes * per // 4, f"i{128 // per}")
+    count, pieces, piece = lanes * per, lanes // 4, f"i{128 // per}"
+    given, here = vector(lanes * vectors, kind), vectors * pieces
     order = [i * pieces + lane for lane in range(pieces) for i in range(per)]
+    whole, parts = vector(count, kind), vector(count // 4, piece)
     moved = []
     for tap in taps:
-        cut = w.value(f"bitcast {whole} {tap} to {parts}")
-        placed = w.shuffle(count // 4, f"i{128 // per}", cut, "poison", order)
+        cut = w.value(f"bitcast {given} {tap} to {vector(here, piece)}")
+        placed = w.shuffle(here, piece, cut, "poison", [p if p < here else -1 for p in order])
         moved.append(w.value(f"bitcast {parts} {placed} to {whole}"))
     made = [_zip(w, kind, count, pieces, moved[i], moved[i + 1]) for i in range(0, per, 2)]
     words: list[str] = []
@@ -160,19 +167,19 @@ def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str]) -> list[str]
             a, b = (w.value(f"bitcast {whole} {v} to {pairs}") for v in (a, b))
             words += _zip(w, "i16", count // 2, pieces, a, b)
         whole = pairs
-    return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words]
+    return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words[:vectors]]
 
 
-def channels_text(kernel: MicroKernel) -> str:
-    """Return the LLVM text of ``channels``."""
+def channels_text(kernel: MicroKernel, vectors: int) -> str:
+    """Return the LLVM text of ``channels`` for so many vectors of sums."""
     names = ("acc", "data", "bases", "taps", "groups", "weights", "start", "count")
     numbers = ("groups", "count")
     w = Writer("channels", [("i64" if n in numbers else "ptr", n) for n in names])
     one, many = _sums(kernel)
     per, size = kernel.operands.per_word, 4 * kernel.lanes
-    tap_kind = vector(kernel.lanes * per, kernel.operands.llvm)
+    tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
     w.label("entry")
-    first = [w.load(many, w.at("%start", str(size * v))) for v in range(per)]
+    first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
     w.do("br label %position")
     w.label("position")
     w.phi("%p", "i64", entry="0", store="%p_next")
@@ -182,7 +189,7 @@ def channels_text(kernel: MicroKernel) -> str:
     w.do("br label %group")
     w.label("group")
     w.phi("%q", "i64", position="0", group="%q_next")
-    for v in range(per):
+    for v in range(vectors):
         w.phi(f"%s{v}", many, position=first[v], group=f"%n{v}")
     distances = w.value(f"getelementptr [{per} x i64], ptr %taps, i64 %q")
     taps = [
@@ -190,14 +197,14 @@ def channels_text(kernel: MicroKernel) -> str:
         for e in range(per)
     ]
     weights = w.value(f"getelementptr [{size * per} x i8], ptr %weights, i64 %q")
-    for v, word in enumerate(_words_of_taps(w, kernel, taps)):
+    for v, word in enumerate(_words_of_taps(w, kernel, taps, vectors)):
         column = w.load(many, w.at(weights, str(size * v)))
         fresh = w.multiply_add(kernel.multiply_add, f"%s{v}", word, column)
         w.named(f"%n{v}", f"bitcast {many} {fresh} to {many}")
     w.named("%q_next", "add i64 %q, 1")
     w.loop("group", "%q_next", "%groups", "store")
     w.label("store")
-    for v in range(per):
+    for v in range(vectors):
         w.store(many, f"%n{v}", w.at("%out", str(size * v)))
     w.named("%p_next", "add i64 %p, 1")
     w.named("%out_next", f"getelementptr i8, ptr %out, i64 {size * per}")
