@@ -79,14 +79,15 @@ class _Compiler:
         numbers: Mapping[str, QuantizedLayer],
         packed: dict[object, Any],
     ) -> None:
-        self.engine: Any = kernels.packed("cpu")
+        engine: Any = kernels.packed("cpu")
+        self.engine = engine
         self.net, self.shapes, self.numbers, self.packed = net, shapes, numbers, packed
         self.parents: dict[Value, tuple[Value, int]] = {}
         self.nodes = [self._checked(node) for node in nodes]
         self.made_by = {v: node for node in self.nodes for v in node.writes}
         self.needs: dict[Value, set[Form]] = {}
         self.borders: dict[tuple[Value, Form], Pair] = {}
-        self.builder = self.engine.Builder()
+        self.builder: Any = self.engine.Builder()
         self.images: dict[tuple[Value, Form], Any] = {}
         self.actions: list[Action] = []
         self.begun = 0
@@ -280,9 +281,7 @@ class _Compiler:
             self._weights(node, numbers, source).add(self.builder, source, writes)
         return {f for f in ("float", params) if f in forms}
 
-    def _stage(
-        self, node: Node, numbers: QuantizedLayer | None, params: QuantParams | None
-    ) -> Any:
+    def _stage(self, node: Node, numbers: QuantizedLayer | None, params: QuantParams | None) -> Any:
         channels = self.shapes[node.writes[0]][1]
         clamp = node.clamp or (-inf, inf)
         if numbers is None:
@@ -302,8 +301,10 @@ class _Compiler:
             return ConvGeometry(bottom[2:], (1, 1), (0, 0), (1, 1), 1, (1, 1))
         p = conv_params(self.net.layers[node.position], bottom)
         top = self.shapes[node.writes[0]]
-        pairs = ((v[0], v[1]) for v in (p.kernel, p.stride, p.pad, p.dilation))
-        return ConvGeometry(*pairs, p.group, (top[2], top[3]))
+        kernel, stride, pad, dilation = (
+            (v[0], v[1]) for v in (p.kernel, p.stride, p.pad, p.dilation)
+        )
+        return ConvGeometry(kernel, stride, pad, dilation, p.group, (top[2], top[3]))
 
     def _weights(self, node: Node, numbers: QuantizedLayer | None, source: Any) -> Any:
         """Return a layer's packed weights: packed once, whatever the size of the images."""

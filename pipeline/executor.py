@@ -20,11 +20,11 @@ from caffeio.errors import NetError
 from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
 from pipeline.compile import compile_net
 from pipeline.compiled import CompiledNet, Watch
+from pipeline.inference import behind_data, check_inputs, infer
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
-from pipeline.layers.source import declared_shapes
 from pipeline.quantize import QuantizedLayer
-from pipeline.schedule import Schedule, label_inputs, schedule
+from pipeline.schedule import Schedule, schedule
 
 __all__ = ["Executor", "FloatNet", "Forward", "Observer", "run"]
 
@@ -108,10 +108,9 @@ def _owned(
     taken = {id(x) for x in inputs.values()}
     results = {}
     for name, x in found.items():
-        if x.base is not None or id(x) in taken:
-            x = x.copy()
-        taken.add(id(x))
-        results[name] = x
+        shared = x.base is not None or id(x) in taken
+        results[name] = x.copy() if shared else x
+        taken.add(id(results[name]))
     return results
 
 
@@ -149,8 +148,10 @@ class Executor:
         self._numbers = numbers
         self._packed: dict[object, object] = {}
         self._types = tuple(layer_type(layer) for layer in net.layers)
-        self._unsure = self._behind_data()
-        self._infer_once = lru_cache(maxsize=16)(self._infer)
+        self._unsure = behind_data(net, self._types)
+        self._infer_once = lru_cache(maxsize=16)(
+            lambda given: infer(self.net, self._types, dict(given))
+        )
         self._plan_once = lru_cache(maxsize=16)(self._plan)
         self._compile_once = lru_cache(maxsize=4)(self._compile)
         self._lock = threading.Lock()
@@ -213,7 +214,7 @@ class Executor:
         """
         asked = None if blobs is None else tuple(blobs)
         plan = self._plan_once(tuple(sorted(inputs)), asked, observer is not None)
-        arrays = self.check_inputs(inputs)
+        arrays = check_inputs(self.net, inputs)
         shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
         self._infer_once(shapes)
         if observer is None and kernels.packed(self.device):
@@ -239,7 +240,7 @@ class Executor:
         caffeio.NetError
             As `forward`.
         """
-        arrays = self.check_inputs(inputs)
+        arrays = check_inputs(self.net, inputs)
         shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
         self._infer_once(shapes)
         if kernels.packed(self.device):
@@ -313,66 +314,10 @@ class Executor:
             packed=self._packed,
         )
 
-    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the inputs as float32 arrays in C order, having checked each one's shape.
-
-        Raises
-        ------
-        caffeio.NetError
-            If one is empty, not numeric, or has not the rank, or (as a 4-D image) not the
-            channels, that the prototxt gives.
-        """
-        declared = {
-            top: shape
-            for layer in self.net.layers
-            if layer.type in SOURCE_TYPES
-            for top, shape in zip(layer.tops, declared_shapes(layer), strict=False)
-        }
-        arrays = {}
-        for name, given in inputs.items():
-            try:
-                x = np.asarray(given, dtype=np.float32, order="C")
-            except (TypeError, ValueError) as error:
-                raise NetError(f"input '{name}' is not an array of numbers: {error}") from error
-            want = declared.get(name)
-            wrong = want is not None and (
-                x.ndim != len(want) or (x.ndim == 4 and x.shape[1] != want[1])
-            )
-            if wrong or not x.size:
-                free = "" if want is None else f", the net needs {_free_batch(want)}"
-                raise NetError(f"input '{name}' has shape {x.shape}{free}")
-            arrays[name] = x
-        return arrays
-
     def _plan(
         self, given: tuple[str, ...], blobs: tuple[str, ...] | None, everything: bool
     ) -> Schedule:
         return schedule(self.net, given, blobs, everything=everything)
-
-    def _behind_data(self) -> frozenset[int]:
-        """Return the positions of layers whose bottoms' shapes depend on values."""
-        unsure: set[Value] = set()
-        found = set()
-        for i, (kind, link) in enumerate(zip(self._types, self.net.links, strict=True)):
-            if unsure.intersection(link.reads):
-                found.add(i)
-                unsure.update(link.writes)
-            if kind.data_dependent:
-                unsure.update(link.writes)
-        return frozenset(found)
-
-    def _infer(self, given: tuple[tuple[str, Shape], ...]) -> dict[Value, Shape]:
-        sizes = dict(given)
-        schedule(self.net, {*sizes, *self.net.inputs})
-        optional = label_inputs(self.net)
-        shapes: dict[Value, Shape] = {}
-        for layer, kind, link in zip(self.net.layers, self._types, self.net.links, strict=True):
-            if layer.type in SOURCE_TYPES:
-                shapes.update(_source_shapes(layer, link.writes, sizes, optional))
-            elif all(v in shapes for v in link.reads):
-                tops = kind.shapes(layer, [shapes[v] for v in link.reads])
-                shapes.update(zip(link.writes, tops, strict=True))
-        return shapes
 
 
 class FloatNet(Executor):
@@ -395,27 +340,3 @@ class FloatNet(Executor):
 
     def __init__(self, net: Net, *, device: str = "cpu") -> None:
         super().__init__(net, {}, device=device)
-
-
-def _free_batch(shape: Shape) -> str:
-    """Write a shape with its batch size left open."""
-    return f"({', '.join(['N', *map(str, shape[1:])])})"
-
-
-def _source_shapes(
-    layer: Layer, writes: Sequence[Value], sizes: Mapping[str, Shape], optional: frozenset[str]
-) -> dict[Value, Shape]:
-    """Return the shapes of a source's tops: as given, else the prototxt's."""
-    found = {}
-    declared = declared_shapes(layer)
-    for value, own in zip(writes, (*declared, *(None,) * len(writes)), strict=False):
-        shape = sizes.get(value.blob, None if value.blob in optional else own)
-        if shape is not None:
-            found[value] = shape
-        elif value.blob not in optional:
-            raise NetError(
-                f"the prototxt does not give the shape of blob '{value.blob}'; pass it "
-                "as an input shape",
-                layer.name,
-            )
-    return found

@@ -17,6 +17,7 @@ import numpy as np
 import caffeio
 from caffeio import SOURCE_TYPES, Net
 from caffeio.record import LayerRecord, Record, write_record
+from kernels import on_compile
 from pipeline.calibrate import observe, search, search_exactly
 from pipeline.config import CalibrateConfig, Config, EvaluateConfig, load_config
 from pipeline.eligibility import Verdict, judge
@@ -107,6 +108,13 @@ def quantize_model(
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
     files = _files(config, output)
+    with on_compile(device, reporter.compiling):
+        return _quantize_model(config, device, files, reporter)
+
+
+def _quantize_model(
+    config: Config, device: str, files: dict[str, Path], reporter: Reporter
+) -> Report:
     clock = _Clock()
     with clock.stage("read"):
         work = _prepare(config)

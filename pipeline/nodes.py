@@ -149,10 +149,16 @@ def _compiled(
     kind = _kind(layer, reads, bottom, top)
     if kind is not None:
         return Node(kind, i, reads, writes)
-    if layer.type == "Eltwise" and _adds(layer) and len(reads) == 2:
-        return Node("apply", i, reads[:1], writes, other=reads[1])
-    if len(reads) != 1:
-        return None
+    if len(reads) == 2:
+        added = layer.type == "Eltwise" and _adds(layer)
+        return Node("apply", i, reads[:1], writes, other=reads[1]) if added else None
+    return _one_to_one(layer, i, reads, writes, bottom) if len(reads) == 1 else None
+
+
+def _one_to_one(
+    layer: Layer, i: int, reads: tuple[Value, ...], writes: tuple[Value, ...], bottom: Shape
+) -> Node | None:
+    """Return the node of a layer that maps each value on its own, or None."""
     step = _elementwise(layer, bottom)
     if step is not None:
         return Node("apply", i, reads, writes, slope=step[0], clamp=step[1])
@@ -171,8 +177,9 @@ def _kind(layer: Layer, reads: Sequence[Value], bottom: Shape, top: Shape) -> st
         p = conv_params(layer, bottom)
         return _CONVOLUTIONS[layer.type] if p.axis == 1 and layer.blobs else None
     if layer.type == "InnerProduct":
-        p = layer.param.inner_product_param
-        return "inner" if p.axis % len(bottom) == 1 and not p.transpose else None
+        product = layer.param.inner_product_param
+        plain = product.axis % len(bottom) == 1 and not product.transpose
+        return "inner" if plain else None
     if layer.type == "Pooling" and len(bottom) == 4:
         return _pool_kind(layer, bottom, top)
     return None

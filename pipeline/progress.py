@@ -38,6 +38,10 @@ class Reporter:
         """Show a line."""
         self.console.print(line, style=style, markup=False, highlight=False)
 
+    def compiling(self) -> None:
+        """Say why the first run takes longer."""
+        self.say("compiling kernels for this processor, about half a minute, only this once ...")
+
     def track(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
         """Yield the items while a bar named `what` counts them; in a log, one line says so."""
         if not self.console.is_terminal:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cpu.grids import pool_border
-from kernels.cpu.image import Image
-from kernels.cpu.layers import add_average
-from kernels.cpu.microkernels import choose
-from kernels.cpu.single import Single
-from kernels.cpu.steps import Builder, Writes
+from kernels.cpu.codegen.microkernels import choose
+from kernels.cpu.engine.grids import pool_border
+from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.layers import add_average
+from kernels.cpu.engine.single import Single
+from kernels.cpu.engine.steps import Builder, Writes
 from kernels.output import CheckedStage, float_stage
 from kernels.pool import PoolGeometry
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.cpu.grids import deconv_border
-from kernels.cpu.layers import DeconvWeights
-from kernels.cpu.single import Single
+from kernels.cpu.engine.grids import deconv_border
+from kernels.cpu.engine.layers import DeconvWeights
+from kernels.cpu.engine.single import Single
 from kernels.output import CheckedStage, float_stage
 
 __all__ = ["deconv2d", "deconv2d_int8"]

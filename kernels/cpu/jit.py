@@ -13,10 +13,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import numba
+from numba.core import event
 
 from kernels.rounding import round_half_away as _round_half_away
 
-__all__ = ["jit", "parallel_entry", "parallel_jit", "prange", "round_half_away"]
+__all__ = ["jit", "on_compile", "parallel_entry", "parallel_jit", "prange", "round_half_away"]
 
 prange = numba.prange
 
@@ -58,4 +59,25 @@ def parallel_entry() -> Iterator[None]:
         yield
         return
     with _LOCK:
+        yield
+
+
+class _Listener(event.Listener):
+    """Calls back when numba compiles for the first time; loading from the cache is silent."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._waiting: list[Callable[[], None]] = [callback]
+
+    def on_start(self, event: Any) -> None:
+        if self._waiting:
+            self._waiting.pop()()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def on_compile(callback: Callable[[], None]) -> Iterator[None]:
+    """Call back once, before the first kernel is compiled in this context."""
+    with event.install_listener("numba:compile", _Listener(callback)):
         yield

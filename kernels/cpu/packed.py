@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numba
 
-from kernels.cpu.grids import conv_border, deconv_border, pool_border
-from kernels.cpu.image import Image
-from kernels.cpu.layers import ConvWeights, DeconvWeights, add_average, add_largest
-from kernels.cpu.layout import enter, leave
-from kernels.cpu.microkernels import MicroKernel, choose
-from kernels.cpu.program import Instance, Program
-from kernels.cpu.steps import Builder, Writes
+from kernels.cpu.codegen.microkernels import MicroKernel, choose
+from kernels.cpu.engine.grids import conv_border, deconv_border, pool_border
+from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.layers import ConvWeights, DeconvWeights, add_average, add_largest
+from kernels.cpu.engine.layout import enter, leave
+from kernels.cpu.engine.program import Instance, Program
+from kernels.cpu.engine.steps import Builder, Writes
 
 __all__ = [
     "Builder", "ConvWeights", "DeconvWeights", "Image", "Instance", "MicroKernel", "Program",

@@ -9,10 +9,11 @@ are concatenated write into one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from kernels.cpu.microkernels import Operands
+from kernels.cpu.codegen.microkernels import Operands
 
 __all__ = ["SLACK", "Image", "border_for"]
 
@@ -83,9 +84,10 @@ class Image:
         inside = self.border[0] * self.columns + self.border[1]
         return inside * self.step + self.first * self.operands.itemsize
 
-    def distance(self, n: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    def distance(self, n: Any, i: Any, j: Any) -> np.ndarray:
         """Return the bytes from `origin` to positions; those in the border are negative or so."""
-        return ((n * self.rows + i) * self.columns + j) * self.step
+        rows = np.multiply(n, self.rows, dtype=np.int64) + i
+        return (rows * self.columns + j) * self.step
 
     def distances(self) -> np.ndarray:
         """Return the bytes from `origin` to every position, int64 (N*H*W,)."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels.cpu.image import SLACK, Image
-from kernels.cpu.runner import STEP, run_steps
-from kernels.cpu.stores import FIELDS
+from kernels.cpu.codegen.stores import FIELDS
+from kernels.cpu.engine.image import SLACK, Image
+from kernels.cpu.engine.runner import run_steps
 
 __all__ = ["Instance", "Program", "Slots"]
 

@@ -7,11 +7,12 @@ constants (`CONSTANTS`), and for each image it reads or writes the address of it
 channel and of the distances of its positions from there, in bytes. The last entry is a mark
 that is set where a NaN should become an integer.
 
-``y = sum * scale`` or, for float32 sums, ``y = sum / divisor``, the 16-bit step where ``power > 0``, ``y = max(y, 0) + slope * min(y, 0)``,
-``y = y + other``, ``y = clamp(y)``, stored as float32; and ``round(y / q_scale) + q_offset``,
-saturated, stored as an integer. Each is the float32 operation of `kernels.output`, with one
-exception that does not show: the division is a multiplication by the reciprocal wherever
-the quotient is farther than 2e-4 from half-way between two integers, where both round alike.
+``y = sum * scale`` or, for float32 sums, ``y = sum / divisor``; before that the 16-bit step where
+``power > 0``; ``y = max(y, 0) + slope * min(y, 0)``, ``y = y + other``, ``y = clamp(y)``, stored
+as float32; and ``round(y / q_scale) + q_offset``, saturated, stored as an integer. Each is the
+float32 operation of `kernels.output`, with one exception that does not show: the division is a
+multiplication by the reciprocal wherever the quotient is farther than 2e-4 from half-way
+between two integers, where both round alike.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cpu.ir import Writer, vector
-from kernels.cpu.native import compile_text
+from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.native import compile_text
 
 __all__ = ["CONSTANTS", "FIELDS", "Form", "compiled", "store_text"]
 
@@ -117,7 +118,9 @@ class _Store:
         cut = self.float_call("trunc", value)
         rest = self.float_call("fabs", w.value(f"fsub {self.real} {value}, {cut}"))
         up = w.value(f"fcmp oge {self.real} {rest}, {self.each(0.5)}")
-        one = w.value(f"select {self.mask} {up}, {self.real} {self.each(1)}, {self.real} {self.each(0)}")
+        one = w.value(
+            f"select {self.mask} {up}, {self.real} {self.each(1)}, {self.real} {self.each(0)}"
+        )
         return w.value(f"fadd {self.real} {cut}, {self.float_call('copysign', one, value)}")
 
     def limited(self, value: str, low: str, high: str) -> str:
@@ -163,7 +166,9 @@ class _Store:
     def integer_value(self, y: str, mask: str) -> str:
         """Write quantization of a vector: quickly, and once more where it is near a tie."""
         w, c = self.w, self.constants
-        fast = self.limited(w.value(f"fmul {self.real} {y}, {c['reciprocal']}"), c["q_low"], c["q_high"])
+        fast = self.limited(
+            w.value(f"fmul {self.real} {y}, {c['reciprocal']}"), c["q_low"], c["q_high"]
+        )
         nearest = self.float_call("rint", fast)
         rest = self.float_call("fabs", w.value(f"fsub {self.real} {fast}, {nearest}"))
         # also where it is NaN
@@ -181,7 +186,9 @@ class _Store:
         self.note_nans(y, mask)
         divided = self.away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
         known = w.value(f"fcmp ord {self.real} {divided}, {divided}")
-        number = w.value(f"select {self.mask} {known}, {self.real} {divided}, {self.real} {self.each(0)}")
+        number = w.value(
+            f"select {self.mask} {known}, {self.real} {divided}, {self.real} {self.each(0)}"
+        )
         careful = self.limited(number, c["q_low"], c["q_high"])
         w.do(f"br label %{after}")
         w.label(after)

@@ -12,11 +12,11 @@ import numpy as np
 
 from kernels.checks import int32_room
 from kernels.conv import ConvGeometry
-from kernels.cpu.grids import Grid, conv_grid, deconv_phases, pool_table
-from kernels.cpu.image import Image
-from kernels.cpu.microkernels import MicroKernel, choose
-from kernels.cpu.packing import Packed, pack_channels, pack_outputs
-from kernels.cpu.steps import Builder, Writes
+from kernels.cpu.codegen.microkernels import MicroKernel, choose
+from kernels.cpu.engine.grids import Grid, conv_grid, deconv_phases, pool_table
+from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.packing import Packed, pack_channels, pack_outputs
+from kernels.cpu.engine.steps import Builder, Writes
 from kernels.pool import PoolGeometry, divisors
 
 __all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest"]
@@ -106,9 +106,7 @@ class DeconvWeights:
     alone: bool
 
     @classmethod
-    def pack(
-        cls, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int
-    ) -> DeconvWeights:
+    def pack(cls, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int) -> DeconvWeights:
         """Pack weights (C, O/g, kh, kw) and bias (O,), as `ConvWeights.pack`."""
         kernel = _kernel_for(w, bias, 1)
         zero = kernel.operands.zero(offset)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from kernels.cpu.microkernels.contract import U8, MicroKernel
+from kernels.cpu.codegen.microkernels.contract import U8, MicroKernel
 
 __all__ = ["KERNELS"]
 
 
-def _vnni(isa: str, lanes: int, rows: int, features: tuple[str, ...], cpu: str, rank: int) -> MicroKernel:
+def _vnni(
+    isa: str, lanes: int, rows: int, features: tuple[str, ...], cpu: str, rank: int
+) -> MicroKernel:
     kind = f"<{lanes} x i32>"
     name = f"@llvm.x86.avx512.vpdpbusd.{32 * lanes}"
     return MicroKernel(
@@ -15,7 +17,9 @@ def _vnni(isa: str, lanes: int, rows: int, features: tuple[str, ...], cpu: str, 
         operands=U8,
         lanes=lanes,
         rows=rows,
-        multiply_add=(("s", f"call {kind} {name}({kind} {{sums}}, {kind} {{data}}, {kind} {{weights}})"),),
+        multiply_add=(
+            ("s", f"call {kind} {name}({kind} {{sums}}, {kind} {{data}}, {kind} {{weights}})"),
+        ),
         declarations=f"declare {kind} {name}({kind}, {kind}, {kind})",
         features=features,
         instruction="vpdpbusd",

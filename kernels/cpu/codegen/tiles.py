@@ -1,9 +1,9 @@
 """The innermost loops, made of a micro-kernel: a tile of sums, and sums of single channels.
 
-``tile(acc, data, bases, taps, runs, words, weights, start)`` fills
-``acc[m, n] = start[n] + sum over t, k of word(data + bases[m] + taps[t] + 4*k) * weights[t, k, n]``
-where a word is four bytes of data (see `kernels.cpu.microkernels`) and its product with four
-bytes of weights is the sum of the products of the values in them. `bases` and `taps` are
+``tile(acc, data, bases, taps, runs, words, weights, start)`` fills ``acc[m, n] = start[n] +
+sum over t, k of word(data + bases[m] + taps[t] + 4*k) * weights[t, k, n]`` where a word is four
+bytes of data (see `kernels.cpu.codegen.microkernels`) and its product with four bytes of
+weights is the sum of the products of the values in them. `bases` and `taps` are
 distances in bytes. All of `runs` * `words` words are read in order, so a convolution over an
 image whose channels lie together needs no copy of its windows.
 
@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kernels.cpu.ir import Writer, vector
-from kernels.cpu.microkernels import MicroKernel
-from kernels.cpu.native import compile_text
+from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.microkernels import MicroKernel
+from kernels.cpu.codegen.native import compile_text
 
 __all__ = ["Tiles", "channels_text", "compiled", "tile_text"]
 
@@ -130,16 +130,19 @@ def _zip(w: Writer, kind: str, count: int, pieces: int, a: str, b: str) -> tuple
             kind,
             a,
             b,
-            [side + lane * per + begin + j for lane in range(pieces) for j in range(half) for side in (0, count)],
+            [
+                side + lane * per + begin + j
+                for lane in range(pieces)
+                for j in range(half)
+                for side in (0, count)
+            ],
         )
         for begin in (0, half)
     )
     return low, high
 
 
-def _words_of_taps(
-    w: Writer, kernel: MicroKernel, taps: list[str], vectors: int
-) -> list[str]:
+def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str], vectors: int) -> list[str]:
     """Turn some vectors of channels for each tap into vectors of words, one for each channel.
 
     Processors interleave within 128 bits only; so pieces of four channels are first moved
@@ -164,8 +167,8 @@ def _words_of_taps(
     else:
         pairs = vector(count // 2, "i16")
         for a, b in zip(*made, strict=True):
-            a, b = (w.value(f"bitcast {whole} {v} to {pairs}") for v in (a, b))
-            words += _zip(w, "i16", count // 2, pieces, a, b)
+            low, high = (w.value(f"bitcast {whole} {v} to {pairs}") for v in (a, b))
+            words += _zip(w, "i16", count // 2, pieces, low, high)
         whole = pairs
     return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words[:vectors]]
 
@@ -175,7 +178,7 @@ def channels_text(kernel: MicroKernel, vectors: int) -> str:
     names = ("acc", "data", "bases", "taps", "groups", "weights", "start", "count")
     numbers = ("groups", "count")
     w = Writer("channels", [("i64" if n in numbers else "ptr", n) for n in names])
-    one, many = _sums(kernel)
+    many = _sums(kernel)[1]
     per, size = kernel.operands.per_word, 4 * kernel.lanes
     tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
     w.label("entry")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.cpu.image import Image
+from kernels.cpu.engine.image import Image
 from kernels.pool import PoolGeometry
 
 __all__ = [
@@ -74,7 +74,7 @@ def conv_grid(source: Image, g: ConvGeometry, joined: bool) -> Grid:
     bases = source.distance(n, i * g.stride[0] - g.pad[0], j * g.stride[1] - g.pad[1])
     u = np.arange(g.kernel[0])[:, None] * g.dilation[0]
     v = np.arange(1 if joined else g.kernel[1]) * g.dilation[1]
-    return Grid(bases, source.distance(np.int64(0), u, v).reshape(-1), (n, i, j))
+    return Grid(bases, source.distance(0, u, v).reshape(-1), (n, i, j))
 
 
 def _phase_taps(g: ConvGeometry, axis: int, phase: int) -> tuple[tuple[int, ...], list[int]]:
@@ -114,7 +114,7 @@ def deconv_phases(source: Image, g: ConvGeometry) -> Iterator[Phase]:
             )
             bases = source.distance(n, i // g.stride[0], j // g.stride[1])
             at = np.array(row_at, np.int64)[:, None], np.array(column_at, np.int64)
-            taps = source.distance(np.int64(0), *at).reshape(-1)
+            taps = source.distance(0, *at).reshape(-1)
             yield Phase(Grid(bases, taps, (n, i, j)), rows, columns)
 
 

@@ -1,15 +1,15 @@
 """Run compiled steps: the loops over strips and blocks, spread over the cores.
 
 They know nothing of instruction sets or types: every step is a record of numbers and
-addresses (`STEP`), and what touches values is reached through `kernels.cpu.native.call`.
+addresses (`STEP`), and what touches values is reached through `kernels.cpu.codegen.native.call`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from kernels.cpu.codegen.native import bytes_at, call
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
-from kernels.cpu.native import bytes_at, call
 
 __all__ = ["APPLY", "CHANNELS", "FILL", "LARGEST", "OUTPUTS", "STEP", "run_steps"]
 

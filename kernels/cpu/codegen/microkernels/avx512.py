@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.cpu.microkernels.contract import F32, S16, MicroKernel
+from kernels.cpu.codegen.microkernels.contract import F32, S16, MicroKernel
 
 __all__ = ["KERNELS"]
 

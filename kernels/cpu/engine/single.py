@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from kernels.cpu.image import Image
-from kernels.cpu.layout import enter, enter_last, leave, leave_last
-from kernels.cpu.microkernels import MicroKernel, choose
-from kernels.cpu.program import Program
-from kernels.cpu.steps import Builder, Writes
+from kernels.cpu.codegen.microkernels import MicroKernel, choose
+from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.layout import enter, enter_last, leave, leave_last
+from kernels.cpu.engine.program import Program
+from kernels.cpu.engine.steps import Builder, Writes
 from kernels.output import CheckedStage
 
 __all__ = ["Single"]

@@ -1,4 +1,4 @@
-"""Layers as steps: what the loops of `kernels.cpu.runner` need to know about each."""
+"""Layers as steps: what the loops of `kernels.cpu.engine.runner` need to know about each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cpu import maxima, stores, tiles
-from kernels.cpu.grids import Grid
-from kernels.cpu.image import Image
-from kernels.cpu.microkernels import F32, MicroKernel, choose
-from kernels.cpu.packing import Packed
-from kernels.cpu.program import Program, Slots
-from kernels.cpu.runner import APPLY, CHANNELS, FILL, LARGEST, OUTPUTS, STEP
-from kernels.cpu.stores import CONSTANTS, FIELDS, Form
+from kernels.cpu.codegen import maxima, stores, tiles
+from kernels.cpu.codegen.microkernels import F32, MicroKernel, choose
+from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
+from kernels.cpu.engine.grids import Grid
+from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.packing import Packed
+from kernels.cpu.engine.program import Program, Slots
+from kernels.cpu.engine.runner import APPLY, CHANNELS, FILL, LARGEST, OUTPUTS, STEP
 from kernels.output import CheckedStage
 from kernels.rounding import round_half_away
 
@@ -80,9 +80,7 @@ class Builder:
         """Return a new image (N, C, H, W) in a buffer of its own."""
         n, c, h, w = shape
         image = Image(0, kind.operands, n, c, h, w, border, offset, c)
-        made = Image(
-            self._slots.new(image.nbytes), kind.operands, n, c, h, w, border, offset, c
-        )
+        made = Image(self._slots.new(image.nbytes), kind.operands, n, c, h, w, border, offset, c)
         return made
 
     def now(self) -> int:
@@ -215,7 +213,7 @@ class Builder:
             line, channels = 1, line * channels
         n, i, j = (a.reshape(-1) for a in np.indices((source.batch, source.height, line)))
         first = slice(None, None, line)
-        lines = source.distance(n[first], i[first], np.int64(0))
+        lines = source.distance(n[first], i[first], 0)
         self._add(
             APPLY,
             data=(source, source.origin),
@@ -306,7 +304,7 @@ class Builder:
 
 def _form(writes: Writes, kernel: MicroKernel, bare: bool) -> Form:
     s = writes.stage
-    clamped = s.kind != 0 and (s.low > -math.inf or s.high < math.inf)
+    clamped = s.kind != 0 and bool(s.low > -math.inf or s.high < math.inf)
     return Form(
         lanes=kernel.lanes,
         scaled=not bare,

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from kernels.cpu.ir import Writer, vector
-from kernels.cpu.microkernels import MicroKernel
-from kernels.cpu.native import compile_text
+from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.microkernels import MicroKernel
+from kernels.cpu.codegen.native import compile_text
 
 __all__ = ["compiled", "largest_text"]
 

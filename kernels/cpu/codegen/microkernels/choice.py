@@ -7,9 +7,9 @@ import pkgutil
 from functools import lru_cache
 from importlib import import_module
 
-import kernels.cpu.microkernels as folder
-from kernels.cpu.microkernels.contract import MicroKernel
-from kernels.cpu.native import features
+import kernels.cpu.codegen.microkernels as folder
+from kernels.cpu.codegen.microkernels.contract import MicroKernel
+from kernels.cpu.codegen.native import features
 
 __all__ = ["all_kernels", "choose"]
 
@@ -40,7 +40,11 @@ def choose(kind: str) -> MicroKernel:
     ValueError
         If CAFFE_QUANT_ISA names an instruction set that has no micro-kernel here.
     """
-    able = [k for k in all_kernels() if runs_here(k) and (k.operands.data == "float32") == (kind == "float")]
+    able = [
+        k
+        for k in all_kernels()
+        if runs_here(k) and (k.operands.data == "float32") == (kind == "float")
+    ]
     wanted = os.environ.get(VARIABLE)
     if wanted:
         named = [k for k in able if k.isa == wanted]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cpu.microkernels import MicroKernel
+from kernels.cpu.codegen.microkernels import MicroKernel
 
 __all__ = ["Packed", "pack_channels", "pack_outputs"]
 

@@ -1,0 +1,1 @@
+"""Layers as steps over images with channels last: packing, geometry, buffers, loops."""
