@@ -19,6 +19,8 @@ __all__ = ["workloads"]
 _VALUES = 1 << 22
 _SEARCHED = 1 << 20
 _BINS = 1 << 14
+#: Extreme values kept beside the bins, as a calibration keeps them.
+_TAIL = 128
 _PARAMS = kernels.QuantParams(0.03, -7)
 
 
@@ -42,24 +44,27 @@ def _limit(x: np.ndarray) -> float:
     return math.ldexp(1.0, math.frexp(float(np.abs(x).max()))[1])
 
 
-def _our_histogram(x: np.ndarray, _threads: int) -> Run:
+def _our_histogram(x: np.ndarray, _threads: int, batches: int = 1) -> Run:
+    parts = np.array_split(x, batches)
+
     def run() -> np.ndarray:
-        hist = kernels.Histogram(half=_BINS // 2)
-        hist.update(x)
+        hist = kernels.Histogram(half=_BINS // 2, tail=_TAIL)
+        for part in parts:
+            hist.update(part)
         return hist.counts
 
     return run
 
 
-def _numpy_histogram(x: np.ndarray, _threads: int) -> Run:
-    limit = _limit(x)
-    return lambda: np.histogram(x, bins=_BINS, range=(-limit, limit))[0]
+def _numpy_histogram(x: np.ndarray, _threads: int, batches: int = 1) -> Run:
+    parts, limit = np.array_split(x, batches), _limit(x)
+    return lambda: sum(np.histogram(p, bins=_BINS, range=(-limit, limit))[0] for p in parts)
 
 
-def _torch_histogram(x: np.ndarray, _threads: int) -> Run:
+def _torch_histogram(x: np.ndarray, _threads: int, batches: int = 1) -> Run:
     torch: Any = import_module("torch")
-    values, limit = torch.from_numpy(x), _limit(x)
-    return lambda: torch.histc(values, _BINS, -limit, limit).numpy()
+    parts, limit = [torch.from_numpy(p) for p in np.array_split(x, batches)], _limit(x)
+    return lambda: sum(torch.histc(p, _BINS, -limit, limit) for p in parts).numpy()
 
 
 def _nearly_same_counts(_x: np.ndarray, ours: np.ndarray, its: np.ndarray) -> None:
@@ -126,14 +131,19 @@ def _same_params(_x: np.ndarray, ours: kernels.QuantParams, its: kernels.QuantPa
         raise Mismatch(f"{its}, ours {ours}")
 
 
+def _counted(batches: int) -> tuple[Side, ...]:
+    """Return who counts the values, all at once or batch by batch as a calibration does."""
+    return (
+        Side(OURS, partial(_our_histogram, batches=batches)),
+        Side("numpy", partial(_numpy_histogram, batches=batches), within(0, 0)),
+        Side("torch", partial(_torch_histogram, batches=batches), _nearly_same_counts),
+    )
+
+
 def workloads() -> tuple[Workload, ...]:
     """Return the workloads of this file."""
     p = _PARAMS
-    counted = (
-        Side(OURS, _our_histogram),
-        Side("numpy", _numpy_histogram, within(0, 0)),
-        Side("torch", _torch_histogram, _nearly_same_counts),
-    )
+    counted = _counted(1)
     quantized = (
         Side(OURS, lambda x, _: lambda: kernels.quantize(x, p)),
         Side("numpy", _numpy_quantize, within(0, 0)),
@@ -155,6 +165,8 @@ def workloads() -> tuple[Workload, ...]:
             "histogram", "4M normal", partial(_off_edges, _normal), counted, 4 * _VALUES, "read"
         ),
         Workload("histogram", "4M ReLU", relu, counted, 4 * _VALUES, "read"),
+        Workload("histogram", "8 batches of 512k ReLU", relu, _counted(8), 4 * _VALUES, "read"),
+        Workload("histogram", "200 batches of 21k ReLU", relu, _counted(200), 4 * _VALUES, "read"),
         Workload("quantize", "4M normal", normal, quantized, 5 * _VALUES, "read"),
         Workload("fake_quantize", "4M normal", normal, faked, 8 * _VALUES, "read"),
         Workload("ifmr", "1M normal, 60 candidates", partial(_normal, _SEARCHED), searched),

@@ -18,6 +18,7 @@ from kernels.affine import (
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
+from kernels.compiling import on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES
@@ -77,6 +78,7 @@ __all__ = [
     "inner_product",
     "inner_product_int8",
     "max_pool2d",
+    "on_compile",
     "packed",
     "params_from_range",
     "percentile_range",

@@ -43,27 +43,6 @@ class HfmgResult:
     best_index: int
 
 
-def _candidates(counts: np.ndarray) -> np.ndarray:
-    """Return the ranges (R, 2) to try: each trims the end whose next counts lie further in."""
-    bins = counts.size
-    step = max(1, -(-int(counts.sum()) // 100_000))
-    before = np.concatenate([[0], np.cumsum(counts)])
-    left, right = 0, bins - 1
-    found = []
-    while right - left > -(-bins // 4):
-        # the first bin past `step` counts from the left, the last before them from the right
-        next_left = int(np.searchsorted(before, before[left] + step))
-        next_right = int(np.searchsorted(before, before[right + 1] - step, side="right")) - 2
-        if next_left - left > right - next_right:
-            left = next_left
-        else:
-            right = next_right
-        if right < left:  # the counts at one end lay beyond those at the other
-            break
-        found.append((left, right))
-    return np.array(found, np.int64).reshape(-1, 2)
-
-
 def hfmg_search(
     counts: np.ndarray,
     low: float,
@@ -102,10 +81,11 @@ def hfmg_search(
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"range [{low}, {high}] is not finite or is upside down")
     width = (high - low) / counts.size
-    candidates = _candidates(counts)
+    code = backend(device, "search")
+    candidates = code.hfmg_ranges(counts)
     if not width or not len(candidates):
         return HfmgResult(_params(low, high, asymmetric, bits), candidates, np.zeros(0), -1)
-    losses = backend(device, "search").hfmg_errors(counts, candidates, width, 1 << bits)
+    losses = code.hfmg_errors(counts, candidates, width, 1 << bits)
     best = int(np.argmin(losses))
     left, right = candidates[best]
     clip = low + left * width, low + (right + 1) * width

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 
 from kernels.checks import check_array, check_integer
 from kernels.dispatch import backend
 
-__all__ = ["BinEdges", "Histogram", "NotFiniteError"]
+__all__ = ["BinEdges", "Histogram", "NotFiniteError", "Seen", "exponent_for", "greatest", "join"]
 
 #: The narrowest bins: 2**126, by which values are multiplied then, is still a float32.
 _LEAST = -126
-_LOWEST = -float(np.finfo(np.float32).max)
 
 
 class NotFiniteError(ValueError):
@@ -56,6 +54,32 @@ class BinEdges:
     left: np.ndarray
     right: np.ndarray
     counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a backend found in one array, beside its counts.
+
+    Attributes
+    ----------
+    low, high : float
+        The extremes; any value if there is a NaN.
+    nans, infinities, zeros : int
+        How many of each.
+    exponent : int
+        Of the bins, now that the array has been counted.
+    smallest, largest : float32 array
+        The extreme values of all data so far, outermost first.
+    """
+
+    low: float
+    high: float
+    nans: int
+    infinities: int
+    zeros: int
+    exponent: int
+    smallest: np.ndarray
+    largest: np.ndarray
 
 
 class Histogram:
@@ -111,17 +135,14 @@ class Histogram:
         if not x.size:
             return
         code = backend(device, "histogram")
-        low, high, nans, infinities = code.extremes(x)
-        if nans or infinities:
-            raise NotFiniteError(int(nans), int(infinities))
-        self._grow(self._exponent_for(max(-float(low), float(high))))
-        fresh, zeros = code.count(x, self.exponent, self.half)
-        self.counts += fresh
-        # a negative zero lies on the positive side as well: counts see the value alone
-        self.largest = self._top(self.largest, x, float(high), fresh, 1, code)
-        self.smallest = -self._top(-self.smallest, x, -float(low), fresh[::-1], -1, code)
-        self.zeros += int(zeros)
-        self._widen(float(low), float(high), x.size)
+        ends = self.smallest, self.largest
+        seen = code.count(x, self.counts, self.exponent, ends, self.tail)
+        if seen.nans or seen.infinities:
+            raise NotFiniteError(seen.nans, seen.infinities)
+        self.exponent = seen.exponent
+        self.zeros += seen.zeros
+        self.smallest, self.largest = seen.smallest, seen.largest
+        self._widen(seen.low, seen.high, x.size)
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen; the order of merging makes no difference.
@@ -138,11 +159,14 @@ class Histogram:
             )
         if not other.total:
             return
-        self._grow(other.exponent)
-        self.counts += _joined(other.counts, self.half, self.exponent - other.exponent)
+        exponent, counts = max(self.exponent, other.exponent), other.counts.copy()
+        join(self.counts, exponent - self.exponent)
+        join(counts, exponent - other.exponent)
+        self.counts += counts
+        self.exponent = exponent
         self.zeros += other.zeros
-        self.largest = _greatest(self.largest, other.largest, self.tail)
-        self.smallest = -_greatest(-self.smallest, -other.smallest, self.tail)
+        self.largest = greatest(self.largest, other.largest, self.tail)
+        self.smallest = -greatest(-self.smallest, -other.smallest, self.tail)
         self._widen(other.low, other.high, other.total)
 
     def edges(self) -> BinEdges:
@@ -186,64 +210,43 @@ class Histogram:
         value = sign * (self.half - i - part) * math.ldexp(1.0, self.exponent)
         return min(max(value, self.low), self.high), False
 
-    def _exponent_for(self, magnitude: float) -> int:
-        bits = self.half.bit_length() - 1
-        return max(_LEAST, math.frexp(magnitude)[1] - bits) if magnitude else _LEAST
-
-    def _grow(self, exponent: int) -> None:
-        if exponent > self.exponent:
-            self.counts = _joined(self.counts, self.half, exponent - self.exponent)
-            self.exponent = exponent
-
     def _widen(self, low: float, high: float, count: int) -> None:
         # adding 0.0 makes a negative zero positive, whichever came first
         self.low = (low if math.isnan(self.low) else min(self.low, low)) + 0.0
         self.high = (high if math.isnan(self.high) else max(self.high, high)) + 0.0
         self.total += count
 
-    def _top(
-        self,
-        kept: np.ndarray,
-        x: np.ndarray,
-        high: float,
-        fresh: np.ndarray,
-        sign: int,
-        code: ModuleType,
-    ) -> np.ndarray:
-        """Return the `tail` greatest of kept and ``sign * x``, descending."""
-        threshold = _LOWEST
-        if kept.size == self.tail:
-            threshold = float(kept[-1])
-            if high <= threshold:
-                return kept
-        # the batch's own bins say above which value lie enough of its values
-        above = np.cumsum(fresh[::-1])
-        if above[-1] > self.tail:
-            i = int(np.searchsorted(above, self.tail))
-            threshold = max(threshold, (self.half - 1 - i) * math.ldexp(1.0, self.exponent))
-            # clipped data holds its greatest value again and again: no need to collect them all
-            at_top = above[i] > 4 * self.tail and code.hits(x, np.float32(sign), np.float32(high))
-            if at_top >= self.tail:
-                return _greatest(kept, np.full(self.tail, high, np.float32), self.tail)
-        found = code.collect(x, np.float32(sign), np.float32(threshold))
-        return _greatest(kept, found, self.tail)
+
+def exponent_for(magnitude: float, half: int) -> int:
+    """Return the least exponent of the bins at which `half` of them hold a magnitude."""
+    bits = half.bit_length() - 1
+    return max(_LEAST, math.frexp(magnitude)[1] - bits) if magnitude else _LEAST
 
 
-def _greatest(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` greatest values of both, descending."""
+def greatest(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+    """Return the `count` greatest values of both, descending; a negative zero turns positive."""
     both = np.concatenate([a, b]) + np.float32(0)
-    if both.size > count:
+    if both.size > 2 * count:
         both = np.partition(both, both.size - count)[-count:]
-    return np.sort(both)[::-1]
+    return np.sort(both)[::-1][:count]
 
 
-def _joined(counts: np.ndarray, half: int, steps: int) -> np.ndarray:
-    """Return the counts with `steps` rounds of joining bins in pairs, outwards from zero."""
+def join(counts: np.ndarray, steps: int) -> None:
+    """Join bins in pairs, `steps` times, outwards from zero and in place.
+
+    Parameters
+    ----------
+    counts : int64 array (2 * half,)
+    steps : int
+        None are joined if it is not positive.
+    """
     if steps <= 0:
-        return counts.copy()
+        return
+    half = counts.size // 2
     group = 1 << min(steps, half.bit_length() - 1)
     left = half // group
-    out = np.zeros_like(counts)
-    out[half : half + left] = counts[half:].reshape(-1, group).sum(axis=1)
-    out[half - left : half] = counts[:half].reshape(-1, group).sum(axis=1)
-    return out
+    above = counts[half:].reshape(-1, group).sum(axis=1)
+    below = counts[:half].reshape(-1, group).sum(axis=1)
+    counts[:] = 0
+    counts[half : half + left] = above
+    counts[half - left : half] = below

@@ -13,14 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import QuantParams, guard_scale
+from kernels.affine import MIN_SCALE, QuantParams, guard_scale
 from kernels.checks import check_array, check_bits
 from kernels.dispatch import backend
 from kernels.histogram import Histogram
 from kernels.methods import Ifmr, Percentile
 from kernels.rounding import round_half_away
 
-__all__ = ["IfmrCandidates", "IfmrPass", "ifmr", "ifmr_candidates", "percentile_range", "tail_rank"]
+__all__ = [
+    "IfmrCandidates",
+    "IfmrPass",
+    "guard_scales",
+    "ifmr",
+    "ifmr_candidates",
+    "percentile_range",
+    "tail_rank",
+]
 
 
 def tail_rank(total: int, percentile: float) -> int:
@@ -108,8 +116,19 @@ def ifmr_candidates(low: float, high: float, settings: Ifmr, bits: int = 8) -> I
             highs = ratios * max(hi, -lo)
             lows = -highs
             scales = highs / np.float32(limit)
-    guarded = np.array([guard_scale(s) for s in scales], np.float32)
-    return IfmrCandidates(lows, highs, guarded, settings.asymmetric, bits)
+    return IfmrCandidates(lows, highs, guard_scales(scales), settings.asymmetric, bits)
+
+
+def guard_scales(scales: np.ndarray) -> np.ndarray:
+    """Return float32 scales (R,) as `kernels.affine.guard_scale` returns each.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of range.
+    """
+    guard_scale(scales.max())  # of a NaN as well: it is the maximum then
+    return np.where(scales < np.float32(MIN_SCALE), np.float32(1.0), scales)
 
 
 class IfmrPass:
@@ -140,7 +159,7 @@ class IfmrPass:
         """
         x = check_array("x", x, np.float32, None).reshape(-1)
         c = self.candidates
-        self.losses += backend(device, "search").squared_errors(x, c.lows, c.highs, c.scales)
+        self.losses += backend(device, "ifmr").squared_errors(x, c.lows, c.highs, c.scales)
         self.total += x.size
 
     def params(self) -> QuantParams:

@@ -11,8 +11,9 @@ from kernels.checks import check_bits
 from kernels.dispatch import backend, check_device
 from kernels.hfmg import hfmg
 from kernels.histogram import Histogram
-from kernels.ifmr import ifmr_candidates, percentile_range
+from kernels.ifmr import guard_scales, ifmr_candidates, percentile_range
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
+from kernels.rounding import round_half_away
 
 __all__ = ["quantization_error", "search_params"]
 
@@ -72,26 +73,45 @@ def quantization_error(hist: Histogram, params: QuantParams, *, device: str = "c
     params : QuantParams
     device : str
     """
-    return float(_losses(hist, [params], device)[0]) / max(hist.total, 1)
+    low, high, scale = (np.array([v]) for v in (*params.range, params.scale))
+    return float(_losses(hist, low, high, scale, device)[0]) / max(hist.total, 1)
 
 
-def _losses(hist: Histogram, tried: list[QuantParams], device: str) -> np.ndarray:
-    """Return the summed squared error under each of several parameters, float64."""
-    ranges = np.array([p.range for p in tried])
-    scales = np.array([p.scale for p in tried])
+def _losses(
+    hist: Histogram, lows: np.ndarray, highs: np.ndarray, scales: np.ndarray, device: str
+) -> np.ndarray:
+    """Return the summed squared error of each of several ranges, float64 (R,)."""
     e = hist.edges()
-    return backend(device, "search").bin_errors(
-        e.left, e.right, e.counts, ranges[:, 0].copy(), ranges[:, 1].copy(), scales
-    )
+    wide = (a.astype(np.float64) for a in (lows, highs, scales))
+    return backend(device, "search").bin_errors(e.left, e.right, e.counts, *wide)
+
+
+def _formats(
+    lows: np.ndarray, highs: np.ndarray, asymmetric: bool, bits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (least value, greatest value, scale), float64 (R,), of `params_from_range` for each.
+
+    Parameters
+    ----------
+    lows, highs : float64 array (R,)
+        Ends of the ranges, at most and at least zero.
+    """
+    half = 1 << (bits - 1)
+    with np.errstate(over="ignore"):
+        lo, hi = lows.astype(np.float32), highs.astype(np.float32)
+        if asymmetric:
+            scales = guard_scales((hi - lo) / np.float32(2 * half - 1))
+            offsets = np.clip(-round_half_away(lo / scales) - half, -half, half - 1)
+        else:
+            limits = np.where(hi > -lo, half - 1, half).astype(np.float32)
+            scales, offsets = guard_scales(np.maximum(hi, -lo) / limits), np.zeros(lo.size)
+    steps = scales.astype(np.float64)
+    return (-half - offsets) * steps, (half - 1 - offsets) * steps, steps
 
 
 def _ifmr(hist: Histogram, method: Ifmr, bits: int, device: str) -> QuantParams:
     c = ifmr_candidates(*percentile_range(hist, method), method, bits)
-    e = hist.edges()
-    lows, highs, scales = (a.astype(np.float64) for a in (c.lows, c.highs, c.scales))
-    return c.best(
-        backend(device, "search").bin_errors(e.left, e.right, e.counts, lows, highs, scales)
-    )
+    return c.best(_losses(hist, c.lows, c.highs, c.scales, device))
 
 
 def _hfmg(hist: Histogram, method: Hfmg, bits: int, device: str) -> QuantParams:
@@ -113,49 +133,26 @@ def _mse(hist: Histogram, method: Mse, bits: int, device: str) -> QuantParams:
     low, high = min(hist.low, 0.0), max(hist.high, 0.0)
     down = up = 1.0
     for moves in ("both", "up", "down"):
-        tried = [(s if moves != "up" else down, s if moves != "down" else up) for s in shares]
-        params = [
-            params_from_range(low * d, high * u, asymmetric=method.asymmetric, bits=bits)
-            for d, u in tried
-        ]
-        best = int(np.argmin(_losses(hist, params, device)))
-        down, up = tried[best]
+        downs = shares if moves != "up" else np.full(method.steps, down)
+        ups = shares if moves != "down" else np.full(method.steps, up)
+        formats = _formats(low * downs, high * ups, method.asymmetric, bits)
+        best = int(np.argmin(_losses(hist, *formats, device)))
+        down, up = float(downs[best]), float(ups[best])
     return params_from_range(low * down, high * up, asymmetric=method.asymmetric, bits=bits)
 
 
 def _kl(hist: Histogram, method: Kl, bits: int, device: str) -> QuantParams:
     low, high = min(hist.low, 0.0), max(hist.high, 0.0)
-    tried = [
-        params_from_range(low * s, high * s, asymmetric=method.asymmetric, bits=bits)
-        for s in np.arange(1, method.steps + 1) / method.steps
-    ]
+    shares = np.arange(1, method.steps + 1) / method.steps
+    lows, _, scales = _formats(low * shares, high * shares, method.asymmetric, bits)
     e = hist.edges()
-    centres, counts = (e.left + e.right) / 2, e.counts.astype(np.float64)
-    if not counts.size:
-        return tried[-1]
-    return tried[int(np.argmin([_divergence(centres, counts, p) for p in tried]))]
-
-
-def _divergence(centres: np.ndarray, counts: np.ndarray, params: QuantParams) -> float:
-    """Return KL(P || Q): P clips what lies outside to the edge bins, Q spreads each level.
-
-    A level's count (without what was clipped) is spread evenly over its non-empty bins, as
-    in the calibration of "8-bit Inference with TensorRT" (Migacz, 2017). Q is not scaled
-    up to a sum of 1: else a range that holds one bin, and clips all others, would look perfect.
-    """
-    low = params.range[0]
-    level = np.rint((centres - low) / params.scale)
-    # up to half a step beyond an end a value is rounded to it, not clipped
-    inside = (level >= 0) & (level < 1 << params.bits)
-    if not inside.any():
-        return np.inf
-    kept = counts[inside]
-    clipped = kept.copy()
-    clipped[0] += counts[level < 0].sum()
-    clipped[-1] += counts[level >= 1 << params.bits].sum()
-    level = level[inside].astype(np.int64)
-    spread = (np.bincount(level, kept) / np.maximum(np.bincount(level), 1))[level]
-    return float(np.sum(clipped * np.log(clipped / spread)) / counts.sum())
+    best = method.steps - 1
+    if e.counts.size:
+        centres, counts = (e.left + e.right) / 2, e.counts.astype(np.float64)
+        divergences = backend(device, "search").divergences
+        best = int(np.argmin(divergences(centres, counts, lows, scales, 1 << bits)))
+    share = float(shares[best])
+    return params_from_range(low * share, high * share, asymmetric=method.asymmetric, bits=bits)
 
 
 _SEARCHES: dict[type, Callable[..., QuantParams]] = {

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import Hfmg, Histogram, search_params
+from kernels.dispatch import backend
 from kernels.hfmg import hfmg_search, rebinned
 
 DEVICES = cases.DEVICES
@@ -130,6 +131,19 @@ def test_any_counts_equal_the_oracle(device, counts, low, span, asymmetric, bits
     assert found.params.scale == pytest.approx(want[0], rel=2e-7)
     halfway = asymmetric and abs(low / want[0]) % 1 == pytest.approx(0.5, abs=1e-5)
     assert abs(found.params.offset - want[1]) <= int(halfway)
+
+
+@cases.examples(30)
+@given(histograms, st.integers(1, 300), st.floats(1e-3, 10), st.sampled_from([4, 256]))
+def test_backends_agree_on_ranges_and_losses(counts, repeat, width, levels):
+    x = np.repeat(np.array(counts, np.int64), repeat)  # over one block and several
+    one, two = (backend(d, "search") for d in DEVICES)
+    ranges = one.hfmg_ranges(x)
+    assert two.hfmg_ranges(x).tolist() == ranges.tolist()
+    some = ranges[:: max(1, len(ranges) // 20)]
+    np.testing.assert_allclose(
+        two.hfmg_errors(x, some, width, levels), one.hfmg_errors(x, some, width, levels), rtol=1e-7
+    )
 
 
 @cases.examples(40)

@@ -135,18 +135,104 @@ def test_many_values_split_over_threads_and_chunks(device: str):
 
 def test_the_number_of_threads_makes_no_difference():
     numba = pytest.importorskip("numba")
-    x = np.random.default_rng(1).normal(size=70_001).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=700_001).astype(np.float32)
+    x[600_000:] *= 10  # beyond the bins that the other threads still find wide enough
     states = []
     for threads in {1, numba.config.NUMBA_NUM_THREADS}:
         before = numba.get_num_threads()
         numba.set_num_threads(threads)
         try:
             hist = Histogram(half=64, tail=5)
+            hist.update(x[:1000], device="cpu")
             hist.update(x, device="cpu")
         finally:
             numba.set_num_threads(before)
         states.append(state(hist))
     assert all(s == states[0] for s in states)
+
+
+BLOCK = 1 << 12
+pieces32 = st.lists(
+    st.tuples(
+        st.sampled_from(["normal", "relu", "zeros", "constant", "negative", "tiny", "rising"]),
+        st.sampled_from([1, 511, 512, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]),
+        st.sampled_from([1e-40, 1e-3, 1.0, 7.5, 1e20]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def pieces_of(pieces: list[tuple[str, int, float]], seed: int) -> list[np.ndarray]:
+    """Runs of data that blocks treat in different ways, each with its own range."""
+    rng = np.random.default_rng(seed)
+    make = {
+        "normal": rng.standard_normal,
+        "relu": lambda n: np.maximum(rng.standard_normal(n), 0),
+        "zeros": lambda n: np.zeros(n) * rng.choice([-1, 1], n),
+        "constant": lambda n: np.full(n, -0.7),
+        "negative": lambda n: -np.abs(rng.standard_normal(n)),
+        "tiny": lambda n: rng.integers(-3, 4, n) * 1e-45,
+        "rising": lambda n: np.linspace(-1, 1, n),
+    }
+    return [(make[kind](n) * scale).astype(np.float32) for kind, n, scale in pieces]
+
+
+@cases.examples(60)
+@given(pieces32, st.integers(0, 100), st.sampled_from([2, 64, 1 << 14]), st.integers(1, 3000))
+def test_blocks_that_outgrow_the_bins_are_counted_like_all_others(pieces, seed, half, tail):
+    parts = pieces_of(pieces, seed)
+    whole = np.concatenate(parts)
+    hists = [Histogram(half, tail) for _ in range(4)]
+    hists[0].update(whole, device="reference")
+    hists[1].update(whole, device="cpu")
+    for part in parts:
+        hists[2].update(part, device="cpu")
+        hists[3].merge(seen_alone(part, half, tail))
+    assert all(state(h) == state(hists[0]) for h in hists[1:])
+
+
+def seen_alone(x: np.ndarray, half: int, tail: int) -> Histogram:
+    hist = Histogram(half, tail)
+    hist.update(x, device="cpu")
+    return hist
+
+
+def test_a_value_that_cannot_be_counted_leaves_no_trace_of_those_before_it():
+    x = np.random.default_rng(0).normal(size=300_000).astype(np.float32)
+    hist, clean = Histogram(tail=9), Histogram(tail=9)
+    for h in (hist, clean):
+        h.update(x[:1000])
+    for at in (0, 5000, x.size - 1):
+        for bad in (math.nan, math.inf, -math.inf):
+            spoilt = x.copy()
+            spoilt[at] = bad
+            for part in (spoilt, spoilt * np.float32(50)):  # within the bins, and beyond them
+                with pytest.raises(NotFiniteError):
+                    hist.update(part)
+                assert state(hist) == state(clean)
+    for h in (hist, clean):
+        h.update(x)
+    assert state(hist) == state(clean)
+
+
+def test_nan_of_any_sign_and_payload_is_found():
+    for bits in (0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF, 0x7FFFFFFF, 0xFF800001):
+        x = np.ones(10, np.float32)
+        x.view(np.uint32)[3] = bits
+        with pytest.raises(NotFiniteError, match="1 NaN and 0 infinite"):
+            Histogram().update(x)
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "ends"])
+def test_tails_of_sorted_data(order: str):
+    x = np.sort(np.random.default_rng(3).normal(size=50_000)).astype(np.float32)
+    given_as = {"rising": x, "falling": x[::-1], "ends": np.concatenate([x[::2], x[1::2]])}[order]
+    hist = Histogram(tail=700)
+    for part in np.array_split(given_as, 3):
+        hist.update(np.ascontiguousarray(part))
+    assert (hist.largest == x[::-1][:700]).all()
+    assert (hist.smallest == x[:700]).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)

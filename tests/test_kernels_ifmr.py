@@ -24,6 +24,7 @@ from kernels import (
     percentile_range,
     tail_rank,
 )
+from kernels.ifmr import IfmrCandidates
 
 DEVICES = cases.DEVICES
 GOLDEN_NAMES = sorted(p.stem for p in (GOLDENS / "amct").glob("ifmr_*.npz"))
@@ -180,6 +181,77 @@ def test_large_data_sums_over_chunks_like_the_reference(device: str):
     one.update(x, device=device)
     want.update(x, device="reference")
     np.testing.assert_allclose(one.losses, want.losses, rtol=1e-13)
+
+
+@cases.examples(20)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1, 2047, 2048, 2049, 65_536, 70_001]),
+    st.sampled_from(["normal", "relu", "ties", "heavy"]),
+    st.booleans(),
+)
+def test_losses_equal_the_reference_on_many_blocks(seed, count, kind, asymmetric):
+    rng = np.random.default_rng(seed)
+    x = {
+        "normal": rng.normal(size=count),
+        "relu": np.maximum(rng.normal(size=count), 0),
+        "ties": rng.integers(-300, 300, count) * 0.5,
+        "heavy": rng.standard_t(1, count),
+    }[kind].astype(np.float32)
+    # the ratio 1 makes the scale 1 where the range is 255: halves are ties then
+    c = ifmr_candidates(-127.5, 127.5, Ifmr((0.5, 1.5), 0.25, asymmetric=asymmetric))
+    passes = [IfmrPass(c), IfmrPass(c)]
+    for one, device in zip(passes, DEVICES, strict=True):
+        one.update(x, device=device)
+    np.testing.assert_allclose(passes[1].losses, passes[0].losses, rtol=1e-13)
+
+
+def test_the_number_of_threads_makes_no_difference():
+    numba = pytest.importorskip("numba")
+    x = np.random.default_rng(1).normal(size=200_001).astype(np.float32)
+    losses = []
+    for threads in {1, numba.config.NUMBA_NUM_THREADS}:
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            one = IfmrPass(ifmr_candidates(-4.0, 4.0, Ifmr()))
+            one.update(x)
+        finally:
+            numba.set_num_threads(before)
+        losses.append(one.losses.tolist())
+    assert all(found == losses[0] for found in losses)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_zeros_count_where_a_range_does_not_hold_zero(device: str):
+    """Zeros have no error as a rule, and are left out: not here."""
+    lows, highs = np.array([[0.5, -1.0], [2.0, 1.0]], np.float32)
+    one = IfmrPass(IfmrCandidates(lows, highs, np.array([0.5, 0.5], np.float32), True, 8))
+    one.update(np.array([0, 0, 1.25], np.float32), device=device)
+    assert one.losses.tolist() == [2 * 0.5**2 + 0.25**2, 0.25**2]
+
+
+@cases.examples(300)
+@given(
+    st.one_of(
+        cases.floats32(),
+        cases.floats32(-300, 300),
+        st.integers(-600, 600).map(lambda n: n * 0.5),
+        st.integers(-600, 600).map(
+            lambda n: float(np.nextafter(np.float32(n * 0.5), np.float32(0)))
+        ),
+    )
+)
+def test_halves_are_rounded_like_everywhere_else(value: float):
+    """The scale is 1 and nothing is clipped: the loss tells what a value was rounded to."""
+    limit = np.full(1, cases.FLOAT_MAX, np.float32)
+    candidates = IfmrCandidates(-limit, limit, np.ones(1, np.float32), True, 8)
+    losses = []
+    for device in DEVICES:
+        one = IfmrPass(candidates)
+        one.update(np.array([value], np.float32), device=device)
+        losses.append(one.losses.tolist())
+    assert losses[0] == losses[1]
 
 
 # ------------------------------------------------------------------------------------- edges

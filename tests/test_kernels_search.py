@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import Histogram, Ifmr, QuantParams, quantization_error, search_params
+from kernels.dispatch import backend
+from kernels.search import _formats
 
 DEVICES = cases.DEVICES
 Rng = np.random.Generator
@@ -208,6 +210,60 @@ def test_the_expected_error_of_evenly_spread_values_is_the_integral(device: str)
     clipped = quantization_error(hist, half, device=device)
     assert clipped == pytest.approx(0.5**3 / 3 + half.scale**2 / 24, rel=1e-3)
     assert quantization_error(Histogram(), half, device=device) == 0
+
+
+# -------------------------------------------------------------------------------- backends
+
+
+@cases.examples(60)
+@given(
+    st.lists(st.tuples(cases.floats32(-4, 0), cases.floats32(0, 4)), min_size=1, max_size=9),
+    st.booleans(),
+    st.integers(2, 8),
+)
+def test_many_formats_are_those_of_the_ranges_one_by_one(ranges, asymmetric: bool, bits: int):
+    lows, highs = np.array(ranges, np.float64).T
+    found = _formats(lows, highs, asymmetric, bits)
+    for i, (low, high) in enumerate(ranges):
+        want = kernels.params_from_range(low, high, asymmetric=asymmetric, bits=bits)
+        assert (found[0][i], found[1][i], found[2][i]) == (*want.range, want.scale)
+
+
+def test_formats_refuse_what_a_range_refuses():
+    with pytest.raises(ValueError, match="out of range"):
+        _formats(np.array([-1.0, -1e38]), np.array([1.0, 1e38]), True, 8)
+
+
+@cases.examples(60)
+@given(st.integers(0, 10**6), st.integers(1, 3000), st.booleans())
+def test_backends_agree_on_the_errors_of_bins(seed: int, bins: int, gaps: bool):
+    rng = np.random.default_rng(seed)
+    ends = np.sort(rng.normal(size=bins + 1))
+    keep = rng.random(bins) < (0.5 if gaps else 1)
+    left, right = ends[:-1][keep], ends[1:][keep]
+    right = np.where(rng.random(left.size) < 0.05, left, right)  # some hold one value alone
+    counts = rng.integers(1, 1000, left.size)
+    lows, highs = -rng.random(5) * 3, rng.random(5) * 3
+    one, two = (
+        backend(d, "search").bin_errors(left, right, counts, lows, highs, (highs - lows) / 255)
+        for d in DEVICES
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-7, atol=1e-10)
+
+
+@cases.examples(60)
+@given(st.integers(0, 10**6), st.integers(1, 400), st.sampled_from([4, 256]))
+def test_backends_agree_on_divergences(seed: int, bins: int, levels: int):
+    rng = np.random.default_rng(seed)
+    centres = np.sort(rng.normal(size=bins))
+    counts = rng.integers(1, 1000, bins).astype(float)
+    lows = np.append(-rng.random(4) * 3, 50.0)  # above all the data: everything is clipped
+    scales = np.append(rng.random(4) * 6, 1.0) / levels + 1e-3
+    one, two = (
+        backend(d, "search").divergences(centres, counts, lows, scales, levels) for d in DEVICES
+    )
+    assert one[-1] == two[-1] == np.inf
+    np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------ edges

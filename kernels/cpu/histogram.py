@@ -1,27 +1,43 @@
-"""Observing on all cores: every thread counts privately, then the counts are added."""
+"""Observing in one pass over memory, on all cores.
+
+The data is read a block at a time, small enough for the first cache: its extremes and the
+places of its values by vector instructions, then one increment after the other. That the
+bins are wide enough is assumed until a block says otherwise; what was counted so far stays,
+as joining bins later gives the same counts. Every thread counts in a table of its own.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 
 import numba
 import numpy as np
 
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
+from kernels.histogram import Seen, exponent_for, join
 
-__all__ = ["collect", "count", "extremes", "hits"]
+__all__ = ["count"]
 
-_CHUNK = 1 << 15
-_BLOCK = 1 << 10
+#: Values that are counted together; long, so that memory is read ahead.
+_BLOCK = 1 << 12
+#: Values whose extremes are noted, so that most are not read again for the tails.
+_RUN = 1 << 9
+_RUNS = _BLOCK // _RUN
 _TURNS = 16
+#: Counters of a table are int32.
+_MOST = 1 << 30
+_INFINITY = 0x7F800000
+
+_LOCAL = threading.local()
 
 
 @jit
 def _extreme_keys(bits):
     """Return the least and greatest key of float32 bits.
 
-    Keys are integers in the order of the floats. They have no NaN, so the comparison is a
-    vector instruction; a NaN's key lies beyond that of infinity.
+    Keys are integers in the order of the floats; the key of -x is -1 minus that of x. They
+    have no NaN, so the comparison is a vector instruction; a NaN's key lies beyond infinity's.
     """
     low, high = np.int32(2147483647), np.int32(-2147483648)
     for i in range(bits.size):
@@ -31,132 +47,235 @@ def _extreme_keys(bits):
     return low, high
 
 
-@parallel_jit
-def _chunk_keys(bits, lows, highs):
-    for chunk in prange(lows.size):
-        c = np.int64(chunk)
-        lows[c], highs[c] = _extreme_keys(bits[c * _CHUNK : (c + 1) * _CHUNK])
-
-
-def _value(key: np.int32) -> float:
-    """Return the float32 that a key stands for."""
-    bits = key if key >= 0 else key ^ np.int32(0x7FFFFFFF)
-    return float(np.array(bits, np.int32).view(np.float32))
-
-
-def extremes(x: np.ndarray) -> tuple[float, float, int, int]:
-    """See `kernels.reference.histogram.extremes`."""
-    lows, highs = np.empty((2, -(-x.size // _CHUNK)), np.int32)
-    with parallel_entry():
-        _chunk_keys(x.view(np.int32), lows, highs)
-    low, high = _value(lows.min()), _value(highs.max())
-    if math.isfinite(low) and math.isfinite(high):
-        return low, high, 0, 0
-    return low, high, int(np.isnan(x).sum()), int(np.isinf(x).sum())
+@jit
+def _extremes(bits, lows, highs):
+    """Note the extreme keys of every run; return those of all."""
+    low, high = np.int32(2147483647), np.int32(-2147483648)
+    for r in range(lows.size):
+        lows[r], highs[r] = _extreme_keys(bits[r * _RUN : (r + 1) * _RUN])
+        low, high = min(low, lows[r]), max(high, highs[r])
+    return low, high
 
 
 @jit
-def _places(x, factor, half, place):
-    """Fill in where each value is counted.
+def _places(x, factor, half, turns, place):
+    """Fill in where each value is counted: a float32 product truncates to the right bin.
 
     Zeros, which may be half of the data, take turns in places behind the bins: one counter
     incremented again and again would have to wait for itself.
     """
-    middle, below, behind = np.int32(half), np.int32(half - 1), np.int32(2 * half)
     for i in range(x.size):
         v = x[i]
-        index = np.int32(abs(v) * factor)
-        signed = np.int32(below - index) if v < 0 else np.int32(middle + index)
-        turn = np.int32(behind + np.int32(i & (_TURNS - 1)))
-        place[i] = turn if v == 0 else signed
+        signed = np.int32(np.int32(half + np.int32(v * factor)) - np.int32(v < 0))
+        place[i] = turns[i] if v == 0 else signed
 
 
 @jit
-def _increment(counts, place):
+def _increment(table, place):
     for i in range(place.size):
-        counts[place[i]] += 1
-
-
-@parallel_jit
-def _count(x, factor, half, counts):
-    """Count in blocks: places by vector instructions, then one increment after the other."""
-    threads = counts.shape[0]
-    share = (x.size + threads - 1) // threads
-    for thread in prange(threads):
-        t = np.int64(thread)
-        place = np.empty(_BLOCK, np.int32)
-        last = min(x.size, (t + 1) * share)
-        for start in range(t * share, last, _BLOCK):
-            end = min(start + _BLOCK, last)
-            _places(x[start:end], factor, half, place)
-            _increment(counts[t], place[: end - start])
-
-
-def count(x: np.ndarray, exponent: int, half: int) -> tuple[np.ndarray, int]:
-    """See `kernels.reference.histogram.count`: a float32 product truncates to the same bin."""
-    counts = np.zeros((numba.get_num_threads(), 2 * half + _TURNS), np.int64)
-    with parallel_entry():
-        _count(x, np.float32(2.0**-exponent), half, counts)
-    total = counts.sum(axis=0)
-    zeros = int(total[2 * half :].sum())
-    bins = total[: 2 * half]
-    bins[half] += zeros
-    return bins, zeros
+        table[np.uint32(place[i])] += np.int32(1)
 
 
 @jit
-def _hits(x, sign, threshold):
-    """Return how many values of ``sign * x`` are at least `threshold`."""
-    found = 0
-    for i in range(x.size):
-        found += sign * x[i] >= threshold
-    return found
+def _scan(x, bits, begin, end, exponent, table, lows, highs):
+    """Count blocks begin..end until one does not fit in the bins; return which.
+
+    Parameters
+    ----------
+    x, bits : float32 array (n,), and the same as int32
+    begin, end : int
+    exponent : int
+        Bins are ``2.0 ** exponent`` wide.
+    table : int32 array (2 * half + _TURNS,)
+    lows, highs : int32 array (runs,)
+        Filled with the extreme keys of all runs, counted or not.
+    """
+    half, power = np.int32((table.size - _TURNS) // 2), exponent
+    while half >> (power - exponent) > 1:
+        power += 1
+    # the key of the first magnitude beyond the bins: a power of two, or infinity
+    limit = min((power + 127) << 23, _INFINITY)
+    factor = np.float32(2.0**-exponent)
+    place, turns = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
+    for i in range(_BLOCK):
+        turns[i] = 2 * half + i % _TURNS
+    done = end
+    for b in range(begin, end):
+        first, last = b * _BLOCK, min((b + 1) * _BLOCK, x.size)
+        runs = slice(b * _RUNS, (b + 1) * _RUNS)
+        low, high = _extremes(bits[first:last], lows[runs], highs[runs])
+        if done < end or high >= limit or low < -limit:
+            done = min(done, b)
+        elif low == high:
+            _places(x[first : first + 1], factor, half, turns, place)
+            table[place[0]] += np.int32(last - first)
+        else:
+            _places(x[first:last], factor, half, turns, place)
+            _increment(table, place[: last - first])
+    return done
 
 
 @parallel_jit
-def _count_hits(x, sign, threshold, hits):
-    for chunk in prange(hits.size):
-        c = np.int64(chunk)
-        hits[c] = _hits(x[c * _CHUNK : (c + 1) * _CHUNK], sign, threshold)
+def _scan_parts(x, bits, begins, ends, exponent, tables, lows, highs):
+    """Scan several parts at once; `begins` moves to the first blocks that were not counted."""
+    for part in prange(begins.size):
+        p = np.int64(part)
+        begins[p] = _scan(x, bits, begins[p], ends[p], exponent, tables[p], lows, highs)
 
 
 @jit
-def _fill(x, sign, threshold, out):
-    """Copy those values; blocks without any, nearly all of them, are only counted."""
-    n = 0
-    for start in range(0, x.size, _BLOCK // 4):
-        block = x[start : start + _BLOCK // 4]
-        if _hits(block, sign, threshold):
-            for v in block:
-                if sign * v >= threshold:
-                    out[n] = sign * v
-                    n += 1
+def _add(table, counts):
+    for i in range(table.size):
+        counts[i] += table[i]
+        table[i] = 0
 
 
-@parallel_jit
-def _collect(x, sign, threshold, ends, out):
-    for chunk in prange(ends.size):
-        c = np.int64(chunk)
-        begin = ends[c - 1] if c else 0
-        if ends[c] > begin:
-            values = x[c * _CHUNK : (c + 1) * _CHUNK]
-            _fill(values, sign, threshold, out[begin : ends[c]])
+@jit
+def _settle(tables, counts, exponent, lows, highs):
+    """Move what the tables hold to the counts, but only if all values were finite.
+
+    Returns
+    -------
+    low, high : float
+        The extremes of the data.
+    zeros : int
+    """
+    low, high = lows[0], highs[0]
+    for b in range(lows.size):
+        low, high = min(low, lows[b]), max(high, highs[b])
+    keys = np.empty(2, np.int32)
+    keys[0] = low if low >= 0 else low ^ np.int32(0x7FFFFFFF)
+    keys[1] = high if high >= 0 else high ^ np.int32(0x7FFFFFFF)
+    ends = keys.view(np.float32)
+    zeros, half = 0, counts.size // 2
+    if high >= _INFINITY or low < -_INFINITY:
+        for t in range(tables.shape[0]):
+            for i in range(tables.shape[1]):
+                tables[t, i] = 0
+        return np.float64(ends[0]), np.float64(ends[1]), zeros
+    # no bin further out than the extremes holds anything
+    width = 2.0**exponent
+    below = int(min(max(-np.float64(ends[0]), 0.0) / width, half - 1.0))
+    above = int(min(max(np.float64(ends[1]), 0.0) / width, half - 1.0))
+    first, last = half - 1 - below, half + 1 + above
+    for t in range(tables.shape[0]):
+        _add(tables[t, first:last], counts[first:last])
+        for turn in range(2 * half, tables.shape[1]):
+            zeros += tables[t, turn]
+            tables[t, turn] = 0
+    counts[half] += zeros
+    return np.float64(ends[0]), np.float64(ends[1]), zeros
 
 
-def hits(x: np.ndarray, sign: np.float32, threshold: np.float32) -> int:
-    """See `kernels.reference.histogram.hits`."""
-    found = np.empty(-(-x.size // _CHUNK), np.int64)
+def _tables(parts: int, size: int) -> np.ndarray:
+    """Return so many tables of zeros, or more, to be put back when they are zero again."""
+    kept = getattr(_LOCAL, "tables", None)
+    _LOCAL.tables = None  # whoever is interrupted leaves no half-filled table behind
+    if kept is None or kept.shape[0] < parts or kept.shape[1] != size:
+        kept = np.zeros((parts, size), np.int32)
+    return kept
+
+
+def _parts(size: int) -> int:
+    """Return how many threads pay off: each has its table to add in the end."""
+    return max(min(numba.get_num_threads(), math.isqrt(size >> 15)), -(-size // _MOST), 1)
+
+
+def count(
+    x: np.ndarray, counts: np.ndarray, exponent: int, ends: tuple[np.ndarray, np.ndarray], tail: int
+) -> Seen:
+    """See `kernels.reference.histogram.count`."""
+    bits, parts, blocks = x.view(np.int32), _parts(x.size), -(-x.size // _BLOCK)
+    lows, highs = np.empty((2, -(-x.size // _RUN)), np.int32)
+    begins = [blocks * part // parts for part in range(parts)]
+    until = [*begins[1:], blocks]
+    kept, zeros = _tables(parts, counts.size + _TURNS), 0
+    tables = kept[:parts]
+    while True:
+        begins = _scan_all(x, bits, begins, until, exponent, tables, lows, highs)
+        low, high, more = _settle(tables, counts, exponent, lows, highs)
+        zeros += more
+        if not (math.isfinite(low) and math.isfinite(high)):
+            _LOCAL.tables = kept
+            bad = int(np.isnan(x).sum()), int(np.isinf(x).sum())
+            return Seen(low, high, *bad, 0, exponent, *ends)
+        if begins == until:
+            break
+        wider = exponent_for(max(-low, high), counts.size // 2)
+        join(counts, wider - exponent)
+        exponent = wider
+    _LOCAL.tables = kept
+    smallest, largest = ends
+    if smallest.size < tail or low < smallest[-1]:
+        smallest = -_top(-smallest, x, ~lows, -1, tail)
+    if largest.size < tail or high > largest[-1]:
+        largest = _top(largest, x, highs, 1, tail)
+    return Seen(low, high, 0, 0, zeros, exponent, smallest, largest)
+
+
+def _scan_all(
+    x: np.ndarray,
+    bits: np.ndarray,
+    begins: list[int],
+    until: list[int],
+    exponent: int,
+    tables: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+) -> list[int]:
+    """Scan the parts of the data, each from a block on; return the first blocks not counted."""
+    if len(begins) == 1:
+        return [_scan(x, bits, begins[0], until[0], exponent, tables[0], lows, highs)]
+    at = np.array(begins)
     with parallel_entry():
-        _count_hits(x, sign, threshold, found)
-    return int(found.sum())
+        _scan_parts(x, bits, at, np.array(until), exponent, tables, lows, highs)
+    return at.tolist()
 
 
-def collect(x: np.ndarray, sign: np.float32, threshold: np.float32) -> np.ndarray:
-    """See `kernels.reference.histogram.collect`."""
-    hits = np.empty(-(-x.size // _CHUNK), np.int64)
-    with parallel_entry():
-        _count_hits(x, sign, threshold, hits)
-        ends = np.cumsum(hits)
-        out = np.empty(ends[-1], np.float32)
-        _collect(x, sign, threshold, ends, out)
-    return out
+def _key(value: np.float32) -> int:
+    bits = int(value.view(np.int32))
+    return bits if bits >= 0 else bits ^ 0x7FFFFFFF
+
+
+@jit
+def _collect(x, runs, tops, at, sign, threshold, key, held, filled):
+    """Append the values of ``sign * x`` above the threshold, run by run while there is room.
+
+    Returns
+    -------
+    at, filled : int
+        Which of the runs comes next, and how many values are held.
+    """
+    while at < runs.size and filled + _RUN <= held.size:
+        first = runs[at] * _RUN
+        if tops[runs[at]] <= key:
+            return runs.size, filled  # nor do those after it have any
+        for i in range(first, min(first + _RUN, x.size)):
+            if sign * x[i] > threshold:
+                held[filled] = sign * x[i]
+                filled += 1
+        at += 1
+    return at, filled
+
+
+def _top(kept: np.ndarray, x: np.ndarray, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
+    """Return the `tail` greatest of `kept` and ``sign * x``, descending.
+
+    Runs are taken by the keys `tops` of their greatest values, the greatest first: soon the
+    threshold lies above those of most others, which need not be read.
+    """
+    threshold = kept[-1] if kept.size == tail else np.float32(-math.inf)
+    runs = np.flatnonzero(tops > _key(threshold))
+    runs = runs[np.argsort(tops[runs])[::-1]]
+    held = np.empty(2 * tail + 2 * _RUN, np.float32)
+    held[: kept.size] = kept
+    at, filled, factor = 0, kept.size, np.float32(sign)
+    while True:
+        key = _key(threshold)
+        at, filled = _collect(x, runs, tops, at, factor, threshold, key, held, filled)
+        best = np.sort(held[:filled] + np.float32(0))[::-1][:tail]
+        if at == runs.size:
+            return best
+        filled = best.size
+        held[:filled] = best
+        threshold = best[-1] if filled == tail else threshold

@@ -6,14 +6,17 @@ add slices of a block element by element, as vector instructions do.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
+from kernels.cpu.blas import spread
+from kernels.cpu.jit import jit
 
 __all__ = ["distance", "pair_sum", "squared_errors"]
 
-_CHUNK = 1 << 15
-_BLOCK = 1 << 10
+_CHUNK = 1 << 16
+_BLOCK = 1 << 11
 #: The float32 below one half.
 _ALMOST_HALF = np.float32(0.49999997)
 
@@ -76,15 +79,19 @@ def pair_sum(values):
 
 
 @jit
-def _error(x, low, high, scale):
-    """Return the summed squared error of one candidate."""
-    d, sums = np.empty(_BLOCK, np.float32), np.zeros(_BLOCK // 8)
-    for first in range(0, x.size, _BLOCK):
-        block = x[first : first + _BLOCK]
-        _distances(block, low, high, scale, d)
-        d[block.size :] = 0
-        _add_squares(d, sums)
-    return pair_sum(sums)
+def _errors(x, lows, highs, scales, losses):
+    """Fill in the summed squared error of each candidate."""
+    d, sums = np.empty(_BLOCK, np.float32), np.empty(_BLOCK // 8)
+    for r in range(scales.size):
+        for i in range(sums.size):
+            sums[i] = 0
+        for first in range(0, x.size, _BLOCK):
+            block = x[first : first + _BLOCK]
+            _distances(block, lows[r], highs[r], scales[r], d)
+            for i in range(block.size, _BLOCK):
+                d[i] = 0
+            _add_squares(d, sums)
+        losses[r] = pair_sum(sums)
 
 
 @jit
@@ -97,26 +104,17 @@ def _not_zero(x, out):
     return np.int64(n)
 
 
-@jit
-def _chunk_errors(x, lows, highs, scales, losses):
+def _chunk_errors(
+    x: np.ndarray, ranges: tuple[np.ndarray, ...], with_zero: bool, losses: np.ndarray
+) -> None:
     """Fill in the summed squared error of each candidate on a chunk.
 
     Zeros, half of the data after a ReLU, have no error as long as all ranges hold zero.
     """
-    values = np.empty(x.size, np.float32)
-    if lows.max() <= 0 and highs.min() >= 0:
-        values = values[: _not_zero(x, values)]
-    else:
-        values[:] = x
-    for r in range(scales.size):
-        losses[r] = _error(values, lows[r], highs[r], scales[r])
-
-
-@parallel_jit
-def _squared_errors(x, lows, highs, scales, losses):
-    for chunk in prange(losses.shape[0]):
-        c = np.int64(chunk)
-        _chunk_errors(x[c * _CHUNK : (c + 1) * _CHUNK], lows, highs, scales, losses[c])
+    if with_zero:
+        values = np.empty(x.size, np.float32)
+        x = values[: _not_zero(x, values)]
+    _errors(x, *ranges, losses)
 
 
 def squared_errors(
@@ -124,6 +122,12 @@ def squared_errors(
 ) -> np.ndarray:
     """See `kernels.reference.ifmr.squared_errors`; sums agree to rounding of float64."""
     losses = np.zeros((-(-x.size // _CHUNK), scales.size))
-    with parallel_entry():
-        _squared_errors(x, lows, highs, scales, losses)
+    with_zero = bool(lows.max() <= 0 <= highs.min())
+    jobs = [
+        partial(
+            _chunk_errors, x[c * _CHUNK : (c + 1) * _CHUNK], (lows, highs, scales), with_zero, sums
+        )
+        for c, sums in enumerate(losses)
+    ]
+    spread(jobs)
     return losses.sum(axis=0)

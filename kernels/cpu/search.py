@@ -1,80 +1,67 @@
-"""The losses that searches compare: candidates in parallel over bins, chunks over data."""
+"""The losses that searches on a histogram compare: candidates in parallel over its bins."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
+import numba
 import numpy as np
 
-from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange, round_half_away
+from kernels.cpu.blas import spread
+from kernels.cpu.ifmr import distance, pair_sum
+from kernels.cpu.jit import jit
 
-__all__ = ["bin_errors", "hfmg_errors", "squared_errors"]
+__all__ = ["bin_errors", "divergences", "hfmg_errors", "hfmg_ranges"]
 
-_CHUNK = 1 << 11
-
-
-@parallel_jit
-def _squared_errors(x, lows, highs, scales, losses):
-    chunks = losses.shape[0]
-    for c in prange(chunks):
-        first, last = c * _CHUNK, min(x.size, (c + 1) * _CHUNK)
-        errors = np.empty(last - first)
-        for r in range(scales.size):
-            low, high, scale = lows[r], highs[r], scales[r]
-            for i in range(first, last):
-                v = x[i]
-                d = round_half_away(min(max(v, low), high) / scale) * scale - v
-                errors[i - first] = np.float64(d) * np.float64(d)
-            s0 = s1 = s2 = s3 = 0.0
-            whole = errors.size - errors.size % 4
-            for i in range(0, whole, 4):
-                s0 += errors[i]
-                s1 += errors[i + 1]
-                s2 += errors[i + 2]
-                s3 += errors[i + 3]
-            for i in range(whole, errors.size):
-                s0 += errors[i]
-            losses[c, r] = (s0 + s1) + (s2 + s3)
+_BLOCK = 1 << 10
 
 
-def squared_errors(
-    x: np.ndarray, lows: np.ndarray, highs: np.ndarray, scales: np.ndarray
-) -> np.ndarray:
-    """See `kernels.reference.search.squared_errors`; sums agree to rounding of float64."""
-    losses = np.zeros((-(-x.size // _CHUNK), scales.size))
-    with parallel_entry():
-        _squared_errors(x, lows, highs, scales, losses)
-    return losses.sum(axis=0)
+def _spread(count: int, work: Callable[[slice], None]) -> None:
+    """Do the work for so many candidates, an equal share on each core."""
+    parts = max(1, min(numba.get_num_threads(), count))
+    ends = [count * part // parts for part in range(parts + 1)]
+    spread([lambda a=a, b=b: work(slice(a, b)) for a, b in pairwise(ends)])  # type: ignore[misc]
 
 
 @jit
-def _integral(t, low, high, s):
-    inner = min(max(t, low), high)
-    m = np.float64(round_half_away(inner / s))
-    d = inner / s - m
-    edge = m * s
-    inside = s * s * s * (m / 12 + d * d * d / 3)
-    return inside + ((t - edge) ** 3 - (inner - edge) ** 3) / 3
+def _nodes(left, right, counts, at, weight):
+    """Turn bins into the ends of runs of them; return how many.
+
+    The loss of bins is the sum over their ends of weight times integral: what the density
+    falls by at each. Bins that touch share an end.
+    """
+    n = 0
+    for b in range(left.size):
+        if right[b] > left[b]:
+            density = counts[b] / (right[b] - left[b])
+            if n == 0 or at[n - 1] != left[b]:
+                at[n], weight[n] = left[b], 0.0
+                n += 1
+            weight[n - 1] -= density
+            at[n], weight[n] = right[b], density
+            n += 1
+    return n
 
 
 @jit
-def _integrals(t, low, high, s, out):
-    """Integrate up to each edge. Alone in a function, the loop vectorizes."""
-    for i in range(t.size):
-        out[i] = _integral(t[i], low, high, s)
+def _integrals(at, weight, low, high, s, out):
+    """Integrate up to each end, see `kernels.reference.search.integral`, and weigh it.
 
-
-@jit
-def _weighted(weights, begin, end):
-    """Return ``sum(weights * (end - begin))`` in four sums that do not wait for each other."""
-    s0 = s1 = s2 = s3 = 0.0
-    whole = weights.size - weights.size % 4
-    for i in range(0, whole, 4):
-        s0 += weights[i] * (end[i] - begin[i])
-        s1 += weights[i + 1] * (end[i + 1] - begin[i + 1])
-        s2 += weights[i + 2] * (end[i + 2] - begin[i + 2])
-        s3 += weights[i + 3] * (end[i + 3] - begin[i + 3])
-    for i in range(whole, weights.size):
-        s0 += weights[i] * (end[i] - begin[i])
-    return (s0 + s1) + (s2 + s3)
+    The integral is continuous, so that it makes no difference which way a half is rounded.
+    """
+    cube, share = s * s * s, 1 / s
+    for i in range(at.size):
+        t = at[i]
+        inner = t if t > low else low
+        inner = inner if inner < high else high
+        q = inner * share
+        m = np.rint(q)
+        d = q - m
+        inside = cube * (m * (1 / 12) + d * d * d * (1 / 3))
+        beyond, to_end = t - m * s, inner - m * s
+        outside = (beyond * beyond * beyond - to_end * to_end * to_end) * (1 / 3)
+        out[i] = weight[i] * (inside + outside)
 
 
 @jit
@@ -82,21 +69,23 @@ def _point_errors(points, counts, low, high, s):
     """Return the summed squared error of single values, in float32 as on data."""
     low32, high32, step, total = np.float32(low), np.float32(high), np.float32(s), 0.0
     for i in range(points.size):
-        value = np.float32(points[i])
-        d = round_half_away(min(max(value, low32), high32) / step) * step - value
-        total += counts[i] * np.float64(d) ** 2
+        d = distance(np.float32(points[i]), low32, high32, step)
+        total += counts[i] * np.float64(d) * np.float64(d)
     return total
 
 
-@parallel_jit
-def _bin_errors(left, right, weights, points, counts, lows, highs, scales, losses):
-    for candidate in prange(scales.size):
-        r = np.int64(candidate)
+@jit
+def _bin_errors(at, weight, points, counts, lows, highs, scales, losses):
+    out = np.empty(_BLOCK)
+    for r in range(scales.size):
         low, high, s = lows[r], highs[r], scales[r]
-        begin, end = np.empty(left.size), np.empty(left.size)
-        _integrals(left, low, high, s, begin)
-        _integrals(right, low, high, s, end)
-        losses[r] = _weighted(weights, begin, end) + _point_errors(points, counts, low, high, s)
+        losses[r] = _point_errors(points, counts, low, high, s)
+        for first in range(0, at.size, _BLOCK):
+            block = at[first : first + _BLOCK]
+            _integrals(block, weight[first : first + _BLOCK], low, high, s, out)
+            for i in range(block.size, _BLOCK):
+                out[i] = 0
+            losses[r] += pair_sum(out)
 
 
 def bin_errors(
@@ -108,43 +97,151 @@ def bin_errors(
     scales: np.ndarray,
 ) -> np.ndarray:
     """See `kernels.reference.search.bin_errors`; sums agree to rounding of float64."""
-    wide = right > left
-    begin, end = left[wide], right[wide]
+    point = right <= left
+    at, weight = np.empty((2, 2 * left.size))
+    n = _nodes(left, right, counts, at, weight)
+    bins = at[:n], weight[:n], left[point], counts[point]
     losses = np.empty(scales.size)
-    with parallel_entry():
-        _bin_errors(
-            begin, end, counts[wide] / (end - begin), left[~wide], counts[~wide], lows, highs,
-            scales, losses,
-        )  # fmt: skip
+    _spread(
+        scales.size,
+        lambda part: _bin_errors(*bins, lows[part], highs[part], scales[part], losses[part]),
+    )
     return losses
 
 
-@parallel_jit
+@jit
+def _levels(centres, low, scale, out):
+    for i in range(centres.size):
+        out[i] = np.rint((centres[i] - low) / scale)
+
+
+@jit
+def _clipped(count, more, log, spread):
+    """Return what a bin's term grows by when clipped values are added to its count."""
+    both = count + more
+    return both * (np.log(both) - spread) - count * (log - spread)
+
+
+@jit
+def _divergence(counts, logs, level, levels):
+    """Return the divergence, times the number of values, of bins on these levels."""
+    first, last, below, above = 0, level.size, 0.0, 0.0
+    while first < last and level[first] < 0:
+        below += counts[first]
+        first += 1
+    while last > first and level[last - 1] >= levels:
+        last -= 1
+        above += counts[last]
+    total, begin = 0.0 if first < last else np.inf, first
+    while begin < last:
+        end, held = begin, 0.0
+        while end < last and level[end] == level[begin]:
+            held += counts[end]
+            end += 1
+        spread = np.log(held / (end - begin))
+        for i in range(begin, end):
+            total += counts[i] * (logs[i] - spread)
+        if begin == first:
+            more = below + above if last - first == 1 else below
+            total += _clipped(counts[first], more, logs[first], spread)
+        if end == last and last - first > 1:
+            total += _clipped(counts[last - 1], above, logs[last - 1], spread)
+        begin = end
+    return total
+
+
+@jit
+def _divergences(centres, counts, logs, lows, scales, levels, found):
+    level, number = np.empty(centres.size), 0.0
+    for i in range(counts.size):
+        number += counts[i]
+    for r in range(found.size):
+        _levels(centres, lows[r], scales[r], level)
+        found[r] = _divergence(counts, logs, level, levels) / number
+
+
+def divergences(
+    centres: np.ndarray, counts: np.ndarray, lows: np.ndarray, scales: np.ndarray, levels: int
+) -> np.ndarray:
+    """See `kernels.reference.search.divergences`; sums agree to rounding of float64."""
+    found = np.empty(scales.size)
+    bins = centres, counts, np.log(counts)
+    _spread(
+        scales.size, lambda part: _divergences(*bins, lows[part], scales[part], levels, found[part])
+    )
+    return found
+
+
+@jit
+def _trims(before, step, found):
+    """Fill in the ranges; return how many. `before` is the count below each bin's begin."""
+    bins = before.size - 1
+    least = (bins + 3) // 4
+    left, right, next_left, next_right, n = 0, bins - 1, 0, bins - 1, 0
+    while right - left > least:
+        while before[next_left] < before[left] + step:
+            next_left += 1
+        while before[next_right + 1] > before[right + 1] - step:
+            next_right -= 1
+        if next_left - left > right - next_right:
+            left = next_left
+        else:
+            right = next_right
+        if right < left:  # the counts at one end lay beyond those at the other
+            break
+        found[n, 0], found[n, 1] = left, right
+        n += 1
+    return n
+
+
+def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
+    """See `kernels.reference.search.hfmg_ranges`."""
+    before = np.concatenate([[0], np.cumsum(counts)])
+    found = np.empty((counts.size, 2), np.int64)
+    return found[: _trims(before, max(1, -(-int(before[-1]) // 100_000)), found)]
+
+
+@jit
+def _hfmg_integrals(first, left, width, part, levels, out):
+    """Integrate up to the begin of each bin from `first` on."""
+    share, cube, top, begin = width / part, part * part * part, levels - 1.0, first - left + 0.0
+    for i in range(out.size):
+        t = (begin + np.float64(np.int32(i))) * share
+        cell = np.floor(t)
+        cell = cell if cell > 0.0 else 0.0
+        cell = cell if cell < top else top
+        d = t - (cell + 0.5)
+        out[i] = cube * (cell * (1 / 12) + d * d * d * (1 / 3))
+
+
+@jit
+def _weigh(counts, integrals, out):
+    for i in range(counts.size):
+        out[i] = counts[i] * (integrals[i + 1] - integrals[i])
+
+
+@jit
 def _hfmg_errors(counts, candidates, width, levels, losses):
-    for r in prange(losses.size):
-        left = candidates[r, 0]
-        part = width * (candidates[r, 1] - left + 1) / levels
-        whole = part * part * part / 12
-        total = 0.0
-        for b in range(counts.size):
-            if counts[b] == 0:
-                continue
-            begin = (b - left) * width
-            end = begin + width
-            first = min(max(np.floor(begin / part), 0.0), levels - 1.0)
-            last = min(max(np.floor(end / part), 0.0), levels - 1.0)
-            d_begin = begin - (first + 0.5) * part
-            d_end = end - (last + 0.5) * part
-            cubes = (d_end * d_end * d_end - d_begin * d_begin * d_begin) / 3
-            total += counts[b] / width * (cubes + (last - first) * whole)
-        losses[r] = total
+    integrals, out = np.empty(_BLOCK + 1), np.empty(_BLOCK)
+    for r in range(losses.size):
+        left, right, total = candidates[r, 0], candidates[r, 1], 0.0
+        part = width * (right - left + 1) / levels
+        for first in range(0, counts.size, _BLOCK):
+            block = counts[first : first + _BLOCK]
+            _hfmg_integrals(first, left, width, part, levels, integrals[: block.size + 1])
+            _weigh(block, integrals, out)
+            for i in range(block.size, _BLOCK):
+                out[i] = 0
+            total += pair_sum(out)
+        losses[r] = total / width
 
 
 def hfmg_errors(
     counts: np.ndarray, candidates: np.ndarray, width: float, levels: int
 ) -> np.ndarray:
     """See `kernels.reference.search.hfmg_errors`; sums agree to rounding of float64."""
-    losses = np.empty(len(candidates))
-    with parallel_entry():
-        _hfmg_errors(counts, candidates, width, levels, losses)
+    wide, losses = counts.astype(np.float64), np.empty(len(candidates))
+    _spread(
+        losses.size, lambda part: _hfmg_errors(wide, candidates[part], width, levels, losses[part])
+    )
     return losses

@@ -1,4 +1,4 @@
-"""The losses that searches compare, in NumPy: the definition."""
+"""The losses that searches on a histogram compare, in NumPy: the definition."""
 
 from __future__ import annotations
 
@@ -6,27 +6,7 @@ import numpy as np
 
 from kernels.rounding import round_half_away
 
-__all__ = ["bin_errors", "hfmg_errors", "squared_errors"]
-
-
-def squared_errors(
-    x: np.ndarray, lows: np.ndarray, highs: np.ndarray, scales: np.ndarray
-) -> np.ndarray:
-    """Return the summed squared error of each candidate on data, float64 (R,).
-
-    ``sum((round(clip(x, low, high) / scale) * scale - x)**2)`` in float32, squared and summed in
-    float64.
-
-    Parameters
-    ----------
-    x : float32 array (n,)
-    lows, highs, scales : float32 array (R,)
-    """
-    losses = np.empty(scales.size)
-    for r in range(scales.size):
-        d = round_half_away(np.clip(x, lows[r], highs[r]) / scales[r]) * scales[r] - x
-        losses[r] = np.sum(np.square(d, dtype=np.float64))
-    return losses
+__all__ = ["bin_errors", "divergences", "hfmg_errors", "hfmg_ranges"]
 
 
 def bin_errors(
@@ -41,7 +21,7 @@ def bin_errors(
 
     The values of a bin are spread evenly from left to right, and the error is integrated
     exactly: see `integral`. A bin without width is one float32 value, and float32 arithmetic
-    applies as in `squared_errors`.
+    applies as in `kernels.reference.ifmr.squared_errors`.
 
     Parameters
     ----------
@@ -81,6 +61,72 @@ def integral(t: np.ndarray, low: float, high: float, s: float) -> np.ndarray:
     inside = s**3 * (m / 12 + d**3 / 3)
     edge = m * s
     return inside + ((t - edge) ** 3 - (inner - edge) ** 3) / 3
+
+
+def divergences(
+    centres: np.ndarray, counts: np.ndarray, lows: np.ndarray, scales: np.ndarray, levels: int
+) -> np.ndarray:
+    """Return KL(P || Q) of each candidate, float64 (R,); infinity where all is clipped.
+
+    P clips what lies outside to the edge bins, Q spreads each level: a level's count (without
+    what was clipped) lies evenly on its bins, as in the calibration of "8-bit Inference with
+    TensorRT" (Migacz, 2017). Q is not scaled up to a sum of 1: else a range that holds one
+    bin, and clips all others, would look perfect.
+
+    Parameters
+    ----------
+    centres : float64 array (B,)
+        Of the bins, ascending, one or more.
+    counts : float64 array (B,)
+        All above zero.
+    lows, scales : float64 array (R,)
+        Where the levels begin, and their distance.
+    levels : int
+    """
+    found = np.full(scales.size, np.inf)
+    for r in range(scales.size):
+        level = np.rint((centres - lows[r]) / scales[r])
+        # up to half a step beyond an end a value is rounded to it, not clipped
+        inside = (level >= 0) & (level < levels)
+        if not inside.any():
+            continue
+        kept = counts[inside]
+        clipped = kept.copy()
+        clipped[0] += counts[level < 0].sum()
+        clipped[-1] += counts[level >= levels].sum()
+        level = level[inside].astype(np.int64)
+        spread = (np.bincount(level, kept) / np.maximum(np.bincount(level), 1))[level]
+        found[r] = np.sum(clipped * np.log(clipped / spread)) / counts.sum()
+    return found
+
+
+def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
+    """Return the ranges of bins to try, first and last, int64 (R, 2).
+
+    Each trims the end whose next hundred-thousandth of the counts reaches further in, until a
+    quarter of the bins is left.
+
+    Parameters
+    ----------
+    counts : int64 array (B,)
+    """
+    bins = counts.size
+    step = max(1, -(-int(counts.sum()) // 100_000))
+    before = np.concatenate([[0], np.cumsum(counts)])
+    left, right = 0, bins - 1
+    found = []
+    while right - left > -(-bins // 4):
+        # the first bin past `step` counts from the left, the last before them from the right
+        next_left = int(np.searchsorted(before, before[left] + step))
+        next_right = int(np.searchsorted(before, before[right + 1] - step, side="right")) - 2
+        if next_left - left > right - next_right:
+            left = next_left
+        else:
+            right = next_right
+        if right < left:  # the counts at one end lay beyond those at the other
+            break
+        found.append((left, right))
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
 def hfmg_errors(

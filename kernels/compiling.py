@@ -1,0 +1,32 @@
+"""When kernels are compiled: at their first use, unless the cache on disk has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from kernels.dispatch import backend, check_device
+
+__all__ = ["on_compile"]
+
+
+def on_compile(device: str, callback: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call back once, before the first kernel is compiled; not if all come from the cache.
+
+    Parameters
+    ----------
+    device : str
+        The reference compiles nothing.
+    callback : callable
+
+    Returns
+    -------
+    context manager
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    check_device(device)
+    return nullcontext() if device == "reference" else backend(device, "jit").on_compile(callback)
