@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import convs, nets, observing
+from bench import convs, int8_convs, int8_nets, nets, observing
 from bench.workload import Workload
 
 __all__ = ["workloads"]
@@ -10,4 +10,10 @@ __all__ = ["workloads"]
 
 def workloads(batch: int = 1) -> tuple[Workload, ...]:
     """Return all workloads; nets and layers are run on `batch` images at a time."""
-    return (*observing.workloads(), *convs.workloads(batch), *nets.workloads(batch))
+    return (
+        *observing.workloads(),
+        *int8_convs.workloads(batch),
+        *convs.workloads(batch),
+        *nets.workloads(batch),
+        *int8_nets.workloads(batch),
+    )

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PEERS", "missing", "node", "onnx_session", "set_threads", "version"]
+__all__ = [
+    "PEERS",
+    "missing",
+    "node",
+    "onnx_session",
+    "openvino_run",
+    "set_threads",
+    "version",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,13 @@ def _torch_threads(torch: Any, count: int) -> None:
     torch.set_num_threads(count)
 
 
+def _torch_has(engine: str) -> Callable[[Any], bool]:
+    return lambda torch: engine in torch.backends.quantized.supported_engines
+
+
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
+
+_TORCH = "pip install torch, built with this engine"
 
 PEERS: Mapping[str, Peer] = {
     "numpy": Peer(("numpy",), ("numpy",)),
@@ -47,6 +61,10 @@ PEERS: Mapping[str, Peer] = {
         lambda cv2: hasattr(cv2.dnn, "readNetFromCaffe"),
     ),
     "torch": Peer(("torch",), ("torch",), "pip install torch", _torch_threads),
+    "fbgemm": Peer(("torch",), ("torch",), _TORCH, _torch_threads, _torch_has("fbgemm")),
+    "onednn": Peer(("torch",), ("torch",), _TORCH, _torch_threads, _torch_has("onednn")),
+    "openvino": Peer(("openvino", "onnx"), ("openvino",)),
+    "nncf": Peer(("nncf", "openvino", "onnx"), ("nncf",)),
 }
 
 
@@ -88,7 +106,8 @@ def set_threads(peer: str, threads: int) -> None:
 def node(op: str, x: np.ndarray, constants: Mapping[str, np.ndarray], **attributes: Any) -> bytes:
     """Return an ONNX model of one operation: input ``x``, then the constants in order.
 
-    The result has the type of the constant ``y_zero``, else of ``x``.
+    The result has the type of the constant ``y_zero``, else of ``x``. With ``domain`` among the
+    attributes it is an operation of a runtime's own.
     """
     onnx: Any = import_module("onnx")
     helper = onnx.helper
@@ -101,13 +120,50 @@ def node(op: str, x: np.ndarray, constants: Mapping[str, np.ndarray], **attribut
         [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     # an old version of the format, which every reader knows
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    opsets = [helper.make_opsetid("", 13)]
+    if domain := attributes.get("domain"):
+        opsets.append(helper.make_opsetid(domain, 1))
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     return model.SerializeToString()
 
 
-def onnx_session(model: bytes, threads: int) -> Any:
-    """Return an ONNX Runtime session on the CPU."""
+def onnx_session(model: bytes, threads: int, *, exact: bool = False) -> Any:
+    """Return an ONNX Runtime session on the CPU.
+
+    With `exact` it avoids the instruction that adds pairs of products in 16 bits, which it
+    takes by default where there is no VNNI.
+    """
     ort: Any = import_module("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def openvino_run(model: Any, x: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """Return a call of OpenVINO on the CPU with a model of its own or ONNX bytes.
+
+    One stream, lowest latency.
+
+    What is not INT8 stays float32, as on the other sides: by default it becomes bfloat16
+    where the machine has it.
+    """
+    openvino: Any = import_module("openvino")
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    if isinstance(model, bytes):
+        model = core.read_model(model, b"")
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x))  # a copy: it would not keep x alive
+
+    def run() -> np.ndarray:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return run

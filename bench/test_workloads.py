@@ -1,4 +1,4 @@
-"""Every side of every workload under pytest-benchmark, one group a workload.
+"""Every side of the short list of workloads under pytest-benchmark, one group a workload.
 
 On one thread. For ratios on more, and on a busy machine, see ``python -m bench``, where each
 peer has a process of its own and the sides take turns.
@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.catalog import workloads
 from bench.workload import Ready, Workload, prepare
 
-_SIDES = [(w, s.name) for w in workloads() for s in w.sides]
+_SIDES = [(w, s.name) for w in workloads() if w.short for s in w.sides]
 
 
 @pytest.fixture(scope="module")

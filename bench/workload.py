@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import peers
 
-__all__ = ["OURS", "Check", "Mismatch", "Ready", "Run", "Side", "Workload", "compare"]
+__all__ = ["OURS", "Check", "Mismatch", "Ready", "Run", "Score", "Side", "Workload", "compare"]
 __all__ += ["near", "prepare", "same_shape", "within"]
 
 #: The peer's name of our own sides; the first side of a workload is always ours.
@@ -24,7 +24,18 @@ Check = Callable[[Any, Any, Any], None]
 
 
 class Mismatch(AssertionError):
-    """A peer computed something else than we did, so that timing both says nothing."""
+    """A side that must be right computed something else, so that timing it says nothing."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far a result lies from the truth, shown beside the time: 0 is exact.
+
+    For work on which sides may differ: a side with a bad score is timed nevertheless.
+    """
+
+    word: str  # what the share is called
+    of: Callable[[Any, Any], float | None]  # (inputs, result); None: not to be scored
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Side:
 
     peer: str  # OURS or a key of PEERS
     start: Callable[[Any, int], Run]
-    same: Check | None = None
+    same: Check | None = None  # must hold, or nothing is timed; ours is given to its own, too
     label: str = ""
 
     @property
@@ -53,11 +64,20 @@ class Workload:
     work: float = 0.0  # bytes, or operations (a multiply-add is 2), of one run; 0: no measure
     bound: str = ""  # key of bench.limits.LIMITS: what the machine allows at most
     missing: Callable[[], str | None] = lambda: None  # why it cannot run here
+    kind: str = ""  # workloads of a kind are summed up together
+    short: bool = True  # part of the short list
+    score: Score | None = None
+    most_rounds: int = 1 << 30  # enough where one run takes seconds
 
     @property
     def title(self) -> str:
         """Group and name."""
         return f"{self.group}: {self.name}"
+
+    @property
+    def family(self) -> str:
+        """Group and kind."""
+        return self.group if self.kind in ("", self.group) else f"{self.group}, {self.kind}"
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import OutputStage, QuantParams, check_output
-from kernels.cpu import maxima, stores, tiles
+from kernels.cpu.codegen import maxima, stores, tiles
+from kernels.cpu.codegen.microkernels import F32, S16, U8, MicroKernel, all_kernels, choose
+from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
+from kernels.cpu.codegen.native import assembly, call, features
+from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
 from kernels.cpu.jit import jit
-from kernels.cpu.microkernels import F32, S16, U8, MicroKernel, all_kernels, choose
-from kernels.cpu.microkernels.choice import VARIABLE, runs_here
-from kernels.cpu.native import assembly, call, features
-from kernels.cpu.stores import CONSTANTS, FIELDS, Form
 from kernels.reference.output import store
-
 
 
 def can_run(kernel: MicroKernel) -> bool:
@@ -85,9 +84,7 @@ def test_a_tile(kernel: MicroKernel, runs: int, words: int, short: bool, vectors
     bases, taps = rng.integers(0, 100, rows) * size, rng.integers(0, 100, runs) * size
     acc = np.empty((rows, columns), kernel.operands.sums)
     function = (made.short if short else made.whole)[vectors - 1]
-    invoke(
-        function, (at(acc), at(data), at(bases), at(taps), runs, words, at(w), at(start))
-    )
+    invoke(function, (at(acc), at(data), at(bases), at(taps), runs, words, at(w), at(start)))
     wanted = np.empty((rows, columns))
     for m, n in np.ndindex(rows, columns):
         total = float(start[n])
