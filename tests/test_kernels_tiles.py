@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import kernel_cases as cases
@@ -18,7 +19,9 @@ from kernels.cpu.codegen import maxima, stores, tiles
 from kernels.cpu.codegen.microkernels import F32, S16, U8, MicroKernel, all_kernels, choose
 from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from kernels.cpu.codegen.native import assembly, call, features
-from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
+from kernels.cpu.codegen.stores import CONSTANTS, FIELDS
+from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.outputs import Writes, output_constants, output_form
 from kernels.cpu.jit import jit
 from kernels.reference.output import store
 
@@ -178,36 +181,37 @@ def test_the_output_stage_equals_its_definition(
     rng = np.random.default_rng(seed)
     floats, operands = kinds
     checked = check_output(output, 40, 0)
-    acc = cases_sums(rng, rows, 48)
-    added = rng.integers(-9, 9, (rows, channels)).astype(np.float32) / 2
-    pads = np.zeros((rows, 60), np.float32)
-    pads[:, :channels] = added
+    acc = random_sums(rng, rows, 48)
+    added = np.zeros((rows, 60), np.float32)
+    added[:, :channels] = rng.integers(-9, 9, (rows, channels)) / 2
     real = np.full((rows, 45), 77, np.float32)
     steps = np.full((rows, 45), 77, "int16" if operands is S16 else "uint8")
-    held, address = run_stage(
-        Form(
-            lanes, True, bool(checked.power.any()), False, other, True, floats,
-            "" if operands is None else operands.data,
-        ),
-        checked, operands, pads, real, steps,
-    )  # fmt: skip
-    invoke(address, (at(acc), acc.strides[0], rows, channels, at(held[0]), 0, 0))
-    bare = OutputStage(output.scale, output.shift)
-    y = store(acc[:, :channels], check_output(_cut(bare, channels), channels, 0))
+    image = Image(0, F32, 1, 40, 1, 1, (0, 0), 0, 40)
+    offset = int(checked.q_offset)
+    writes = Writes(
+        checked,
+        floats=image if floats else None,
+        integers=None if operands is None else replace(image, operands=operands, offset=offset),
+        other=image if other else None,
+    )
+    kernel = replace(choose("int8"), lanes=lanes)
+    form = output_form(writes, kernel, np.abs(acc.astype(np.float64)).max(axis=0)[:40])
+    table = stage_table(writes, checked, added, real, steps)
+    invoke(stores.compiled(form), (at(acc), acc.strides[0], rows, channels, at(table[0]), 0, 0))
+    y = store(acc[:, :channels], check_output(_cut(output, channels), channels, 0))
     if other:
-        y = y + added
+        y = y + added[:, :channels]
     y = np.minimum(np.maximum(y, checked.low), checked.high)
     if floats:
         assert (real[:, :channels] == y).all()
     assert (real[:, channels:] == 77).all()
     if operands is not None:
         q = kernels.quantize(np.ascontiguousarray(y), output.params, device="reference")
-        offset = int(output.params.offset)
         assert (steps[:, :channels] == q.astype(int) + operands.stored(offset)).all()
     assert (steps[:, channels:] == 77).all()
 
 
-def cases_sums(rng: np.random.Generator, *shape: int) -> np.ndarray:
+def random_sums(rng: np.random.Generator, *shape: int) -> np.ndarray:
     size = rng.choice([10, 1000, 2**31 - 1])
     return rng.integers(-size, size, shape).astype(np.int32)
 
@@ -217,30 +221,25 @@ def _cut(output: OutputStage, channels: int) -> OutputStage:
     return OutputStage(output.scale, shift)
 
 
-def run_stage(form, checked, operands, other, real, steps):
-    """Return arrays to keep, the table first, and the address of the function."""
-    room = np.zeros(64, np.float32)
-    scale, power = room.copy(), room.copy()
+def stage_table(
+    writes: Writes, checked: Any, other: np.ndarray, real: np.ndarray, steps: np.ndarray
+) -> list[np.ndarray]:
+    """Return the table of an output stage, and the arrays it points to."""
+    scale, factor, power = np.zeros((3, 64), np.float32)
     scale[:40], power[:40] = checked.scale, checked.power
-    offset = int(checked.q_offset)
+    constants = output_constants(writes)
     with np.errstate(over="ignore"):
-        named = {
-            "low": checked.low, "high": checked.high, "reciprocal": np.float32(1) / checked.q_scale,
-            "q_scale": checked.q_scale, "q_low": checked.q_low - offset,
-            "q_high": checked.q_high - offset,
-            "q_stored": 0 if operands is None else operands.zero(offset), "divisor": 1,
-        }  # fmt: skip
-    constants = np.array([named[n] for n in CONSTANTS], np.float32)
+        factor[:40] = checked.scale * constants[CONSTANTS.index("reciprocal_units")]
     table = np.zeros(len(FIELDS), np.int64)
-    keep = [table, scale, power, constants]
-    entries = {"scale": scale, "power": power, "constants": constants}
+    keep = [table, scale, factor, power, constants]
+    entries = {"scale": scale, "factor": factor, "power": power, "constants": constants}
     for name, image in (("other", other), ("floats", real), ("integers", steps)):
         distances = np.arange(len(image)) * image.strides[0]
         keep += [image, distances]
         entries |= {name: image, f"{name}_at": distances}
     for name, array in entries.items():
         table[FIELDS.index(name)] = at(array)
-    return keep, stores.compiled(form)
+    return keep
 
 
 @pytest.mark.parametrize("kernel", PROMISING, ids=lambda k: k.name)

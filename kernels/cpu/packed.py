@@ -9,8 +9,9 @@ from kernels.cpu.engine.grids import conv_border, deconv_border, pool_border
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layers import ConvWeights, DeconvWeights, add_average, add_largest
 from kernels.cpu.engine.layout import enter, leave
+from kernels.cpu.engine.outputs import Writes
 from kernels.cpu.engine.program import Instance, Program
-from kernels.cpu.engine.steps import Builder, Writes
+from kernels.cpu.engine.steps import Builder
 
 __all__ = [
     "Builder", "ConvWeights", "DeconvWeights", "Image", "Instance", "MicroKernel", "Program",

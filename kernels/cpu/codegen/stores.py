@@ -10,9 +10,10 @@ that is set where a NaN should become an integer.
 ``y = sum * scale`` or, for float32 sums, ``y = sum / divisor``; before that the 16-bit step where
 ``power > 0``; ``y = max(y, 0) + slope * min(y, 0)``, ``y = y + other``, ``y = clamp(y)``, stored
 as float32; and ``round(y / q_scale) + q_offset``, saturated, stored as an integer. Each is the
-float32 operation of `kernels.output`, with one exception that does not show: the division is a
-multiplication by the reciprocal wherever the quotient is farther than 2e-4 from half-way
-between two integers, where both round alike.
+float32 operation of `kernels.output`, with one exception that does not show: instead of a
+division the value is multiplied by the reciprocal, in units of 1/4096 of a step, and rounded as
+an integer. Products differ from the quotient by less than half a unit; so where the result lies
+within two units of half-way between two steps, and only there, the division is done after all.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ __all__ = ["CONSTANTS", "FIELDS", "Form", "compiled", "store_text"]
 
 #: Places in the table `stage`.
 FIELDS = (
-    "scale", "power", "slope", "constants", "other", "other_at", "floats", "floats_at",
-    "integers", "integers_at", "nans",
+    "scale", "factor", "power", "slope", "constants", "other", "other_at", "floats",
+    "floats_at", "integers", "integers_at", "nans",
 )  # fmt: skip
-#: Places in the float32 array of constants; integers are exact in it.
-CONSTANTS = ("low", "high", "reciprocal", "q_scale", "q_low", "q_high", "q_stored", "divisor")
+#: Places in the float32 array of constants; integers are exact in it. Those with ``_units`` are
+#: in units of 1/4096 of a step; ``first`` and ``last`` are the lowest and highest integer stored.
+CONSTANTS = (
+    "low", "high", "divisor", "q_scale", "q_low", "q_high", "q_stored", "reciprocal_units",
+    "low_units", "high_units", "stored_units", "first", "last",
+)  # fmt: skip
+#: Parts of a step that a fast result is rounded to.
+UNITS = 4096
 
-_AWAY_FROM_TIES = 0.4998
 _BYTES = {"uint8": 1, "int16": 2}
 
 
@@ -55,6 +61,13 @@ class Form:
         Whether float32 (or the bare int32) is stored.
     integers : str
         dtype of the integers stored, or empty.
+    bounded : bool
+        Integers alone are stored, of no more than scaled sums, whose magnitude is known to
+        be below 2**18 steps: scale and reciprocal are one factor.
+    full : bool
+        The highest integer stored is the greatest of its type.
+    careful : bool
+        Always divide: the reciprocal is out of range.
     """
 
     lanes: int
@@ -66,6 +79,9 @@ class Form:
     floats: bool = False
     integers: str = ""
     divided: bool = False
+    bounded: bool = False
+    full: bool = False
+    careful: bool = False
 
 
 def compiled(form: Form) -> int:
@@ -131,22 +147,29 @@ class _Store:
         above = w.value(f"fcmp ogt {self.real} {value}, {high}")
         return w.value(f"select {self.mask} {above}, {self.real} {high}, {self.real} {value}")
 
+    def sums(self, column: str) -> str:
+        """Load the vector of sums at a column, as float32."""
+        w = self.w
+        place = w.value(f"getelementptr i32, ptr %line, i64 {column}")
+        if not self.form.scaled:
+            return w.load(self.real, place)
+        return w.value(f"sitofp {self.whole} {w.load(self.whole, place)} to {self.real}")
+
+    def scaled(self, y: str, column: str) -> str:
+        return self.w.value(f"fmul {self.real} {y}, {self.floats_at('scale', column)}")
+
     def real_value(self, column: str) -> str:
         """Write the steps up to the float32 result for the vector at a column."""
         w, form = self.w, self.form
-        place = w.value(f"getelementptr i32, ptr %line, i64 {column}")
-        if not form.scaled:
-            y = w.load(self.real, place)
-            if form.divided:
-                y = w.value(f"fdiv {self.real} {y}, {self.constants['divisor']}")
-        else:
-            y = w.value(f"sitofp {self.whole} {w.load(self.whole, place)} to {self.real}")
-            if form.shift:
-                y = self.shifted(y, self.floats_at("power", column))
-            y = w.value(f"fmul {self.real} {y}, {self.floats_at('scale', column)}")
+        y = self.sums(column)
+        if form.divided:
+            y = w.value(f"fdiv {self.real} {y}, {self.constants['divisor']}")
+        if form.shift:
+            y = self.shifted(y, self.floats_at("power", column))
+        if form.scaled:
+            y = self.scaled(y, column)
         if form.slope:
-            zero = self.each(0)
-            falls = w.value(f"fcmp olt {self.real} {y}, {zero}")
+            falls = w.value(f"fcmp olt {self.real} {y}, {self.each(0)}")
             less = w.value(f"fmul {self.real} {y}, {self.floats_at('slope', column)}")
             y = w.value(f"select {self.mask} {falls}, {self.real} {less}, {self.real} {y}")
         if form.other:
@@ -163,39 +186,77 @@ class _Store:
         some = w.value(f"fcmp ogt {self.real} {power}, {self.each(0)}")
         return w.value(f"select {self.mask} {some}, {self.real} {back}, {self.real} {y}")
 
-    def integer_value(self, y: str, mask: str) -> str:
-        """Write quantization of a vector: quickly, and once more where it is near a tie."""
-        w, c = self.w, self.constants
-        fast = self.limited(
-            w.value(f"fmul {self.real} {y}, {c['reciprocal']}"), c["q_low"], c["q_high"]
-        )
-        nearest = self.float_call("rint", fast)
-        rest = self.float_call("fabs", w.value(f"fsub {self.real} {fast}, {nearest}"))
-        # also where it is NaN
-        near = w.value(f"fcmp ugt {self.real} {rest}, {self.each(_AWAY_FROM_TIES)}")
+    def cut(self, value: str, function: str, limit: str) -> str:
+        """Return the smaller or greater of two vectors of integers."""
+        name = f"llvm.{function}.v{self.form.lanes}i32"
+        return self.w.call(self.whole, name, (self.whole, value), (self.whole, limit))
+
+    def any(self, bits: str, mask: str) -> str:
+        """Return whether any lane of a mask, or of two, is set."""
+        w, lanes = self.w, self.form.lanes
         if mask:  # behind the last channel lies anything
-            near = w.value(f"and {self.mask} {near}, {mask}")
-        bits = w.value(f"bitcast {self.mask} {near} to i{self.form.lanes}")
-        some = w.value(f"icmp ne i{self.form.lanes} {bits}, 0")
+            bits = w.value(f"and {self.mask} {bits}, {mask}")
+        as_one = w.value(f"bitcast {self.mask} {bits} to i{lanes}")
+        return w.value(f"icmp ne i{lanes} {as_one}, 0")
+
+    def units(self, value: str) -> tuple[str, str]:
+        """Return the step a value in units lies in, and where it is near the border of two."""
+        w, whole = self.w, self.whole
+        name = f"llvm.lrint.v{self.form.lanes}i32.v{self.form.lanes}f32"
+        near = w.call(whole, name, (self.real, value))
+        moved = w.value(f"add {whole} {near}, {self.constants['stored_units']}")
+        step = w.value(f"ashr {whole} {moved}, splat (i32 {UNITS.bit_length() - 1})")
+        low_bits = w.value(f"and {whole} {moved}, splat (i32 {UNITS - 4})")
+        return step, w.value(f"icmp eq {whole} {low_bits}, splat (i32 0)")
+
+    def divided(self, y: str, mask: str) -> str:
+        """Write quantization by the division, for any value."""
+        w, c = self.w, self.constants
+        self.note_nans(y, mask)
+        steps = self.away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
+        known = w.value(f"fcmp ord {self.real} {steps}, {steps}")
+        number = w.value(
+            f"select {self.mask} {known}, {self.real} {steps}, {self.real} {self.each(0)}"
+        )
+        kept = self.limited(number, c["q_low"], c["q_high"])
+        stored = w.value(f"fadd {self.real} {kept}, {c['q_stored']}")
+        return w.value(f"fptosi {self.real} {stored} to {self.whole}")
+
+    def integer_value(self, y: str, column: str, mask: str) -> str:
+        """Write quantization of a vector: quickly, and once more where it is near a tie.
+
+        `y` are bare sums if the form is bounded.
+        """
+        w, c, form = self.w, self.constants, self.form
+        if form.careful:
+            return self.divided(y, mask)
+        if form.bounded:
+            factor = self.floats_at("factor", column)
+            fast, near = self.units(w.value(f"fmul {self.real} {y}, {factor}"))
+            fast = self.cut(fast, "smax", c["first"])
+        else:
+            product = w.value(f"fmul {self.real} {y}, {c['reciprocal_units']}")
+            fast, near = self.units(self.limited(product, c["low_units"], c["high_units"]))
+            if not form.scaled:  # sums of float32 may be NaN
+                unknown = w.value(f"fcmp uno {self.real} {y}, {y}")
+                near = w.value(f"or {self.mask} {near}, {unknown}")
+        some = self.any(near, mask)
         self.ties += 1
         here, exact, after = (f"{n}{self.ties}" for n in ("fast", "exact", "after"))
         w.do(f"br label %{here}")
         w.label(here)
         w.do(f"br i1 {some}, label %{exact}, label %{after}, !prof !0")
         w.label(exact)
-        self.note_nans(y, mask)
-        divided = self.away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
-        known = w.value(f"fcmp ord {self.real} {divided}, {divided}")
-        number = w.value(
-            f"select {self.mask} {known}, {self.real} {divided}, {self.real} {self.each(0)}"
-        )
-        careful = self.limited(number, c["q_low"], c["q_high"])
+        careful = self.divided(self.scaled(y, column) if form.bounded else y, mask)
         w.do(f"br label %{after}")
         w.label(after)
         result = f"%q{self.ties}"
-        w.phi(result, self.real, **{here: nearest, exact: careful})
-        stored = w.value(f"fadd {self.real} {result}, {c['q_stored']}")
-        return w.value(f"fptosi {self.real} {stored} to {self.whole}")
+        w.phi(result, self.whole, **{here: fast, exact: careful})
+        if not form.bounded:
+            return result
+        if form.full and form.integers == "uint8":  # saturates as it is stored
+            return self.cut(result, "umin", "splat (i32 255)")
+        return self.cut(result, "smin", c["last"])
 
     def note_nans(self, y: str, mask: str) -> None:
         """Set the mark of the table if a value is NaN: it has no integer."""
@@ -219,12 +280,12 @@ class _Store:
 
     def column(self, column: str, mask: str = "") -> None:
         """Write what happens to one vector of sums."""
-        y = self.real_value(column)
+        y = self.sums(column) if self.form.bounded else self.real_value(column)
         if self.form.floats:
             self.put("float", y, "floats", column, mask)
         if self.form.integers:
             kind = f"i{8 * _BYTES[self.form.integers]}"
-            q = self.integer_value(y, mask)
+            q = self.integer_value(y, column, mask)
             small = self.w.value(f"trunc {self.whole} {q} to {vector(self.form.lanes, kind)}")
             self.put(kind, small, "integers", column, mask)
 
@@ -234,9 +295,19 @@ class _Store:
         block = self.field("constants")
         for i, name in enumerate(CONSTANTS):
             number = w.load("float", w.at(block, str(4 * i)))
-            self.constants[name] = w.splat(form.lanes, "float", number)
-        for name, used in (("scale", form.scaled), ("power", form.shift), ("slope", form.slope)):
-            if used:
+            if name in ("stored_units", "first", "last"):
+                number = w.value(f"fptosi float {number} to i32")
+                self.constants[name] = w.splat(form.lanes, "i32", number)
+            else:
+                self.constants[name] = w.splat(form.lanes, "float", number)
+        used = {
+            "scale": form.scaled,
+            "factor": form.bounded,
+            "power": form.shift,
+            "slope": form.slope,
+        }
+        for name, needed in used.items():
+            if needed:
                 place = w.value(f"getelementptr float, ptr {self.field(name)}, i64 %channel")
                 self.lines[name] = place
         images = {"other": form.other, "floats": form.floats, "integers": bool(form.integers)}

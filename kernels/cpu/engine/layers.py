@@ -15,8 +15,9 @@ from kernels.conv import ConvGeometry
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
 from kernels.cpu.engine.grids import Grid, conv_grid, deconv_phases, pool_table
 from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.outputs import Writes
 from kernels.cpu.engine.packing import Packed, pack_channels, pack_outputs
-from kernels.cpu.engine.steps import Builder, Writes
+from kernels.cpu.engine.steps import Builder
 from kernels.pool import PoolGeometry, divisors
 
 __all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest"]

@@ -28,6 +28,8 @@ class Packed:
         Outputs of a group, or channels.
     runs, words : int
         Runs of data, and words in each; for channels 1 and the groups of taps.
+    reach : float64 array (all outputs,)
+        The largest magnitude of a sum, whatever the data; for float32 infinity.
     """
 
     kernel: MicroKernel
@@ -36,6 +38,7 @@ class Packed:
     outs: int
     runs: int
     words: int
+    reach: np.ndarray
 
 
 def _start(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> np.ndarray:
@@ -44,6 +47,14 @@ def _start(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> n
         return bias.astype(np.float32)
     taken = zero * w.sum(axis=tuple(range(bias.ndim, w.ndim)), dtype=np.int64)
     return (bias.astype(np.int64) - taken).astype(np.uint32, casting="unsafe").view(np.int32)
+
+
+def _reach(bias: np.ndarray, w: np.ndarray, kernel: MicroKernel) -> np.ndarray:
+    if kernel.operands.sums == "float32":
+        return np.full(bias.size, np.inf)
+    axes = tuple(range(bias.ndim, w.ndim))
+    weight = np.abs(w.astype(np.float64)).sum(axis=axes)
+    return (255 * weight + np.abs(bias.astype(np.float64))).reshape(-1)
 
 
 def pack_outputs(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel) -> Packed:
@@ -72,7 +83,7 @@ def pack_outputs(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel
         last[:, : narrow.shape[1]] = narrow
     start = np.zeros((groups, blocks * columns), kernel.operands.sums)
     start[:, :outs] = _start(bias, w, zero, kernel)
-    return Packed(kernel, packed, start, outs, runs, words)
+    return Packed(kernel, packed, start, outs, runs, words, _reach(bias, w, kernel))
 
 
 def pack_channels(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel) -> Packed:
@@ -95,4 +106,5 @@ def pack_channels(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKerne
     ordered = wide.reshape(blocks, block, groups, per).transpose(0, 2, 1, 3)
     start = np.zeros(blocks * block, kernel.operands.sums)
     start[:channels] = _start(bias, w, zero, kernel)
-    return Packed(kernel, np.ascontiguousarray(ordered), start, channels, 1, groups)
+    reach = _reach(bias, w, kernel)
+    return Packed(kernel, np.ascontiguousarray(ordered), start, channels, 1, groups, reach)

@@ -11,8 +11,9 @@ import numpy as np
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layout import enter, enter_last, leave, leave_last
+from kernels.cpu.engine.outputs import Writes
 from kernels.cpu.engine.program import Program
-from kernels.cpu.engine.steps import Builder, Writes
+from kernels.cpu.engine.steps import Builder
 from kernels.output import CheckedStage
 
 __all__ = ["Single"]

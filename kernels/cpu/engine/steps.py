@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 
 from kernels.cpu.codegen import maxima, stores, tiles
-from kernels.cpu.codegen.microkernels import F32, MicroKernel, choose
-from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
+from kernels.cpu.codegen.microkernels import MicroKernel, choose
+from kernels.cpu.codegen.stores import CONSTANTS, FIELDS
 from kernels.cpu.engine.grids import Grid
 from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.outputs import Writes, output_constants, output_form
 from kernels.cpu.engine.packing import Packed
 from kernels.cpu.engine.program import Program, Slots
 from kernels.cpu.engine.runner import APPLY, CHANNELS, FILL, LARGEST, OUTPUTS, STEP
-from kernels.output import CheckedStage
-from kernels.rounding import round_half_away
 
-__all__ = ["Builder", "Writes"]
+__all__ = ["Builder"]
 
 #: Tiles of a strip: what they read should stay near the core while blocks of weights pass.
 _STRIP_TILES = 7
@@ -26,37 +22,6 @@ _STRIP_TILES = 7
 _CHANNEL_STRIP = 28
 #: About so many jobs of a step, so that cores finish together.
 _JOBS = 16
-
-
-@dataclass(frozen=True)
-class Writes:
-    """What becomes of the sums of a step.
-
-    Attributes
-    ----------
-    stage : CheckedStage
-        Scale, shift, clamp and quantization, for all channels.
-    floats, integers : Image or None
-        Where float32 (or bare int32) and quantized values go.
-    other : Image or None
-        A float32 image that is added before the clamp.
-    slope : float32 array (C,) or None
-        What negative values are multiplied by.
-    divisor : float
-        Of float32 sums, before anything else.
-    """
-
-    stage: CheckedStage
-    floats: Image | None = None
-    integers: Image | None = None
-    other: Image | None = None
-    slope: np.ndarray | None = None
-    divisor: float = 1.0
-
-    @property
-    def images(self) -> dict[str, Image | None]:
-        """The images by their names in the table of the output stage."""
-        return {"other": self.other, "floats": self.floats, "integers": self.integers}
 
 
 class Builder:
@@ -123,7 +88,7 @@ class Builder:
         self._add(
             OUTPUTS,
             data=(source, source.origin),
-            writes=(writes, grid, kernel),
+            writes=(writes, grid, kernel, packed.reach),
             positions=count,
             strip=strip,
             strips=strips,
@@ -166,7 +131,7 @@ class Builder:
         self._add(
             CHANNELS,
             data=(source, source.origin),
-            writes=(writes, grid, kernel),
+            writes=(writes, grid, kernel, packed.reach),
             positions=count,
             strip=strip,
             strips=-(-count // strip),
@@ -217,7 +182,7 @@ class Builder:
         self._add(
             APPLY,
             data=(source, source.origin),
-            writes=(writes, Grid(lines, lines, (n, i, j)), choose("float")),
+            writes=(writes, Grid(lines, lines, (n, i, j)), choose("float"), None),
             positions=lines.size,
             bases=self._address(np.ascontiguousarray(lines)),
             pixels=source.step,
@@ -250,7 +215,7 @@ class Builder:
         *,
         data: tuple[Image, int],
         out: Image | None = None,
-        writes: tuple[Writes, Grid, MicroKernel] | None = None,
+        writes: tuple[Writes, Grid, MicroKernel, np.ndarray | None] | None = None,
         **values: int,
     ) -> None:
         self._time += 1
@@ -276,13 +241,19 @@ class Builder:
         padded[: values.size] = values
         return self._address(padded)
 
-    def _stage(self, writes: Writes, grid: Grid, kernel: MicroKernel) -> tuple[int, int]:
+    def _stage(
+        self, writes: Writes, grid: Grid, kernel: MicroKernel, reach: np.ndarray | None
+    ) -> tuple[int, int]:
         """Return the address of the function, and the number of its table."""
         s, lanes = writes.stage, kernel.lanes
+        form = output_form(writes, kernel, reach)
+        constants = output_constants(writes)
+        units = constants[CONSTANTS.index("reciprocal_units")]
         table = {
             "scale": self._per_channel(s.scale, lanes),
+            "factor": self._per_channel(s.scale * units if form.bounded else s.scale, lanes),
             "power": self._per_channel(s.power, lanes),
-            "constants": self._address(_constants(writes)),
+            "constants": self._address(constants),
         }
         if writes.slope is not None:
             table["slope"] = self._per_channel(writes.slope, lanes)
@@ -294,43 +265,4 @@ class Builder:
                 table[f"{name}_at"] = self._address(at)
         self._stages.append(table)
         self._stage_images.append(writes.images)
-        form = _form(writes, kernel, self._keeps_sums(kernel, s))
         return stores.compiled(form), len(self._stages) - 1
-
-    @staticmethod
-    def _keeps_sums(kernel: MicroKernel, stage: CheckedStage) -> bool:
-        return kernel.operands is F32 or stage.kind == 0
-
-
-def _form(writes: Writes, kernel: MicroKernel, bare: bool) -> Form:
-    s = writes.stage
-    clamped = s.kind != 0 and bool(s.low > -math.inf or s.high < math.inf)
-    return Form(
-        lanes=kernel.lanes,
-        scaled=not bare,
-        shift=not bare and bool(s.power.any()),
-        slope=writes.slope is not None,
-        other=writes.other is not None,
-        # where only integers are stored, their range is cut instead
-        clamp=clamped and writes.floats is not None,
-        floats=writes.floats is not None,
-        integers="" if writes.integers is None else writes.integers.operands.data,
-        divided=bare and writes.divisor != 1,
-    )
-
-
-def _constants(writes: Writes) -> np.ndarray:
-    s = writes.stage
-    low, high = s.q_low - s.q_offset, s.q_high - s.q_offset
-    if s.kind == 2 and writes.floats is None:
-        with np.errstate(all="ignore"):  # no limit is infinite
-            low = max(low, round_half_away(s.low / s.q_scale))
-            high = min(high, round_half_away(s.high / s.q_scale))
-    image = writes.integers
-    stored = 0 if image is None else image.operands.zero(int(s.q_offset))
-    with np.errstate(over="ignore"):  # an infinite reciprocal sends all through the division
-        reciprocal = np.float32(1) / s.q_scale
-    values = (s.low, s.high, reciprocal, s.q_scale, low, high, stored, writes.divisor)
-    made = np.array(values, np.float32)
-    assert made.size == len(CONSTANTS)
-    return made
