@@ -11,7 +11,7 @@ import numpy as np
 import kernels
 from bench.shapes import ConvShape
 
-__all__ = ["X_OFFSET", "X_SCALE", "ConvData", "conv_data", "exact_sums", "wrong_share"]
+__all__ = ["X_OFFSET", "X_SCALE", "ConvData", "conv_data", "exact_sums", "steps_of", "wrong_share"]
 
 X_SCALE = np.float32(0.02)
 #: Data after a ReLU: its zero is the lowest step, 0 where peers take unsigned data.
@@ -98,13 +98,21 @@ def exact_sums(d: ConvData) -> np.ndarray:
     return sums.reshape(n, s.outs, size, size)
 
 
+def steps_of(d: ConvData, its: np.ndarray) -> np.ndarray:
+    """Return the int8 steps that a result stands for, as int16.
+
+    Stored are int8 values, unsigned ones (plus 128), or int16 ones less the offset.
+    """
+    add = {"uint8": -128, "int16": d.result.offset}.get(its.dtype.name, 0)
+    return its.astype(np.int16) + np.int16(add)
+
+
 def wrong_share(d: ConvData, its: np.ndarray) -> float | None:
     """Return the share of outputs that are not the exact real value rounded to a step.
 
     Beside the middle of two steps (within 0.001 of a step) both are right. A float result has
     no such share.
     """
-    if its.dtype not in (np.uint8, np.int8):
+    if its.dtype == np.float32:
         return None
-    steps = its.astype(np.int16) - (128 if its.dtype == np.uint8 else 0)
-    return float((np.abs(steps - d.exact) > 0.5 + _TIE).mean())
+    return float((np.abs(steps_of(d, its) - d.exact) > 0.5 + _TIE).mean())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import kernels
-from bench.conv_data import X_OFFSET, X_SCALE, ConvData, conv_data, wrong_share
+from bench.conv_data import X_OFFSET, X_SCALE, ConvData, conv_data, steps_of, wrong_share
 from bench.peers import node, onnx_session, openvino_run
 from bench.shapes import CONVS
 from bench.workload import OURS, Mismatch, Run, Score, Side, Workload
@@ -26,16 +27,28 @@ __all__ = ["our_float", "workloads"]
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def _ours(d: ConvData, _threads: int, *, channels_last: bool) -> Run:
+def _ours(d: ConvData, _threads: int, layout: str) -> Run:
+    """Set ours up: "net" as a layer runs within a net, or from array to array."""
     stage = kernels.OutputStage(scale=X_SCALE * d.w_scale, params=d.result)
-    layout = {"channels_last": channels_last, **d.geometry}
     run = kernels.prepare_conv2d(
-        d.xq.shape, d.wq, d.bias_q, x_offset=X_OFFSET, output=stage, **layout
-    )
-    if not channels_last:
+        d.xq.shape, d.wq, d.bias_q, x_offset=X_OFFSET, output=stage,
+        channels_last=layout != "nchw", **d.geometry,
+    )  # fmt: skip
+    if layout == "nchw":
         return lambda: run(d.xq)
     x = np.ascontiguousarray(d.xq.transpose(_TO_NHWC))
-    return lambda: run(x).transpose(_TO_NCHW)
+    if layout == "nhwc":
+        return lambda: run(x).transpose(_TO_NCHW)
+    taken = ExitStack()
+    held = taken.enter_context(run.in_place())
+    held.source[...] = x.astype(np.int16) + held.source_add
+
+    def compute() -> np.ndarray:
+        held.compute()
+        return held.result.transpose(_TO_NCHW)
+
+    compute.taken = taken  # type: ignore[attr-defined]  # as long as it may be run
+    return compute
 
 
 def our_float(d: ConvData, _threads: int) -> Run:
@@ -138,15 +151,16 @@ def _exact(d: ConvData, _ours: np.ndarray, its: np.ndarray) -> None:
 
 def _half_a_step(d: ConvData, ours: np.ndarray, its: np.ndarray) -> None:
     """Compare our INT8 result with our float one, which is not rounded."""
-    real = (ours.astype(np.float32) - d.result.offset) * np.float32(d.result.scale)
+    real = (steps_of(d, ours).astype(np.float32) - d.result.offset) * np.float32(d.result.scale)
     error = np.abs(real - np.clip(its, *d.result.range)).max()
     if not error <= 0.501 * d.result.scale:
         raise Mismatch(f"by {error / d.result.scale:.2f} steps")
 
 
 _SIDES = (
-    Side(OURS, partial(_ours, channels_last=True), _exact),
-    Side(OURS, partial(_ours, channels_last=False), _exact, "ours nchw"),
+    Side(OURS, partial(_ours, layout="net"), _exact),
+    Side(OURS, partial(_ours, layout="nhwc"), _exact, "ours nhwc"),
+    Side(OURS, partial(_ours, layout="nchw"), _exact, "ours nchw"),
     Side("onnxruntime", _ort),
     Side("onnxruntime", _ort_nhwc, label="onnxruntime nhwc"),
     Side("fbgemm", partial(_torch, engine="fbgemm"), label="torch fbgemm"),

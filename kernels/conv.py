@@ -8,7 +8,9 @@ over the channels of the output's group; positions outside the image are zero. I
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -185,7 +187,7 @@ def prepare_conv2d(
     output: OutputStage | None = None,
     channels_last: bool = False,
     device: str = "cpu",
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> PreparedConv:
     """Pack the weights of a convolution once, for many runs on data of one shape.
 
     Parameters
@@ -206,7 +208,8 @@ def prepare_conv2d(
     Returns
     -------
     callable
-        ``run(x)`` returns what `conv2d_int8` or `conv2d` does. Several threads may call it.
+        ``run(x)`` returns what `conv2d_int8` or `conv2d` does; several threads may call it.
+        On the CPU ``run.in_place()`` computes without copying data in and out.
 
     Raises
     ------
@@ -229,12 +232,60 @@ def prepare_conv2d(
         stage = float_stage(w.shape[0])
     made = backend(device, "conv").prepare(shape, w, bias, x_offset, g, stage, channels_last)
     n, c, height, width = shape
-    wanted = (n, height, width, c) if channels_last else shape
+    return PreparedConv((n, height, width, c) if channels_last else shape, w.dtype.type, made)
 
-    def run(x: np.ndarray) -> np.ndarray:
-        x = check_array("x", x, w.dtype.type, 4)
-        if x.shape != wanted:
-            raise ValueError(f"x has shape {x.shape}, prepared was {wanted}")
-        return made(x)
 
-    return run
+@dataclass(frozen=True)
+class PreparedConv:
+    """A convolution with packed weights; made by `prepare_conv2d`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the data it takes.
+    dtype : type
+    """
+
+    shape: tuple[int, ...]
+    dtype: type
+    _made: Any
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Run it on data of its shape and dtype."""
+        x = check_array("x", x, self.dtype, 4)
+        if x.shape != self.shape:
+            raise ValueError(f"x has shape {x.shape}, prepared was {self.shape}")
+        return self._made(x)
+
+    def in_place(self) -> AbstractContextManager[InPlace]:
+        """Take buffers of its own to compute in, for data that is kept as it is stored there.
+
+        Raises
+        ------
+        ValueError
+            On a device that has no such buffers.
+        """
+        if not hasattr(self._made, "in_place"):
+            raise ValueError("only the device 'cpu' computes in place")
+        return self._made.in_place()
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Buffers of a prepared convolution, valid while they are taken.
+
+    Attributes
+    ----------
+    source, result : array (N, H, W, C)
+        float32, or the integers as this processor stores them: int8 values plus
+        `source_add` and `result_add`.
+    source_add, result_add : int
+    compute : callable
+        Fills `result`.
+    """
+
+    source: np.ndarray
+    result: np.ndarray
+    source_add: int
+    result_add: int
+    compute: Callable[[], None]

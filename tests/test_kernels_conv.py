@@ -328,3 +328,18 @@ def test_prepared_refuses_other_data():
         run(np.zeros((1, 2, 4, 4), np.float32))
     with pytest.raises(ValueError, match="for int8"):
         prepare_conv2d((1, 2, 4, 4), np.ones((3, 2, 1, 1), np.float32), x_offset=1)
+
+
+def test_in_place_equals_copies():
+    rng = np.random.default_rng(6)
+    x, w = cases.int8s(rng, 2, 5, 7, 9), cases.int8s(rng, 20, 5, 3, 3)
+    output = OutputStage(0.01, params=QuantParams(0.5, 3))
+    run = prepare_conv2d(x.shape, w, x_offset=-4, pad=1, output=output)
+    with run.in_place() as held:
+        held.source[...] = x.transpose(0, 2, 3, 1).astype(int) + held.source_add
+        held.compute()
+        found = held.result.astype(int) - held.result_add
+    assert (found.transpose(0, 3, 1, 2) == run(x)).all()
+    slow = prepare_conv2d(x.shape, w, device="reference")
+    with pytest.raises(ValueError, match="only the device 'cpu'"):
+        slow.in_place()

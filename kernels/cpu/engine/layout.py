@@ -15,6 +15,12 @@ _CHANNELS = 32
 @jit
 def _turn_in(rows, line, add):
     channels, width = rows.shape
+    if channels <= 4:  # an image: line by line there is nothing to share
+        for c in range(channels):
+            row = rows[c]
+            for j in range(width):
+                line[j, c] = row[j] + add
+        return
     for first in range(0, channels, _CHANNELS):
         last = min(first + _CHANNELS, channels)
         for j in range(width):

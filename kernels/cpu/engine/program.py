@@ -75,7 +75,7 @@ class Instance:
     """
 
     def __init__(self, program: Program) -> None:
-        self._places = program.places
+        self._program = program  # whose arrays the steps point to
         self._buffers = [_aligned(size + SLACK) for size in program.sizes]
         places = np.array([b.ctypes.data for b in self._buffers] or [0], np.int64)
         self._stages = program.stages.copy()
@@ -92,7 +92,7 @@ class Instance:
 
     def view(self, image: Image) -> np.ndarray:
         """Return the values (N, H, W, C) of an image."""
-        return image.view(self._buffers[self._places[image.buffer]])
+        return image.view(self._buffers[self._program.places[image.buffer]])
 
     def run(self, begin: int, end: int, threads: int) -> None:
         """Run steps [begin, end).

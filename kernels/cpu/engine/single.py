@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 
+from kernels.conv import InPlace
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layout import enter, enter_last, leave, leave_last
@@ -96,3 +98,16 @@ class Single:
             less = o.operands.stored(o.offset)
             (leave_last if last else leave)(instance.view(o), bare, less)
         return y
+
+    @contextmanager
+    def in_place(self) -> Iterator[InPlace]:
+        """See `kernels.PreparedConv.in_place`."""
+        count, o, source = len(self.program.steps), self.out, self.source
+        with self.program.instance() as instance:
+            yield InPlace(
+                instance.view(source),
+                instance.view(o),
+                source.operands.stored(source.offset),
+                o.operands.stored(o.offset),
+                lambda: instance.run(0, count, numba.get_num_threads()),
+            )
