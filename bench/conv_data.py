@@ -113,6 +113,6 @@ def wrong_share(d: ConvData, its: np.ndarray) -> float | None:
     Beside the middle of two steps (within 0.001 of a step) both are right. A float result has
     no such share.
     """
-    if its.dtype == np.float32:
+    if its.dtype.kind == "f":
         return None
     return float((np.abs(steps_of(d, its) - d.exact) > 0.5 + _TIE).mean())

@@ -116,4 +116,5 @@ class Writer:
         width = '"min-legal-vector-width"="512" "prefer-vector-width"="512"'
         body = "\n".join(self._lines)
         function = f"define void @{self.name}({self._head}) nounwind {width} {{\n{body}\n}}\n"
-        return "\n".join((*self._declarations, function))
+        rarely = '!0 = !{!"branch_weights", i32 1, i32 1000}\n'  # for a branch marked so
+        return "\n".join((*self._declarations, function, rarely))

@@ -26,7 +26,7 @@ import numpy as np
 from kernels.cpu.codegen.ir import Writer, vector
 from kernels.cpu.codegen.native import compile_text
 
-__all__ = ["CONSTANTS", "FIELDS", "Form", "compiled", "store_text"]
+__all__ = ["CONSTANTS", "FIELDS", "UNITS", "Form", "OutputWriter", "compiled", "store_text"]
 
 #: Places in the table `stage`.
 FIELDS = (
@@ -89,57 +89,56 @@ def compiled(form: Form) -> int:
     return compile_text(store_text(form), "store")
 
 
-class _Store:
-    """Writes one function; holds the values that its loops share."""
+class OutputWriter:
+    """Writes an output stage into a function; holds the values that its vectors share.
 
-    def __init__(self, form: Form) -> None:
+    Parameters
+    ----------
+    form : Form
+    writer : Writer
+        Of a function with the parameters ``stage``, ``channel`` and ``position``.
+    """
+
+    def __init__(self, form: Form, writer: Writer) -> None:
         self.form = form
+        self.w = writer
         self.real = vector(form.lanes, "float")
         self.whole = vector(form.lanes, "i32")
         self.mask = vector(form.lanes, "i1")
-        self.w = Writer(
-            "store",
-            [
-                ("ptr", "acc"),
-                *(("i64", n) for n in ("stride", "rows", "columns")),
-                ("ptr", "stage"),
-                ("i64", "channel"),
-                ("i64", "position"),
-            ],
-        )
         self.constants: dict[str, str] = {}
         self.lines: dict[str, str] = {}
+        self.images: dict[str, tuple[str, str]] = {}
         self.ties = 0
 
-    def each(self, value: float) -> str:
+    def _each(self, value: float) -> str:
         """Return a constant vector."""
         # LLVM writes a float as the bits of the double of the same value
         bits = struct.pack(">d", np.float32(value)).hex()
         return f"splat (float 0x{bits})"
 
-    def field(self, name: str) -> str:
+    def _field(self, name: str) -> str:
         return self.w.load("ptr", self.w.at("%stage", str(8 * FIELDS.index(name))))
 
-    def float_call(self, function: str, *values: str) -> str:
+    def _float_call(self, function: str, *values: str) -> str:
         name = f"llvm.{function}.v{self.form.lanes}f32"
         return self.w.call(self.real, name, *((self.real, v) for v in values))
 
-    def floats_at(self, table: str, column: str) -> str:
+    def _floats_at(self, table: str, column: str) -> str:
         place = self.w.value(f"getelementptr float, ptr {self.lines[table]}, i64 {column}")
         return self.w.load(self.real, place)
 
-    def away(self, value: str) -> str:
+    def _away(self, value: str) -> str:
         """Round half away from zero, as `kernels.rounding` does."""
         w = self.w
-        cut = self.float_call("trunc", value)
-        rest = self.float_call("fabs", w.value(f"fsub {self.real} {value}, {cut}"))
-        up = w.value(f"fcmp oge {self.real} {rest}, {self.each(0.5)}")
+        cut = self._float_call("trunc", value)
+        rest = self._float_call("fabs", w.value(f"fsub {self.real} {value}, {cut}"))
+        up = w.value(f"fcmp oge {self.real} {rest}, {self._each(0.5)}")
         one = w.value(
-            f"select {self.mask} {up}, {self.real} {self.each(1)}, {self.real} {self.each(0)}"
+            f"select {self.mask} {up}, {self.real} {self._each(1)}, {self.real} {self._each(0)}"
         )
-        return w.value(f"fadd {self.real} {cut}, {self.float_call('copysign', one, value)}")
+        return w.value(f"fadd {self.real} {cut}, {self._float_call('copysign', one, value)}")
 
-    def limited(self, value: str, low: str, high: str) -> str:
+    def _limited(self, value: str, low: str, high: str) -> str:
         """Clamp; NaN stays NaN."""
         w = self.w
         below = w.value(f"fcmp olt {self.real} {value}, {low}")
@@ -147,51 +146,42 @@ class _Store:
         above = w.value(f"fcmp ogt {self.real} {value}, {high}")
         return w.value(f"select {self.mask} {above}, {self.real} {high}, {self.real} {value}")
 
-    def sums(self, column: str) -> str:
-        """Load the vector of sums at a column, as float32."""
-        w = self.w
-        place = w.value(f"getelementptr i32, ptr %line, i64 {column}")
-        if not self.form.scaled:
-            return w.load(self.real, place)
-        return w.value(f"sitofp {self.whole} {w.load(self.whole, place)} to {self.real}")
+    def _scaled(self, y: str, column: str) -> str:
+        return self.w.value(f"fmul {self.real} {y}, {self._floats_at('scale', column)}")
 
-    def scaled(self, y: str, column: str) -> str:
-        return self.w.value(f"fmul {self.real} {y}, {self.floats_at('scale', column)}")
-
-    def real_value(self, column: str) -> str:
-        """Write the steps up to the float32 result for the vector at a column."""
+    def _real_value(self, y: str, column: str) -> str:
+        """Write the steps up to the float32 result for sums as float32."""
         w, form = self.w, self.form
-        y = self.sums(column)
         if form.divided:
             y = w.value(f"fdiv {self.real} {y}, {self.constants['divisor']}")
         if form.shift:
-            y = self.shifted(y, self.floats_at("power", column))
+            y = self._shifted(y, self._floats_at("power", column))
         if form.scaled:
-            y = self.scaled(y, column)
+            y = self._scaled(y, column)
         if form.slope:
-            falls = w.value(f"fcmp olt {self.real} {y}, {self.each(0)}")
-            less = w.value(f"fmul {self.real} {y}, {self.floats_at('slope', column)}")
+            falls = w.value(f"fcmp olt {self.real} {y}, {self._each(0)}")
+            less = w.value(f"fmul {self.real} {y}, {self._floats_at('slope', column)}")
             y = w.value(f"select {self.mask} {falls}, {self.real} {less}, {self.real} {y}")
         if form.other:
-            y = w.value(f"fadd {self.real} {y}, {self.floats_at('other', column)}")
+            y = w.value(f"fadd {self.real} {y}, {self._floats_at('other', column)}")
         if form.clamp:
-            y = self.limited(y, self.constants["low"], self.constants["high"])
+            y = self._limited(y, self.constants["low"], self.constants["high"])
         return y
 
-    def shifted(self, y: str, power: str) -> str:
+    def _shifted(self, y: str, power: str) -> str:
         w = self.w
-        stepped = self.away(w.value(f"fdiv {self.real} {y}, {power}"))
-        kept = self.limited(stepped, self.each(-32768), self.each(32767))
+        stepped = self._away(w.value(f"fdiv {self.real} {y}, {power}"))
+        kept = self._limited(stepped, self._each(-32768), self._each(32767))
         back = w.value(f"fmul {self.real} {kept}, {power}")
-        some = w.value(f"fcmp ogt {self.real} {power}, {self.each(0)}")
+        some = w.value(f"fcmp ogt {self.real} {power}, {self._each(0)}")
         return w.value(f"select {self.mask} {some}, {self.real} {back}, {self.real} {y}")
 
-    def cut(self, value: str, function: str, limit: str) -> str:
+    def _cut(self, value: str, function: str, limit: str) -> str:
         """Return the smaller or greater of two vectors of integers."""
         name = f"llvm.{function}.v{self.form.lanes}i32"
         return self.w.call(self.whole, name, (self.whole, value), (self.whole, limit))
 
-    def any(self, bits: str, mask: str) -> str:
+    def _any(self, bits: str, mask: str) -> str:
         """Return whether any lane of a mask, or of two, is set."""
         w, lanes = self.w, self.form.lanes
         if mask:  # behind the last channel lies anything
@@ -199,7 +189,7 @@ class _Store:
         as_one = w.value(f"bitcast {self.mask} {bits} to i{lanes}")
         return w.value(f"icmp ne i{lanes} {as_one}, 0")
 
-    def units(self, value: str) -> tuple[str, str]:
+    def _units(self, value: str) -> tuple[str, str]:
         """Return the step a value in units lies in, and where it is near the border of two."""
         w, whole = self.w, self.whole
         name = f"llvm.lrint.v{self.form.lanes}i32.v{self.form.lanes}f32"
@@ -209,45 +199,45 @@ class _Store:
         low_bits = w.value(f"and {whole} {moved}, splat (i32 {UNITS - 4})")
         return step, w.value(f"icmp eq {whole} {low_bits}, splat (i32 0)")
 
-    def divided(self, y: str, mask: str) -> str:
+    def _divided(self, y: str, mask: str) -> str:
         """Write quantization by the division, for any value."""
         w, c = self.w, self.constants
-        self.note_nans(y, mask)
-        steps = self.away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
+        self._note_nans(y, mask)
+        steps = self._away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
         known = w.value(f"fcmp ord {self.real} {steps}, {steps}")
         number = w.value(
-            f"select {self.mask} {known}, {self.real} {steps}, {self.real} {self.each(0)}"
+            f"select {self.mask} {known}, {self.real} {steps}, {self.real} {self._each(0)}"
         )
-        kept = self.limited(number, c["q_low"], c["q_high"])
+        kept = self._limited(number, c["q_low"], c["q_high"])
         stored = w.value(f"fadd {self.real} {kept}, {c['q_stored']}")
         return w.value(f"fptosi {self.real} {stored} to {self.whole}")
 
-    def integer_value(self, y: str, column: str, mask: str) -> str:
+    def _integer_value(self, y: str, column: str, mask: str) -> str:
         """Write quantization of a vector: quickly, and once more where it is near a tie.
 
         `y` are bare sums if the form is bounded.
         """
         w, c, form = self.w, self.constants, self.form
         if form.careful:
-            return self.divided(y, mask)
+            return self._divided(y, mask)
         if form.bounded:
-            factor = self.floats_at("factor", column)
-            fast, near = self.units(w.value(f"fmul {self.real} {y}, {factor}"))
-            fast = self.cut(fast, "smax", c["first"])
+            factor = self._floats_at("factor", column)
+            fast, near = self._units(w.value(f"fmul {self.real} {y}, {factor}"))
+            fast = self._cut(fast, "smax", c["first"])
         else:
             product = w.value(f"fmul {self.real} {y}, {c['reciprocal_units']}")
-            fast, near = self.units(self.limited(product, c["low_units"], c["high_units"]))
+            fast, near = self._units(self._limited(product, c["low_units"], c["high_units"]))
             if not form.scaled:  # sums of float32 may be NaN
                 unknown = w.value(f"fcmp uno {self.real} {y}, {y}")
                 near = w.value(f"or {self.mask} {near}, {unknown}")
-        some = self.any(near, mask)
+        some = self._any(near, mask)
         self.ties += 1
         here, exact, after = (f"{n}{self.ties}" for n in ("fast", "exact", "after"))
         w.do(f"br label %{here}")
         w.label(here)
         w.do(f"br i1 {some}, label %{exact}, label %{after}, !prof !0")
         w.label(exact)
-        careful = self.divided(self.scaled(y, column) if form.bounded else y, mask)
+        careful = self._divided(self._scaled(y, column) if form.bounded else y, mask)
         w.do(f"br label %{after}")
         w.label(after)
         result = f"%q{self.ties}"
@@ -255,10 +245,10 @@ class _Store:
         if not form.bounded:
             return result
         if form.full and form.integers == "uint8":  # saturates as it is stored
-            return self.cut(result, "umin", "splat (i32 255)")
-        return self.cut(result, "smin", c["last"])
+            return self._cut(result, "umin", "splat (i32 255)")
+        return self._cut(result, "smin", c["last"])
 
-    def note_nans(self, y: str, mask: str) -> None:
+    def _note_nans(self, y: str, mask: str) -> None:
         """Set the mark of the table if a value is NaN: it has no integer."""
         w, lanes = self.w, self.form.lanes
         nans = w.value(f"fcmp uno {self.real} {y}, {y}")
@@ -269,7 +259,7 @@ class _Store:
         some = w.value(f"zext i{lanes} {bits} to i64")
         w.store("i64", w.value(f"or i64 {w.load('i64', here)}, {some}"), here)
 
-    def put(self, kind: str, value: str, table: str, column: str, mask: str) -> None:
+    def _put(self, kind: str, value: str, table: str, column: str, mask: str) -> None:
         """Store a vector at a column, or those lanes of it that a mask names."""
         w, lanes = self.w, self.form.lanes
         place = w.value(f"getelementptr {kind}, ptr {self.lines[table]}, i64 {column}")
@@ -278,21 +268,24 @@ class _Store:
             return
         w.masked_store(lanes, kind, value, place, mask)
 
-    def column(self, column: str, mask: str = "") -> None:
-        """Write what happens to one vector of sums."""
-        y = self.sums(column) if self.form.bounded else self.real_value(column)
+    def vector(self, kind: str, sums: str, column: str, mask: str = "") -> None:
+        """Write what happens to one vector of sums of a type."""
+        how = "sitofp" if self.form.scaled else "bitcast"
+        y = self.w.value(f"{how} {kind} {sums} to {self.real}")
+        if not self.form.bounded:
+            y = self._real_value(y, column)
         if self.form.floats:
-            self.put("float", y, "floats", column, mask)
+            self._put("float", y, "floats", column, mask)
         if self.form.integers:
             kind = f"i{8 * _BYTES[self.form.integers]}"
-            q = self.integer_value(y, column, mask)
+            q = self._integer_value(y, column, mask)
             small = self.w.value(f"trunc {self.whole} {q} to {vector(self.form.lanes, kind)}")
-            self.put(kind, small, "integers", column, mask)
+            self._put(kind, small, "integers", column, mask)
 
-    def tables(self) -> list[str]:
-        """Load what does not change, and return the images read and written."""
+    def begin(self) -> None:
+        """Load what is the same for all vectors."""
         w, form = self.w, self.form
-        block = self.field("constants")
+        block = self._field("constants")
         for i, name in enumerate(CONSTANTS):
             number = w.load("float", w.at(block, str(4 * i)))
             if name in ("stored_units", "first", "last"):
@@ -300,68 +293,72 @@ class _Store:
                 self.constants[name] = w.splat(form.lanes, "i32", number)
             else:
                 self.constants[name] = w.splat(form.lanes, "float", number)
-        used = {
+        tables = {
             "scale": form.scaled,
             "factor": form.bounded,
             "power": form.shift,
             "slope": form.slope,
         }
-        for name, needed in used.items():
-            if needed:
-                place = w.value(f"getelementptr float, ptr {self.field(name)}, i64 %channel")
-                self.lines[name] = place
-        images = {"other": form.other, "floats": form.floats, "integers": bool(form.integers)}
-        return [name for name, used in images.items() if used]
+        for name in (name for name, used in tables.items() if used):
+            place = w.value(f"getelementptr float, ptr {self._field(name)}, i64 %channel")
+            self.lines[name] = place
+        sizes = {"other": 4 * form.other, "floats": 4 * form.floats}
+        for name, size in {**sizes, "integers": _BYTES.get(form.integers, 0)}.items():
+            if size:
+                kind = f"i{8 * size}"
+                first = w.value(f"getelementptr {kind}, ptr {self._field(name)}, i64 %channel")
+                table = self._field(f"{name}_at")
+                at = w.value(f"getelementptr i64, ptr {table}, i64 %position")
+                self.images[name] = first, at
 
-    def text(self) -> str:
-        w, lanes = self.w, self.form.lanes
-        w.label("entry")
-        images = self.tables()
-        firsts, distances = {}, {}
-        for name in images:
-            size = _BYTES.get(self.form.integers, 4) if name == "integers" else 4
-            kind = f"i{8 * size}"
-            firsts[name] = w.value(f"getelementptr {kind}, ptr {self.field(name)}, i64 %channel")
-            where = self.field(f"{name}_at")
-            distances[name] = w.value(f"getelementptr i64, ptr {where}, i64 %position")
-        w.named("%whole", f"and i64 %columns, {-lanes}")
-        w.named("%rest", "sub i64 %columns, %whole")
-        places = ", ".join(f"i64 {i}" for i in range(lanes))
-        many = w.splat(lanes, "i64", "%rest")
-        w.named("%mask", f"icmp slt {vector(lanes, 'i64')} <{places}>, {many}")
-        w.named("%any", f"icmp sge i64 %columns, {lanes}")
-        w.named("%ragged", "icmp ne i64 %rest, 0")
-        w.do("br label %row")
-        w.label("row")
-        w.phi("%m", "i64", entry="0", next_row="%m_next")
-        w.phi("%line", "ptr", entry="%acc", next_row="%line_next")
-        for name in images:
-            distance = w.load("i64", w.value(f"getelementptr i64, ptr {distances[name]}, i64 %m"))
-            self.lines[name] = w.at(firsts[name], distance)
-        w.do("br i1 %any, label %before, label %behind")
-        w.label("before")
-        w.do("br label %column")
-        w.label("column")
-        w.phi("%n", "i64", before="0", column_end="%n_next")
-        self.column("%n")
-        w.do("br label %column_end")
-        w.label("column_end")
-        w.named("%n_next", f"add i64 %n, {lanes}")
-        w.loop("column", "%n_next", "%whole", "behind")
-        w.label("behind")
-        w.do("br i1 %ragged, label %tail, label %next_row")
-        w.label("tail")
-        self.column("%whole", "%mask")
-        w.do("br label %next_row")
-        w.label("next_row")
-        w.named("%m_next", "add i64 %m, 1")
-        w.named("%line_next", "getelementptr i8, ptr %line, i64 %stride")
-        w.loop("row", "%m_next", "%rows", "done")
-        w.label("done")
-        w.do("ret void")
-        return w.text() + '!0 = !{!"branch_weights", i32 1, i32 1000}\n'
+    def row(self, m: str) -> None:
+        """Go to a row: find where its position lies in the images."""
+        w = self.w
+        for name, (first, distances) in self.images.items():
+            distance = w.load("i64", w.value(f"getelementptr i64, ptr {distances}, i64 {m}"))
+            self.lines[name] = w.at(first, distance)
 
 
 def store_text(form: Form) -> str:
     """Return the LLVM text of ``store`` of that form."""
-    return _Store(form).text()
+    names = ("acc", "stride", "rows", "columns", "stage", "channel", "position")
+    w = Writer("store", [("ptr" if n in ("acc", "stage") else "i64", n) for n in names])
+    out, lanes = OutputWriter(form, w), form.lanes
+    w.label("entry")
+    out.begin()
+    w.named("%whole", f"and i64 %columns, {-lanes}")
+    w.named("%rest", "sub i64 %columns, %whole")
+    places = ", ".join(f"i64 {i}" for i in range(lanes))
+    many = w.splat(lanes, "i64", "%rest")
+    w.named("%mask", f"icmp slt {vector(lanes, 'i64')} <{places}>, {many}")
+    w.named("%any", f"icmp sge i64 %columns, {lanes}")
+    w.named("%ragged", "icmp ne i64 %rest, 0")
+    w.do("br label %row")
+    w.label("row")
+    w.phi("%m", "i64", entry="0", next_row="%m_next")
+    w.phi("%line", "ptr", entry="%acc", next_row="%line_next")
+    out.row("%m")
+    w.do("br i1 %any, label %before, label %behind")
+    w.label("before")
+    w.do("br label %column")
+    w.label("column")
+    w.phi("%n", "i64", before="0", column_end="%n_next")
+    place = w.value("getelementptr i32, ptr %line, i64 %n")
+    out.vector(out.whole, w.load(out.whole, place), "%n")
+    w.do("br label %column_end")
+    w.label("column_end")
+    w.named("%n_next", f"add i64 %n, {lanes}")
+    w.loop("column", "%n_next", "%whole", "behind")
+    w.label("behind")
+    w.do("br i1 %ragged, label %tail, label %next_row")
+    w.label("tail")
+    place = w.value("getelementptr i32, ptr %line, i64 %whole")
+    out.vector(out.whole, w.load(out.whole, place), "%whole", "%mask")
+    w.do("br label %next_row")
+    w.label("next_row")
+    w.named("%m_next", "add i64 %m, 1")
+    w.named("%line_next", "getelementptr i8, ptr %line, i64 %stride")
+    w.loop("row", "%m_next", "%rows", "done")
+    w.label("done")
+    w.do("ret void")
+    return w.text()

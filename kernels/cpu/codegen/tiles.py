@@ -10,6 +10,9 @@ image whose channels lie together needs no copy of its windows.
 ``channels(acc, data, bases, taps, groups, weights, start, count)`` is for one channel a
 group: ``acc[p, c] = start[c] + sum over t of data[bases[p] + taps[t]][c] * weights[t, c]``,
 for as many channels as fit some vectors of sums; taps come in groups of a word.
+
+Both exist once more with an output stage (`kernels.cpu.codegen.stores`) behind the sums, which
+then never go to memory: instead of `acc` they take ``stage, channel, position`` at the end.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from functools import lru_cache
 from kernels.cpu.codegen.ir import Writer, vector
 from kernels.cpu.codegen.microkernels import MicroKernel
 from kernels.cpu.codegen.native import compile_text
+from kernels.cpu.codegen.stores import Form, OutputWriter
 
-__all__ = ["Tiles", "channels_text", "compiled", "tile_text"]
+__all__ = [
+    "Tiles", "channels_text", "compiled", "stored_channels", "stored_tile", "tile_text",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,19 @@ class Tiles:
     channels: tuple[int, ...]
 
 
+def stored_tile(kernel: MicroKernel, vectors: int, form: Form) -> int:
+    """Return the address of a whole tile with an output stage."""
+    return compile_text(tile_text(kernel, kernel.rows, vectors, form), "tile")
+
+
+def stored_channels(kernel: MicroKernel, vectors: int, form: Form) -> int:
+    """Return the address of ``channels`` with an output stage."""
+    return compile_text(channels_text(kernel, vectors, form), "channels")
+
+
 @lru_cache(maxsize=32)
 def compiled(kernel: MicroKernel) -> Tiles:
-    """Compile the functions of a micro-kernel, once."""
+    """Compile the functions of a micro-kernel without an output stage, once."""
 
     def tile(rows: int, vectors: int) -> int:
         return compile_text(tile_text(kernel, rows, vectors), "tile")
@@ -64,19 +80,18 @@ def _sums(kernel: MicroKernel) -> tuple[str, str]:
     return one, vector(kernel.lanes, one)
 
 
-def tile_text(kernel: MicroKernel, rows: int, vectors: int) -> str:
+def _parameters(form: Form | None, *names: str) -> list[tuple[str, str]]:
+    """Return parameters with their types, those of an output stage in place of the sums."""
+    numbers = ("runs", "words", "groups", "count", "channel", "position")
+    ends = ("stage", "channel", "position")
+    order = ("acc", *names) if form is None else (*names, *ends)
+    return [("i64" if name in numbers else "ptr", name) for name in order]
+
+
+def tile_text(kernel: MicroKernel, rows: int, vectors: int, form: Form | None = None) -> str:
     """Return the LLVM text of ``tile`` for so many rows and vectors of columns."""
-    pointers = ("acc", "data", "bases", "taps")
-    w = Writer(
-        "tile",
-        [
-            *(("ptr", p) for p in pointers),
-            ("i64", "runs"),
-            ("i64", "words"),
-            ("ptr", "weights"),
-            ("ptr", "start"),
-        ],
-    )
+    names = ("data", "bases", "taps", "runs", "words", "weights", "start")
+    w = Writer("tile", _parameters(form, *names))
     one, many = _sums(kernel)
     size = 4 * kernel.lanes
     cells = [(m, v) for m in range(rows) for v in range(vectors)]
@@ -114,8 +129,16 @@ def tile_text(kernel: MicroKernel, rows: int, vectors: int) -> str:
     w.named("%t_next", "add i64 %t, 1")
     w.loop("run", "%t_next", "%runs", "done")
     w.label("done")
-    for i, (m, v) in enumerate(cells):
-        w.store(many, f"%n{m}_{v}", w.at("%acc", str(size * i)))
+    if form is None:
+        for i, (m, v) in enumerate(cells):
+            w.store(many, f"%n{m}_{v}", w.at("%acc", str(size * i)))
+    else:
+        out = OutputWriter(form, w)
+        out.begin()
+        for m in range(rows):
+            out.row(str(m))
+            for v in range(vectors):
+                out.vector(many, f"%n{m}_{v}", str(kernel.lanes * v))
     w.do("ret void")
     return f"{kernel.declarations}\n{w.text()}"
 
@@ -173,27 +196,30 @@ def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str], vectors: int
     return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words[:vectors]]
 
 
-def channels_text(kernel: MicroKernel, vectors: int) -> str:
+def channels_text(kernel: MicroKernel, vectors: int, form: Form | None = None) -> str:
     """Return the LLVM text of ``channels`` for so many vectors of sums."""
-    names = ("acc", "data", "bases", "taps", "groups", "weights", "start", "count")
-    numbers = ("groups", "count")
-    w = Writer("channels", [("i64" if n in numbers else "ptr", n) for n in names])
+    names = ("data", "bases", "taps", "groups", "weights", "start", "count")
+    w = Writer("channels", _parameters(form, *names))
     many = _sums(kernel)[1]
     per, size = kernel.operands.per_word, 4 * kernel.lanes
     tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
     w.label("entry")
     first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
-    w.do("br label %position")
-    w.label("position")
-    w.phi("%p", "i64", entry="0", store="%p_next")
-    w.phi("%out", "ptr", entry="%acc", store="%out_next")
+    out = None if form is None else OutputWriter(form, w)
+    if out is not None:
+        out.begin()
+    w.do("br label %place")
+    w.label("place")
+    w.phi("%p", "i64", entry="0", next_place="%p_next")
+    if out is None:
+        w.phi("%out", "ptr", entry="%acc", next_place="%out_next")
     base = w.load("i64", w.value("getelementptr i64, ptr %bases, i64 %p"))
     start = w.at("%data", base)
     w.do("br label %group")
     w.label("group")
-    w.phi("%q", "i64", position="0", group="%q_next")
+    w.phi("%q", "i64", place="0", group="%q_next")
     for v in range(vectors):
-        w.phi(f"%s{v}", many, position=first[v], group=f"%n{v}")
+        w.phi(f"%s{v}", many, place=first[v], group=f"%n{v}")
     distances = w.value(f"getelementptr [{per} x i64], ptr %taps, i64 %q")
     taps = [
         w.load(tap_kind, w.at(start, w.load("i64", w.at(distances, str(8 * e)))))
@@ -207,11 +233,18 @@ def channels_text(kernel: MicroKernel, vectors: int) -> str:
     w.named("%q_next", "add i64 %q, 1")
     w.loop("group", "%q_next", "%groups", "store")
     w.label("store")
-    for v in range(vectors):
-        w.store(many, f"%n{v}", w.at("%out", str(size * v)))
+    if out is None:
+        for v in range(vectors):
+            w.store(many, f"%n{v}", w.at("%out", str(size * v)))
+        w.named("%out_next", f"getelementptr i8, ptr %out, i64 {size * per}")
+    else:
+        out.row("%p")
+        for v in range(vectors):
+            out.vector(many, f"%n{v}", str(kernel.lanes * v))
+    w.do("br label %next_place")
+    w.label("next_place")
     w.named("%p_next", "add i64 %p, 1")
-    w.named("%out_next", f"getelementptr i8, ptr %out, i64 {size * per}")
-    w.loop("position", "%p_next", "%count", "done")
+    w.loop("place", "%p_next", "%count", "done")
     w.label("done")
     w.do("ret void")
     return f"{kernel.declarations}\n{w.text()}"

@@ -27,6 +27,7 @@ STEP = np.dtype(
             "start", "block_bytes", "outs", "blocks", "columns", "lanes", "rows", "tail_rows",
             "whole_1", "whole_2", "short_1", "short_2", "group_bytes", "out_at", "channels",
             "acc_words", "pixels", "line", "border_h", "border_w", "images", "zero",
+            "stored_1", "stored_2",
         )
     ]
 )  # fmt: skip
@@ -48,7 +49,10 @@ def _outputs(s, job):
         count = min(s.columns, s.outs - first)
         wide = count > s.lanes
         whole, short = (s.whole_2, s.short_2) if wide else (s.whole_1, s.short_1)
-        width = 4 * (s.columns if wide else s.lanes)
+        width = s.columns if wide else s.lanes
+        # a whole tile passes its sums to the output stage in registers
+        stored = (s.stored_2 if wide else s.stored_1) if count == width else 0
+        channel = group * s.outs + first
         place = group * s.blocks + block
         weights = s.weights + place * s.block_bytes
         start = s.start + place * s.columns * 4
@@ -58,8 +62,12 @@ def _outputs(s, job):
             rows = min(end - p, s.rows)
             tile = short if few else whole
             bases = s.bases + 8 * p
-            call(tile, (sums, data, bases, s.taps, s.runs, s.words, weights, start))
-            call(s.store, (sums, width, rows, count, s.stage, group * s.outs + first, p))
+            if stored and rows == s.rows:
+                more = (s.stage, channel, p)
+                call(stored, (data, bases, s.taps, s.runs, s.words, weights, start, *more))
+            else:
+                call(tile, (sums, data, bases, s.taps, s.runs, s.words, weights, start))
+                call(s.store, (sums, 4 * width, rows, count, s.stage, channel, p))
             p += rows
 
 
@@ -75,7 +83,13 @@ def _channels(s, job):
         first = block * s.columns
         data = s.data + block * s.group_bytes
         weights, start = s.weights + block * s.block_bytes, s.start + first * 4
-        function = s.short_1 if block == s.blocks - 1 else s.whole_1
+        last = block == s.blocks - 1
+        stored = s.stored_1 if last else s.stored_2
+        if stored:
+            more = (s.stage, first, begin)
+            call(stored, (data, bases, s.taps, s.words, weights, start, count, *more))
+            continue
+        function = s.short_1 if last else s.whole_1
         call(function, (sums, data, bases, s.taps, s.words, weights, start, count))
         columns = min(s.columns, s.outs - first)
         call(s.store, (sums, 4 * s.columns, count, columns, s.stage, first, begin))

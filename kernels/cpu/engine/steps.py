@@ -85,6 +85,10 @@ class Builder:
         strip = kernel.rows * _STRIP_TILES
         strips = -(-count // strip)
         bases = np.concatenate([grid.bases, np.repeat(grid.bases[-1:], kernel.rows)])
+        form = output_form(writes, kernel, packed.reach)
+        last = packed.outs - (blocks - 1) * kernel.columns
+        used = last == kernel.lanes, blocks > 1 or last == kernel.columns
+        stored = [tiles.stored_tile(kernel, v, form) if used[v - 1] else 0 for v in (1, 2)]
         self._add(
             OUTPUTS,
             data=(source, source.origin),
@@ -113,6 +117,8 @@ class Builder:
             short_2=made.short[1],
             group_bytes=source.channels // groups * source.operands.itemsize,
             acc_words=kernel.rows * kernel.columns,
+            stored_1=stored[0],
+            stored_2=stored[1],
         )
 
     def channels(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
@@ -128,6 +134,8 @@ class Builder:
         blocks = len(packed.weights)
         last = -(-(packed.outs - (blocks - 1) * block) // kernel.lanes)
         made = tiles.compiled(kernel).channels
+        form = output_form(writes, kernel, packed.reach)
+        ragged = packed.outs % kernel.lanes
         self._add(
             CHANNELS,
             data=(source, source.origin),
@@ -148,6 +156,8 @@ class Builder:
             short_1=made[last - 1],
             group_bytes=block * source.operands.itemsize,
             acc_words=strip * block,
+            stored_1=0 if ragged else tiles.stored_channels(kernel, last, form),
+            stored_2=tiles.stored_channels(kernel, per, form) if blocks > 1 else 0,
         )
 
     def largest(self, source: Image, table: np.ndarray, out: Image, kernel: MicroKernel) -> None:
