@@ -19,7 +19,7 @@ from kernels.cpu.codegen import maxima, stores, tiles
 from kernels.cpu.codegen.microkernels import F32, S16, U8, MicroKernel, all_kernels, choose
 from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from kernels.cpu.codegen.native import assembly, call, features
-from kernels.cpu.codegen.stores import CONSTANTS, FIELDS
+from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.outputs import Writes, output_constants, output_form
 from kernels.cpu.jit import jit
@@ -104,25 +104,27 @@ def test_a_tile(kernel: MicroKernel, runs: int, words: int, short: bool, vectors
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 4), st.integers(0))
 def test_channels_alone(kernel: MicroKernel, groups: int, count: int, vectors: int, seed: int):
     rng = np.random.default_rng(seed)
-    vectors = min(vectors, kernel.operands.per_word)
     per, size = kernel.operands.per_word, kernel.operands.itemsize
     width = kernel.lanes * per
+    outs = min(vectors * kernel.lanes, width) - int(rng.integers(0, kernel.lanes))
     data = values(kernel, rng, 400)
     w = weights(kernel, rng, groups, width, per)
     start = rng.integers(-1000, 1000, width).astype(kernel.operands.sums)
     bases = rng.integers(0, 100, count) * size
     taps = rng.integers(0, 100, groups * per) * size
-    acc = np.empty((count, width), kernel.operands.sums)
+    sums = np.full((count, width + 3), 77, np.float32)  # or int32, copied as it is
+    writes = Writes(check_output(None, width, 0), floats=Image(0, F32, 1, 1, 1, 1, (0, 0), 0, 1))
+    table = stage_table(writes, None, sums, sums, sums)
     invoke(
-        tiles.compiled(kernel).channels[vectors - 1],
-        (at(acc), at(data), at(bases), at(taps), groups, at(w), at(start), count),
+        tiles.stored_channels(kernel, outs, output_form(writes, kernel, None)),
+        (at(data), at(bases), at(taps), groups, at(w), at(start), count, at(table[0]), 0, 0),
     )
     wanted = np.repeat(start[None].astype(np.float64), count, axis=0)
     for p, (t, tap) in itertools.product(range(count), enumerate(taps)):
         first = (bases[p] + tap) // size
         wanted[p] += data[first : first + width].astype(np.float64) * w[t // per, :, t % per]
-    filled = vectors * kernel.lanes
-    check(kernel, acc[:, :filled], wanted[:, :filled])
+    assert (sums[:, outs:] == 77).all()
+    check(kernel, sums[:, :outs].view(kernel.operands.sums), wanted[:, :outs])
 
 
 @pytest.mark.parametrize("kernel", HERE)
@@ -226,10 +228,11 @@ def stage_table(
 ) -> list[np.ndarray]:
     """Return the table of an output stage, and the arrays it points to."""
     scale, factor, power = np.zeros((3, 64), np.float32)
-    scale[:40], power[:40] = checked.scale, checked.power
     constants = output_constants(writes)
-    with np.errstate(over="ignore"):
-        factor[:40] = checked.scale * constants[CONSTANTS.index("reciprocal_units")]
+    if checked is not None:
+        scale[:40], power[:40] = checked.scale, checked.power
+        with np.errstate(over="ignore"):
+            factor[:40] = checked.scale * constants[CONSTANTS.index("reciprocal_units")]
     table = np.zeros(len(FIELDS), np.int64)
     keep = [table, scale, factor, power, constants]
     entries = {"scale": scale, "factor": factor, "power": power, "constants": constants}
@@ -251,7 +254,8 @@ def test_the_machine_code_has_the_instruction_and_keeps_sums_in_registers(kernel
         assert len(used) == kernel.rows * vectors
         vector = "%zmm" if kernel.lanes == 16 else "%ymm"
         assert not [line for line in lines if vector in line and "(%rsp)" in line]
-    assert kernel.instruction in assembly(tiles.channels_text(kernel, 1), kernel.cpu)
+    form = Form(kernel.lanes, floats=True)
+    assert kernel.instruction in assembly(tiles.channels_text(kernel, 4, form), kernel.cpu)
 
 
 def test_every_processor_has_a_kernel_and_the_fastest_is_chosen():

@@ -76,6 +76,16 @@ class Writer:
         self.declare(f"declare void @{name}({whole}, ptr, i32, {bits})")
         self.do(f"call void @{name}({whole} {value}, ptr {pointer}, i32 1, {bits} {mask})")
 
+    def store_first(self, lanes: int, kind: str, value: str, pointer: str, count: int) -> None:
+        """Store the first elements of a vector, in pieces of 8, 4, 2 and 1."""
+        begin = 0
+        for size in (8, 4, 2, 1):
+            if count & size:
+                piece = self.shuffle(lanes, kind, value, "poison", range(begin, begin + size))
+                place = self.value(f"getelementptr {kind}, ptr {pointer}, i64 {begin}")
+                self.store(vector(size, kind), piece, place)
+                begin += size
+
     def call(self, result: str, function: str, *arguments: tuple[str, str]) -> str:
         """Call an intrinsic of LLVM, by operands as (type, value)."""
         kinds = ", ".join(kind for kind, _ in arguments)

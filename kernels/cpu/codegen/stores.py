@@ -26,7 +26,16 @@ import numpy as np
 from kernels.cpu.codegen.ir import Writer, vector
 from kernels.cpu.codegen.native import compile_text
 
-__all__ = ["CONSTANTS", "FIELDS", "UNITS", "Form", "OutputWriter", "compiled", "store_text"]
+__all__ = [
+    "CONSTANTS",
+    "FIELDS",
+    "UNITS",
+    "Form",
+    "Lanes",
+    "OutputWriter",
+    "compiled",
+    "store_text",
+]
 
 #: Places in the table `stage`.
 FIELDS = (
@@ -87,6 +96,21 @@ class Form:
 def compiled(form: Form) -> int:
     """Return the address of ``store`` of that form."""
     return compile_text(store_text(form), "store")
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Which lanes of a vector count: those of a mask, by a number known to be the first ones."""
+
+    mask: str = ""
+    count: int = 0
+
+    @classmethod
+    def first(cls, lanes: int, count: int) -> Lanes:
+        """Return the first `count` of so many lanes."""
+        if count >= lanes:
+            return cls()
+        return cls(f"<{', '.join(f'i1 {int(i < count)}' for i in range(lanes))}>", count)
 
 
 class OutputWriter:
@@ -259,28 +283,31 @@ class OutputWriter:
         some = w.value(f"zext i{lanes} {bits} to i64")
         w.store("i64", w.value(f"or i64 {w.load('i64', here)}, {some}"), here)
 
-    def _put(self, kind: str, value: str, table: str, column: str, mask: str) -> None:
-        """Store a vector at a column, or those lanes of it that a mask names."""
-        w, lanes = self.w, self.form.lanes
+    def _put(self, kind: str, value: str, table: str, column: str, lanes: Lanes) -> None:
+        """Store a vector at a column, or those lanes of it that count."""
+        w, size = self.w, self.form.lanes
         place = w.value(f"getelementptr {kind}, ptr {self.lines[table]}, i64 {column}")
-        if not mask:
-            w.store(vector(lanes, kind), value, place)
-            return
-        w.masked_store(lanes, kind, value, place, mask)
+        if lanes.count:
+            w.store_first(size, kind, value, place, lanes.count)
+        elif lanes.mask:
+            w.masked_store(size, kind, value, place, lanes.mask)
+        else:
+            w.store(vector(size, kind), value, place)
 
-    def vector(self, kind: str, sums: str, column: str, mask: str = "") -> None:
-        """Write what happens to one vector of sums of a type."""
+    def vector(self, kind: str, sums: str, column: str, lanes: Lanes | None = None) -> None:
+        """Write what happens to one vector of sums of a type, or to some of its lanes."""
+        lanes = lanes or Lanes()
         how = "sitofp" if self.form.scaled else "bitcast"
         y = self.w.value(f"{how} {kind} {sums} to {self.real}")
         if not self.form.bounded:
             y = self._real_value(y, column)
         if self.form.floats:
-            self._put("float", y, "floats", column, mask)
+            self._put("float", y, "floats", column, lanes)
         if self.form.integers:
             kind = f"i{8 * _BYTES[self.form.integers]}"
-            q = self._integer_value(y, column, mask)
+            q = self._integer_value(y, column, lanes.mask)
             small = self.w.value(f"trunc {self.whole} {q} to {vector(self.form.lanes, kind)}")
-            self._put(kind, small, "integers", column, mask)
+            self._put(kind, small, "integers", column, lanes)
 
     def begin(self) -> None:
         """Load what is the same for all vectors."""
@@ -353,7 +380,7 @@ def store_text(form: Form) -> str:
     w.do("br i1 %ragged, label %tail, label %next_row")
     w.label("tail")
     place = w.value("getelementptr i32, ptr %line, i64 %whole")
-    out.vector(out.whole, w.load(out.whole, place), "%whole", "%mask")
+    out.vector(out.whole, w.load(out.whole, place), "%whole", Lanes("%mask"))
     w.do("br label %next_row")
     w.label("next_row")
     w.named("%m_next", "add i64 %m, 1")

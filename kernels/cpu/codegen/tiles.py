@@ -7,12 +7,17 @@ weights is the sum of the products of the values in them. `bases` and `taps` are
 distances in bytes. All of `runs` * `words` words are read in order, so a convolution over an
 image whose channels lie together needs no copy of its windows.
 
-``channels(acc, data, bases, taps, groups, weights, start, count)`` is for one channel a
-group: ``acc[p, c] = start[c] + sum over t of data[bases[p] + taps[t]][c] * weights[t, c]``,
-for as many channels as fit some vectors of sums; taps come in groups of a word.
+The same with an output stage (`kernels.cpu.codegen.stores`) behind the sums, which then never
+go to memory, takes ``stage, channel, position`` at its end instead of `acc`.
 
-Both exist once more with an output stage (`kernels.cpu.codegen.stores`) behind the sums, which
-then never go to memory: instead of `acc` they take ``stage, channel, position`` at the end.
+``channels(data, bases, taps, groups, weights, start, count, stage, channel, position)`` is for
+one channel a group: the sums of position p are ``start[c] + sum over t of
+data[bases[p] + taps[t]][c] * weights[t, c]``, for as many channels as fit some vectors of sums;
+taps come in groups of a word.
+
+``columns(data, bases, taps, step, weights, start, count, stage, channel, position)`` does the
+same for positions side by side in one row, whose windows share columns: a word is one column of
+a window, `step` bytes from the next, and is put together once for all windows it is in.
 """
 
 from __future__ import annotations
@@ -23,10 +28,17 @@ from functools import lru_cache
 from kernels.cpu.codegen.ir import Writer, vector
 from kernels.cpu.codegen.microkernels import MicroKernel
 from kernels.cpu.codegen.native import compile_text
-from kernels.cpu.codegen.stores import Form, OutputWriter
+from kernels.cpu.codegen.stores import Form, Lanes, OutputWriter
 
 __all__ = [
-    "Tiles", "channels_text", "compiled", "stored_channels", "stored_tile", "tile_text",
+    "Tiles",
+    "channels_text",
+    "columns_text",
+    "compiled",
+    "stored_channels",
+    "stored_columns",
+    "stored_tile",
+    "tile_text",
 ]  # fmt: skip
 
 
@@ -38,23 +50,26 @@ class Tiles:
     ----------
     whole, short : tuple of int
         Tiles of `rows` and `tail_rows` rows, for one and for two vectors of columns.
-    channels : tuple of int
-        ``channels`` for one vector of sums, for two, up to a whole vector of data.
     """
 
     whole: tuple[int, int]
     short: tuple[int, int]
-    channels: tuple[int, ...]
 
 
-def stored_tile(kernel: MicroKernel, vectors: int, form: Form) -> int:
-    """Return the address of a whole tile with an output stage."""
-    return compile_text(tile_text(kernel, kernel.rows, vectors, form), "tile")
+def stored_tile(kernel: MicroKernel, outs: int, form: Form) -> int:
+    """Return the address of a whole tile with an output stage, for so many outputs."""
+    vectors = -(-outs // kernel.lanes)
+    return compile_text(tile_text(kernel, kernel.rows, vectors, form, outs), "tile")
 
 
-def stored_channels(kernel: MicroKernel, vectors: int, form: Form) -> int:
-    """Return the address of ``channels`` with an output stage."""
-    return compile_text(channels_text(kernel, vectors, form), "channels")
+def stored_columns(kernel: MicroKernel, outs: int, form: Form, width: int, stride: int) -> int:
+    """Return the address of ``columns`` for windows so wide, so far apart."""
+    return compile_text(columns_text(kernel, outs, form, width, stride), "columns")
+
+
+def stored_channels(kernel: MicroKernel, outs: int, form: Form) -> int:
+    """Return the address of ``channels`` with an output stage, for so many outputs."""
+    return compile_text(channels_text(kernel, outs, form), "channels")
 
 
 @lru_cache(maxsize=32)
@@ -67,10 +82,6 @@ def compiled(kernel: MicroKernel) -> Tiles:
     return Tiles(
         (tile(kernel.rows, 1), tile(kernel.rows, 2)),
         (tile(kernel.tail_rows, 1), tile(kernel.tail_rows, 2)),
-        tuple(
-            compile_text(channels_text(kernel, vectors), "channels")
-            for vectors in range(1, kernel.operands.per_word + 1)
-        ),
     )
 
 
@@ -82,13 +93,23 @@ def _sums(kernel: MicroKernel) -> tuple[str, str]:
 
 def _parameters(form: Form | None, *names: str) -> list[tuple[str, str]]:
     """Return parameters with their types, those of an output stage in place of the sums."""
-    numbers = ("runs", "words", "groups", "count", "channel", "position")
+    numbers = ("runs", "words", "groups", "step", "count", "channel", "position")
     ends = ("stage", "channel", "position")
     order = ("acc", *names) if form is None else (*names, *ends)
     return [("i64" if name in numbers else "ptr", name) for name in order]
 
 
-def tile_text(kernel: MicroKernel, rows: int, vectors: int, form: Form | None = None) -> str:
+def _store(out: OutputWriter, kernel: MicroKernel, sums: list[str], outs: int) -> None:
+    """Write the output stage of one position: vectors of sums, the last perhaps in part."""
+    kind = _sums(kernel)[1]
+    for v, values in enumerate(sums):
+        column = kernel.lanes * v
+        out.vector(kind, values, str(column), Lanes.first(kernel.lanes, outs - column))
+
+
+def tile_text(
+    kernel: MicroKernel, rows: int, vectors: int, form: Form | None = None, outs: int = 0
+) -> str:
     """Return the LLVM text of ``tile`` for so many rows and vectors of columns."""
     names = ("data", "bases", "taps", "runs", "words", "weights", "start")
     w = Writer("tile", _parameters(form, *names))
@@ -137,8 +158,7 @@ def tile_text(kernel: MicroKernel, rows: int, vectors: int, form: Form | None = 
         out.begin()
         for m in range(rows):
             out.row(str(m))
-            for v in range(vectors):
-                out.vector(many, f"%n{m}_{v}", str(kernel.lanes * v))
+            _store(out, kernel, [f"%n{m}_{v}" for v in range(vectors)], outs)
     w.do("ret void")
     return f"{kernel.declarations}\n{w.text()}"
 
@@ -196,8 +216,9 @@ def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str], vectors: int
     return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words[:vectors]]
 
 
-def channels_text(kernel: MicroKernel, vectors: int, form: Form | None = None) -> str:
-    """Return the LLVM text of ``channels`` for so many vectors of sums."""
+def channels_text(kernel: MicroKernel, outs: int, form: Form) -> str:
+    """Return the LLVM text of ``channels`` for so many outputs."""
+    vectors = -(-outs // kernel.lanes)
     names = ("data", "bases", "taps", "groups", "weights", "start", "count")
     w = Writer("channels", _parameters(form, *names))
     many = _sums(kernel)[1]
@@ -205,14 +226,11 @@ def channels_text(kernel: MicroKernel, vectors: int, form: Form | None = None) -
     tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
     w.label("entry")
     first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
-    out = None if form is None else OutputWriter(form, w)
-    if out is not None:
-        out.begin()
+    out = OutputWriter(form, w)
+    out.begin()
     w.do("br label %place")
     w.label("place")
     w.phi("%p", "i64", entry="0", next_place="%p_next")
-    if out is None:
-        w.phi("%out", "ptr", entry="%acc", next_place="%out_next")
     base = w.load("i64", w.value("getelementptr i64, ptr %bases, i64 %p"))
     start = w.at("%data", base)
     w.do("br label %group")
@@ -233,17 +251,61 @@ def channels_text(kernel: MicroKernel, vectors: int, form: Form | None = None) -
     w.named("%q_next", "add i64 %q, 1")
     w.loop("group", "%q_next", "%groups", "store")
     w.label("store")
-    if out is None:
-        for v in range(vectors):
-            w.store(many, f"%n{v}", w.at("%out", str(size * v)))
-        w.named("%out_next", f"getelementptr i8, ptr %out, i64 {size * per}")
-    else:
-        out.row("%p")
-        for v in range(vectors):
-            out.vector(many, f"%n{v}", str(kernel.lanes * v))
+    out.row("%p")
+    _store(out, kernel, [f"%n{v}" for v in range(vectors)], outs)
     w.do("br label %next_place")
     w.label("next_place")
     w.named("%p_next", "add i64 %p, 1")
+    w.loop("place", "%p_next", "%count", "done")
+    w.label("done")
+    w.do("ret void")
+    return f"{kernel.declarations}\n{w.text()}"
+
+
+def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride: int) -> str:
+    """Return the LLVM text of ``columns`` for so many outputs, windows so wide, so far apart."""
+    vectors = -(-outs // kernel.lanes)
+    names = ("data", "bases", "taps", "step", "weights", "start", "count")
+    w = Writer("columns", _parameters(form, *names))
+    many = _sums(kernel)[1]
+    per, size = kernel.operands.per_word, 4 * kernel.lanes
+    tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
+    kept = width - stride  # columns that the next window reads, too
+    w.label("entry")
+    first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
+    distances = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(per)]
+    begin = w.at("%data", w.load("i64", "%bases"))
+
+    def column(window: str, c: int) -> list[str]:
+        top = w.at(window, w.value(f"mul i64 %step, {c}"))
+        taps = [w.load(tap_kind, w.at(top, d)) for d in distances]
+        return _words_of_taps(w, kernel, taps, vectors)
+
+    out = OutputWriter(form, w)
+    out.begin()
+    words = [column(begin, c) for c in range(kept)]
+    forward = w.value(f"mul i64 %step, {stride}")
+    w.do("br label %place")
+    w.label("place")
+    w.phi("%p", "i64", entry="0", next_place="%p_next")
+    w.phi("%at", "ptr", entry=begin, next_place="%at_next")
+    for c, v in ((c, v) for c in range(kept) for v in range(vectors)):
+        w.phi(f"%c{c}_{v}", many, entry=words[c][v], next_place=f"%d{c}_{v}")
+    seen = [[f"%c{c}_{v}" for v in range(vectors)] for c in range(kept)]
+    seen += [column("%at", c) for c in range(kept, width)]
+    sums = [*first]
+    for c, words_of_column in enumerate(seen):
+        for v, word in enumerate(words_of_column):
+            weights = w.load(many, w.at("%weights", str(size * (c * per + v))))
+            sums[v] = w.multiply_add(kernel.multiply_add, sums[v], word, weights)
+    for c, v in ((c, v) for c in range(kept) for v in range(vectors)):
+        w.named(f"%d{c}_{v}", f"bitcast {many} {seen[c + stride][v]} to {many}")
+    out.row("%p")
+    _store(out, kernel, sums, outs)
+    w.do("br label %next_place")
+    w.label("next_place")
+    w.named("%p_next", "add i64 %p, 1")
+    w.named("%at_next", f"getelementptr i8, ptr %at, i64 {forward}")
     w.loop("place", "%p_next", "%count", "done")
     w.label("done")
     w.do("ret void")

@@ -36,6 +36,20 @@ def _alone(w: np.ndarray, group: int) -> bool:
     return group > 1 and w.shape[1] == 1 and w.shape[0] == group
 
 
+def _shares_columns(g: ConvGeometry, kernel: MicroKernel) -> bool:
+    """Whether windows side by side share columns that fit a word, and registers hold them."""
+    fits = g.kernel[0] <= kernel.operands.per_word and 2 <= g.kernel[1] <= 3
+    near = g.dilation[1] == 1 and g.stride[1] < g.kernel[1]
+    return fits and near and kernel.operands.per_word == 4 and kernel.rows > 8
+
+
+def _by_columns(w: np.ndarray, kernel: MicroKernel) -> np.ndarray:
+    """Return weights (C, 1, kh, kw) as (C, kw * word): a column of the kernel in each word."""
+    wide = np.zeros((w.shape[0], w.shape[3], kernel.operands.per_word), w.dtype)
+    wide[:, :, : w.shape[2]] = w[:, 0].transpose(0, 2, 1)
+    return wide.reshape(w.shape[0], -1)
+
+
 @dataclass(frozen=True)
 class ConvWeights:
     """Weights of a convolution.
@@ -48,12 +62,15 @@ class ConvWeights:
         One channel a group.
     joined : bool
         A row of the kernel is one run of data.
+    columns : bool
+        One channel a group, packed by columns of the kernel.
     """
 
     packed: Packed
     geometry: ConvGeometry
     alone: bool
     joined: bool
+    columns: bool = False
 
     @classmethod
     def pack(
@@ -79,8 +96,9 @@ class ConvWeights:
         kernel = _kernel_for(w, bias, 0)
         zero = kernel.operands.zero(offset)
         if _alone(w, g.group):
-            flat = w.reshape(w.shape[0], -1)
-            return cls(pack_channels(flat, bias, zero, kernel), g, True, False)
+            columns = _shares_columns(g, kernel)
+            flat = _by_columns(w, kernel) if columns else w.reshape(w.shape[0], -1)
+            return cls(pack_channels(flat, bias, zero, kernel), g, True, False, columns)
         joined = whole and g.group == 1 and g.dilation[1] == 1
         runs = w.transpose(0, 2, 3, 1).reshape(w.shape[0], *g.kernel, -1)
         shape = (g.group, w.shape[0] // g.group, g.kernel[0] * (1 if joined else g.kernel[1]), -1)
@@ -94,8 +112,12 @@ class ConvWeights:
 
     def add(self, to: Builder, source: Image, writes: Writes) -> None:
         """Add the layer's steps."""
-        grid = conv_grid(source, self.geometry, self.joined)
-        (to.channels if self.alone else to.outputs)(source, self.packed, grid, writes)
+        g = self.geometry
+        grid = conv_grid(source, g, self.joined or self.columns)
+        if self.columns:
+            to.columns(source, self.packed, grid, writes, g)
+        else:
+            (to.channels if self.alone else to.outputs)(source, self.packed, grid, writes)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def _outputs(s, job):
         whole, short = (s.whole_2, s.short_2) if wide else (s.whole_1, s.short_1)
         width = s.columns if wide else s.lanes
         # a whole tile passes its sums to the output stage in registers
-        stored = (s.stored_2 if wide else s.stored_1) if count == width else 0
+        stored = s.stored_1 if block == s.blocks - 1 else s.stored_2
         channel = group * s.outs + first
         place = group * s.blocks + block
         weights = s.weights + place * s.block_bytes
@@ -62,7 +62,7 @@ def _outputs(s, job):
             rows = min(end - p, s.rows)
             tile = short if few else whole
             bases = s.bases + 8 * p
-            if stored and rows == s.rows:
+            if rows == s.rows:
                 more = (s.stage, channel, p)
                 call(stored, (data, bases, s.taps, s.runs, s.words, weights, start, *more))
             else:
@@ -76,23 +76,14 @@ def _channels(s, job):
     """Compute some positions of all channels, one channel a group."""
     begin = job * s.strip
     count = min(s.strip, s.positions - begin)
-    acc = np.empty(s.acc_words, np.int32)
-    sums = np.int64(acc.ctypes.data)
     bases = s.bases + 8 * begin
     for block in range(s.blocks):
         first = block * s.columns
         data = s.data + block * s.group_bytes
         weights, start = s.weights + block * s.block_bytes, s.start + first * 4
-        last = block == s.blocks - 1
-        stored = s.stored_1 if last else s.stored_2
-        if stored:
-            more = (s.stage, first, begin)
-            call(stored, (data, bases, s.taps, s.words, weights, start, count, *more))
-            continue
-        function = s.short_1 if last else s.whole_1
-        call(function, (sums, data, bases, s.taps, s.words, weights, start, count))
-        columns = min(s.columns, s.outs - first)
-        call(s.store, (sums, 4 * s.columns, count, columns, s.stage, first, begin))
+        stored = s.stored_1 if block == s.blocks - 1 else s.stored_2
+        more = (s.stage, first, begin)
+        call(stored, (data, bases, s.taps, s.words, weights, start, count, *more))
 
 
 @jit

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from kernels.conv import ConvGeometry
 from kernels.cpu.codegen import maxima, stores, tiles
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
 from kernels.cpu.codegen.stores import CONSTANTS, FIELDS
@@ -87,8 +90,6 @@ class Builder:
         bases = np.concatenate([grid.bases, np.repeat(grid.bases[-1:], kernel.rows)])
         form = output_form(writes, kernel, packed.reach)
         last = packed.outs - (blocks - 1) * kernel.columns
-        used = last == kernel.lanes, blocks > 1 or last == kernel.columns
-        stored = [tiles.stored_tile(kernel, v, form) if used[v - 1] else 0 for v in (1, 2)]
         self._add(
             OUTPUTS,
             data=(source, source.origin),
@@ -117,25 +118,49 @@ class Builder:
             short_2=made.short[1],
             group_bytes=source.channels // groups * source.operands.itemsize,
             acc_words=kernel.rows * kernel.columns,
-            stored_1=stored[0],
-            stored_2=stored[1],
+            stored_1=tiles.stored_tile(kernel, last, form),
+            stored_2=tiles.stored_tile(kernel, kernel.columns, form) if blocks > 1 else 0,
         )
 
     def channels(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
         """Add sums over windows of each channel alone."""
-        kernel = packed.kernel
-        per = kernel.operands.per_word
-        block = kernel.lanes * per
-        count = grid.bases.size
+        kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.reach)
+
+        def function(outs: int) -> int:
+            return tiles.stored_channels(kernel, outs, form)
+
+        strip = min(_CHANNEL_STRIP, max(1, -(-grid.bases.size // _JOBS)))
+        self._alone(source, packed, grid, writes, function, packed.words, strip)
+
+    def columns(
+        self, source: Image, packed: Packed, grid: Grid, writes: Writes, g: ConvGeometry
+    ) -> None:
+        """Add sums over windows of each channel alone, packed by columns of the kernel."""
+        kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.reach)
+
+        def function(outs: int) -> int:
+            return tiles.stored_columns(kernel, outs, form, g.kernel[1], g.stride[1])
+
+        # a strip is a row of outputs
+        self._alone(source, packed, grid, writes, function, source.step, g.out_size[1])
+
+    def _alone(
+        self,
+        source: Image,
+        packed: Packed,
+        grid: Grid,
+        writes: Writes,
+        function: Callable[[int], int],
+        words: int,
+        strip: int,
+    ) -> None:
+        """Add a step by a function for so many outputs of one block."""
+        kernel, count = packed.kernel, grid.bases.size
         if not count or not packed.outs:
             return
+        per = kernel.operands.per_word
+        block, blocks = kernel.lanes * per, len(packed.weights)
         taps = np.concatenate([grid.taps, np.repeat(grid.taps[-1:], -grid.taps.size % per)])
-        strip = min(_CHANNEL_STRIP, max(1, -(-count // _JOBS)))
-        blocks = len(packed.weights)
-        last = -(-(packed.outs - (blocks - 1) * block) // kernel.lanes)
-        made = tiles.compiled(kernel).channels
-        form = output_form(writes, kernel, packed.reach)
-        ragged = packed.outs % kernel.lanes
         self._add(
             CHANNELS,
             data=(source, source.origin),
@@ -145,19 +170,16 @@ class Builder:
             strips=-(-count // strip),
             bases=self._address(grid.bases),
             taps=self._address(taps),
-            words=packed.words,
+            words=words,
             weights=self._address(packed.weights),
             start=self._address(packed.start),
             block_bytes=packed.weights[0].nbytes,
             outs=packed.outs,
             blocks=blocks,
             columns=block,
-            whole_1=made[-1],
-            short_1=made[last - 1],
             group_bytes=block * source.operands.itemsize,
-            acc_words=strip * block,
-            stored_1=0 if ragged else tiles.stored_channels(kernel, last, form),
-            stored_2=tiles.stored_channels(kernel, per, form) if blocks > 1 else 0,
+            stored_1=function(packed.outs - (blocks - 1) * block),
+            stored_2=function(block) if blocks > 1 else 0,
         )
 
     def largest(self, source: Image, table: np.ndarray, out: Image, kernel: MicroKernel) -> None:
