@@ -23,7 +23,14 @@ __all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size", "prepare
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """How a kernel slides over an image; pairs are (vertical, horizontal)."""
+    """How a kernel slides over an image; pairs are (vertical, horizontal).
+
+    Attributes
+    ----------
+    kernel, stride, pad, dilation : (int, int)
+    group : int
+    out_size : (int, int)
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]

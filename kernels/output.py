@@ -91,6 +91,19 @@ def _per_channel(name: str, values: object, channels: int) -> np.ndarray:
 def check_output(output: OutputStage | None, channels: int, x_offset: int) -> CheckedStage:
     """Validate an output stage for a layer of so many channels, and the data's offset.
 
+    Parameters
+    ----------
+    output : OutputStage or None
+        None: sums are stored as they are.
+    channels : int
+    x_offset : int
+        Of the data, -128..127.
+
+    Returns
+    -------
+    CheckedStage
+        With one entry a channel.
+
     Raises
     ------
     TypeError, ValueError
@@ -133,5 +146,23 @@ def float_stage(
     clamp: tuple[float, float] = (-inf, inf),
     params: QuantParams | None = None,
 ) -> CheckedStage:
-    """Return the output stage of float32 sums: nothing is scaled."""
+    """Return the output stage of float32 sums: nothing is scaled.
+
+    Parameters
+    ----------
+    channels : int
+    clamp : (float, float)
+        Lowest and highest value kept.
+    params : QuantParams, optional
+        Quantize to int8.
+
+    Returns
+    -------
+    CheckedStage
+
+    Raises
+    ------
+    ValueError
+        If the clamp is empty.
+    """
     return check_output(OutputStage(1.0, clamp=clamp, params=params), channels, 0)

@@ -13,7 +13,12 @@ __all__ = ["PoolGeometry", "divisors", "pool_geometry", "pool_output_size"]
 
 @dataclass(frozen=True)
 class PoolGeometry:
-    """How a window slides over an image; pairs are (vertical, horizontal)."""
+    """How a window slides over an image; pairs are (vertical, horizontal).
+
+    Attributes
+    ----------
+    kernel, stride, pad, out_size : (int, int)
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
