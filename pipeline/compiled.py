@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ Watch = Callable[[Value, np.ndarray], None]
 RunLayer = Callable[[int, list[np.ndarray]], tuple[np.ndarray, ...]]
 
 
+NOTHING = Value("", -1)
+
+
 @dataclass(frozen=True)
 class Action:
     """One thing done in a run.
@@ -34,8 +38,8 @@ class Action:
     kind: str
     begin: int = 0
     end: int = 0
-    value: Value | None = None
-    watched: Value | None = None
+    value: Value = NOTHING
+    watched: Value = NOTHING
     image: Any = None
     shape: Shape = ()
     position: int = -1
@@ -84,7 +88,7 @@ class CompiledNet:
         """
         arrays = {v: inputs[v.blob] for v in self.inputs}
         threads = self.engine.threads()
-        last = self._last_uses()
+        last = self._last_uses
         with self.program.instance() as instance:
             for i, action in enumerate(self.actions):
                 self._do(action, arrays, instance, threads, run_layer, watch)
@@ -92,19 +96,18 @@ class CompiledNet:
                     del arrays[value]
         return arrays
 
+    @cached_property
     def _last_uses(self) -> dict[int, list[Value]]:
         """Return, by action, the arrays that are not needed after it."""
         used: dict[Value, int] = {}
         for i, action in enumerate(self.actions):
-            for value in (action.value, *action.reads, *action.writes):
-                if value is not None:
-                    used[value] = i
+            used.update(dict.fromkeys((action.value, *action.reads, *action.writes), i))
         last: dict[int, list[Value]] = {}
         kept = {*self.results.values()}
         held = {*self.inputs}
         for action in self.actions:
             held.update(action.writes)
-            held.update([action.value] if action.kind == "leave" and action.value else [])
+            held.update([action.value] if action.kind == "leave" else [])
         for value, i in used.items():
             if value in held and value not in kept:
                 last.setdefault(i, []).append(value)
@@ -125,9 +128,11 @@ class CompiledNet:
             tops = run_layer(action.position, [arrays[v] for v in action.reads])
             arrays.update(zip(action.writes, tops, strict=True))
         elif action.kind == "watch":
-            if watch is not None and action.watched is not None:
-                watch(action.watched, self._numbers(action, arrays, instance))
-        elif action.value is not None:
+            if watch is not None:
+                held = action.image is None
+                numbers = arrays[action.value] if held else instance.numbers(action.image)
+                watch(action.watched, numbers)
+        else:
             view = instance.view(action.image)
             n, height, width, channels = view.shape
             shape = n, channels, height, width
@@ -137,11 +142,3 @@ class CompiledNet:
                 out = np.empty(shape, np.float32)
                 self.engine.leave(view, out)
                 arrays[action.value] = out.reshape(action.shape)
-
-    def _numbers(
-        self, action: Action, arrays: Mapping[Value, np.ndarray], instance: Any
-    ) -> np.ndarray:
-        if action.image is None:
-            assert action.value is not None
-            return arrays[action.value]
-        return np.ascontiguousarray(instance.view(action.image))

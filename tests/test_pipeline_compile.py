@@ -141,10 +141,16 @@ def build(name: str, seed: int = 0) -> caffeio.Net:
         outs, p = come, made.param.convolution_param
         if made.type == "Convolution":
             outs = p.num_output
-            blobs[made.name] = [normal(outs, come // p.group, *(2 * list(p.kernel_size))), normal(outs)]
+            blobs[made.name] = [
+                normal(outs, come // p.group, *(2 * list(p.kernel_size))),
+                normal(outs),
+            ]
         elif made.type == "Deconvolution":
             outs = p.num_output
-            blobs[made.name] = [normal(come, outs // p.group, *(2 * list(p.kernel_size))), normal(outs)]
+            blobs[made.name] = [
+                normal(come, outs // p.group, *(2 * list(p.kernel_size))),
+                normal(outs),
+            ]
         elif made.type == "InnerProduct":
             outs = made.param.inner_product_param.num_output
             blobs[made.name] = [normal(outs, flat.get(made.name, come)), normal(outs)]
