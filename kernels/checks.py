@@ -10,14 +10,15 @@ __all__ = [
     "check_array",
     "check_bits",
     "check_integer",
+    "check_kind",
     "check_not_empty",
     "check_pair",
     "int32_room",
 ]
 
 
-def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> np.ndarray:
-    """Return `array` C-contiguous, having checked its type, dtype and rank.
+def check_kind(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> None:
+    """Raise unless `array` is an array of that dtype and rank.
 
     Parameters
     ----------
@@ -42,6 +43,11 @@ def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | No
         raise TypeError(f"{name} must be {np.dtype(dtype).name}, not {array.dtype}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, not shape {array.shape}")
+
+
+def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> np.ndarray:
+    """Return `array` C-contiguous, having checked it as `check_kind` does."""
+    check_kind(name, array, dtype, ndim)
     return np.ascontiguousarray(array).reshape(array.shape)
 
 

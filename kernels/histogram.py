@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array, check_integer
+from kernels.checks import check_integer, check_kind
 from kernels.dispatch import backend
 
 __all__ = ["BinEdges", "Histogram", "NotFiniteError", "Seen", "exponent_for", "greatest", "join"]
@@ -124,6 +124,7 @@ class Histogram:
         Parameters
         ----------
         x : float32 array, any shape; may be empty
+            Where it is a part of a larger array, long lines are not copied.
         device : str
 
         Raises
@@ -131,7 +132,7 @@ class Histogram:
         NotFiniteError
             If there is a NaN or an infinity; the histogram is then unchanged.
         """
-        x = check_array("x", x, np.float32, None).reshape(-1)
+        check_kind("x", x, np.float32, None)
         if not x.size:
             return
         code = backend(device, "histogram")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def _counter(
 ) -> Watch:
     def watch(value: Value, numbers: np.ndarray) -> None:
         if value not in seen.histograms:
-            total = numbers.size * batch_num
+            total = prod(seen.shapes[value]) * batch_num
             seen.histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
         try:
             seen.histograms[value].update(numbers, device=net.device)

@@ -14,7 +14,8 @@ from pipeline.layers import Shape
 
 __all__ = ["Action", "CompiledNet", "Watch"]
 
-#: ``watch(value, numbers)``: called with the numbers of a value, in any order, once a run.
+#: ``watch(value, numbers)``: called with the numbers of a value, float32, in some order of axes
+#: and not to be kept.
 Watch = Callable[[Value, np.ndarray], None]
 
 #: ``run_layer(position, bottoms)`` returns the tops of a layer that is not compiled.
@@ -130,7 +131,7 @@ class CompiledNet:
         elif action.kind == "watch":
             if watch is not None:
                 held = action.image is None
-                numbers = arrays[action.value] if held else instance.numbers(action.image)
+                numbers = arrays[action.value] if held else instance.view(action.image)
                 watch(action.watched, numbers)
         else:
             view = instance.view(action.image)

@@ -23,10 +23,14 @@ from pipeline.compiled import CompiledNet, Watch
 from pipeline.inference import behind_data, check_inputs, infer
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
+from pipeline.parts import images_at_once
 from pipeline.quantize import QuantizedLayer
 from pipeline.schedule import Schedule, schedule
 
 __all__ = ["Executor", "FloatNet", "Forward", "Observer", "run"]
+
+#: Inputs by name, sorted, with their shapes.
+Shapes = tuple[tuple[str, Shape], ...]
 
 #: The computation of one layer: its bottoms in, its tops out.
 Forward = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, ...]]
@@ -154,6 +158,7 @@ class Executor:
         )
         self._plan_once = lru_cache(maxsize=16)(self._plan)
         self._compile_once = lru_cache(maxsize=4)(self._compile)
+        self._part_once = lru_cache(maxsize=16)(self._part)
         self._lock = threading.Lock()
 
     def shapes(self, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[Value, Shape]:
@@ -232,8 +237,8 @@ class Executor:
             As for `forward`.
         values : collection of Value
         watch : callable
-            ``watch(value, numbers)``, once for each: float32, contiguous, all numbers of the
-            value in some order of axes. They are valid during the call.
+            ``watch(value, numbers)``, once for each: float32, in some order of axes, valid
+            during the call.
 
         Raises
         ------
@@ -279,45 +284,69 @@ class Executor:
     def _run_compiled(
         self,
         arrays: Mapping[str, np.ndarray],
-        shapes: tuple[tuple[str, Shape], ...],
+        shapes: Shapes,
         blobs: tuple[str, ...] | None,
         values: tuple[Value, ...],
         watch: Watch | None,
     ) -> dict[str, np.ndarray]:
-        with self._lock:  # the first of several threads compiles
-            compiled = self._compile_once(shapes, blobs, values)
+        """Run compiled, a part of the batch after the other."""
 
         def run_layer(position: int, bottoms: list[np.ndarray]) -> tuple[np.ndarray, ...]:
             return _guarded(self.net.layers[position], bottoms, self.forward_of(position))
 
-        found = compiled.run(arrays, run_layer, watch)
-        return _owned({n: found[v] for n, v in compiled.results.items()}, arrays)
+        size = self._part_once(shapes, blobs, values)
+        batch = shapes[0][1][0] if shapes else size
+        parts = []
+        for begin in range(0, max(batch, 1), size):
+            taken = {name: x[begin : begin + size] for name, x in arrays.items()}
+            if size >= batch:
+                taken = dict(arrays)
+            now = tuple((name, taken[name].shape) for name, _ in shapes)
+            with self._lock:  # the first of several threads compiles
+                compiled = self._compile_once(now, blobs, values)
+            found = compiled.run(taken, run_layer, watch)
+            parts.append({name: found[v] for name, v in compiled.results.items()})
+        if len(parts) == 1:
+            return _owned(parts[0], arrays)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _plan(
+        self, given: tuple[str, ...], blobs: tuple[str, ...] | None, everything: bool
+    ) -> Schedule:
+        return schedule(self.net, given, blobs, everything=everything)
+
+    def _schedule(
+        self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
+    ) -> Schedule:
+        """Return what a compiled run does: what the blobs or the watched values need."""
+        given = tuple(name for name, _ in shapes)
+        if not values:
+            return self._plan_once(given, blobs, False)
+        return replace(self._plan_once(given, tuple(v.blob for v in values), True), results={})
+
+    def _part(
+        self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
+    ) -> int:
+        plan = self._schedule(shapes, blobs, values)
+        known = self._infer_once(shapes)
+        batches = {shape[0] for _, shape in shapes if shape}
+        # observing costs something for every call, whatever its size
+        if values or self._unsure or len(batches) != 1:
+            return max(batches, default=1)
+        return images_at_once(self.net, plan.layers, known)
 
     def _compile(
-        self,
-        shapes: tuple[tuple[str, Shape], ...],
-        blobs: tuple[str, ...] | None,
-        values: tuple[Value, ...],
+        self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
     ) -> CompiledNet:
-        given = tuple(name for name, _ in shapes)
-        wanted = tuple(v.blob for v in values) if values else blobs
-        plan = self._plan_once(given, wanted, bool(values))
-        if values:
-            plan = replace(plan, results={})
         return compile_net(
             self.net,
-            plan,
+            self._schedule(shapes, blobs, values),
             self._infer_once(shapes),
             self._numbers,
             watched=values,
             plain=self._unsure,
             packed=self._packed,
         )
-
-    def _plan(
-        self, given: tuple[str, ...], blobs: tuple[str, ...] | None, everything: bool
-    ) -> Schedule:
-        return schedule(self.net, given, blobs, everything=everything)
 
 
 class FloatNet(Executor):

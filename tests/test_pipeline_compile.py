@@ -334,3 +334,28 @@ def test_a_plan_may_leave_layers_out():
     shapes = FloatNet(net).shapes()
     compiled = compile_net(net, plan, shapes, {}, packed={})
     assert not any(action.kind == "layer" for action in compiled.actions)
+
+
+def test_a_large_batch_is_run_in_parts_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.parts._CACHE_BYTES", 2 * 2 * 4 * 36 * 8 * 7 * 2)
+    net, x = build("separable"), data("separable", 7)
+    factors = record(net, x)
+    for runner in (FloatNet(net), Int8Net(net, factors)._executor):
+        found = runner.forward({"x": x}, ["g", "z"])
+        assert runner._part_once((("x", x.shape),), ("g", "z"), ()) == 2
+        for i in range(7):
+            alone = runner.forward({"x": x[i : i + 1]}, ["g", "z"])
+            for blob in ("g", "z"):
+                np.testing.assert_allclose(found[blob][i], alone[blob][0], rtol=1e-6, atol=1e-7)
+
+
+def test_nets_that_mix_images_stay_whole():
+    text = INPUT % "dim: 4 dim: 3 dim: 5 dim: 5"
+    text += layer("c Convolution x > c", conv(4)) + layer(
+        "r Reshape c > r", "reshape_param { shape { dim: 2 dim: -1 } }"
+    )
+    net = with_blobs(caffeio.parse_net(text), {"c": [np.ones((4, 3, 1, 1)), np.zeros(4)]})
+    runner = FloatNet(net)
+    x = np.random.default_rng(0).normal(size=(4, 3, 5, 5)).astype(np.float32)
+    assert runner.forward({"x": x})["r"].shape == (2, 200)
+    assert runner._part_once((("x", x.shape),), None, ()) == 4

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import dataclass
 
 import numba
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.histogram import Seen, exponent_for, join
@@ -25,6 +27,8 @@ _BLOCK = 1 << 12
 _RUN = 1 << 9
 _RUNS = _BLOCK // _RUN
 _TURNS = 16
+#: So many runs are searched for extremes in any order.
+_FEW_RUNS = 32
 #: Counters of a table are int32.
 _MOST = 1 << 30
 _INFINITY = 0x7F800000
@@ -77,12 +81,22 @@ def _increment(table, place):
 
 
 @jit
-def _scan(x, bits, begin, end, exponent, table, lows, highs):
+def _block(starts, length, b):
+    """Return where a block begins and ends; none reaches into another line."""
+    per = (length + _BLOCK - 1) // _BLOCK
+    start, part = starts[b // per], b % per
+    return start + part * _BLOCK, start + min((part + 1) * _BLOCK, length)
+
+
+@jit
+def _scan(x, bits, starts, length, begin, end, exponent, table, lows, highs):
     """Count blocks begin..end until one does not fit in the bins; return which.
 
     Parameters
     ----------
     x, bits : float32 array (n,), and the same as int32
+    starts, length : int64 array (lines,), int
+        Where lines begin in `x`, and how long they are.
     begin, end : int
     exponent : int
         Bins are ``2.0 ** exponent`` wide.
@@ -101,7 +115,7 @@ def _scan(x, bits, begin, end, exponent, table, lows, highs):
         turns[i] = 2 * half + i % _TURNS
     done = end
     for b in range(begin, end):
-        first, last = b * _BLOCK, min((b + 1) * _BLOCK, x.size)
+        first, last = _block(starts, length, b)
         runs = slice(b * _RUNS, (b + 1) * _RUNS)
         low, high = _extremes(bits[first:last], lows[runs], highs[runs])
         if done < end or high >= limit or low < -limit:
@@ -116,11 +130,13 @@ def _scan(x, bits, begin, end, exponent, table, lows, highs):
 
 
 @parallel_jit
-def _scan_parts(x, bits, begins, ends, exponent, tables, lows, highs):
+def _scan_parts(x, bits, starts, length, begins, ends, exponent, tables, lows, highs):
     """Scan several parts at once; `begins` moves to the first blocks that were not counted."""
     for part in prange(begins.size):
         p = np.int64(part)
-        begins[p] = _scan(x, bits, begins[p], ends[p], exponent, tables[p], lows, highs)
+        begins[p] = _scan(
+            x, bits, starts, length, begins[p], ends[p], exponent, tables[p], lows, highs
+        )
 
 
 @jit
@@ -184,15 +200,16 @@ def _parts(size: int) -> int:
 def count(
     x: np.ndarray, counts: np.ndarray, exponent: int, ends: tuple[np.ndarray, np.ndarray], tail: int
 ) -> Seen:
-    """See `kernels.reference.histogram.count`."""
-    bits, parts, blocks = x.view(np.int32), _parts(x.size), -(-x.size // _BLOCK)
-    lows, highs = np.empty((2, -(-x.size // _RUN)), np.int32)
+    """See `kernels.reference.histogram.count`; lines that lie together are not copied."""
+    data = _lines(x)
+    parts, blocks = _parts(x.size), data.starts.size * -(-data.length // _BLOCK)
+    lows, highs = np.empty((2, blocks * _RUNS), np.int32)
     begins = [blocks * part // parts for part in range(parts)]
     until = [*begins[1:], blocks]
     kept, zeros = _tables(parts, counts.size + _TURNS), 0
     tables = kept[:parts]
     while True:
-        begins = _scan_all(x, bits, begins, until, exponent, tables, lows, highs)
+        begins = _scan_all(data, begins, until, exponent, tables, lows, highs)
         low, high, more = _settle(tables, counts, exponent, lows, highs)
         zeros += more
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -207,15 +224,40 @@ def count(
     _LOCAL.tables = kept
     smallest, largest = ends
     if smallest.size < tail or low < smallest[-1]:
-        smallest = -_top(-smallest, x, ~lows, -1, tail)
+        smallest = -_top(-smallest, data, ~lows, -1, tail)
     if largest.size < tail or high > largest[-1]:
-        largest = _top(largest, x, highs, 1, tail)
+        largest = _top(largest, data, highs, 1, tail)
     return Seen(low, high, 0, 0, zeros, exponent, smallest, largest)
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """Data as lines of one length in memory."""
+
+    memory: np.ndarray
+    starts: np.ndarray
+    length: int
+
+
+def _lines(x: np.ndarray) -> _Lines:
+    """Return an array as lines; it is copied if they were short."""
+    axis, length = x.ndim, 1
+    while axis and x.strides[axis - 1] == x.itemsize * length:
+        axis -= 1
+        length *= x.shape[axis]
+    whole = all(step >= 0 and step % x.itemsize == 0 for step in x.strides[:axis])
+    if not axis or length < _RUN or not whole:
+        flat = x.reshape(-1)
+        return _Lines(flat, np.zeros(1, np.int64), flat.size)
+    starts = np.zeros(1, np.int64)
+    for size, step in zip(x.shape[:axis], x.strides[:axis], strict=True):
+        starts = (starts[:, None] + np.arange(size) * (step // x.itemsize)).reshape(-1)
+    memory = as_strided(x, (int(starts.max()) + length,), (x.itemsize,))
+    return _Lines(memory, starts, length)
+
+
 def _scan_all(
-    x: np.ndarray,
-    bits: np.ndarray,
+    data: _Lines,
     begins: list[int],
     until: list[int],
     exponent: int,
@@ -224,58 +266,79 @@ def _scan_all(
     highs: np.ndarray,
 ) -> list[int]:
     """Scan the parts of the data, each from a block on; return the first blocks not counted."""
+    x = data.memory
+    lines = x, x.view(np.int32), data.starts, data.length
     if len(begins) == 1:
-        return [_scan(x, bits, begins[0], until[0], exponent, tables[0], lows, highs)]
+        return [_scan(*lines, begins[0], until[0], exponent, tables[0], lows, highs)]
     at = np.array(begins)
     with parallel_entry():
-        _scan_parts(x, bits, at, np.array(until), exponent, tables, lows, highs)
+        _scan_parts(*lines, at, np.array(until), exponent, tables, lows, highs)
     return at.tolist()
 
 
-def _key(value: np.float32) -> int:
-    bits = int(value.view(np.int32))
-    return bits if bits >= 0 else bits ^ 0x7FFFFFFF
+@jit
+def _key(value):
+    """Return the key of a float32, see `_extreme_keys`."""
+    held = np.empty(1, np.float32)
+    held[0] = value
+    bits = held.view(np.int32)[0]
+    return bits if bits >= 0 else np.int32(bits ^ np.int32(0x7FFFFFFF))
 
 
 @jit
-def _collect(x, runs, tops, at, sign, threshold, key, held, filled):
-    """Append the values of ``sign * x`` above the threshold, run by run while there is room.
+def _insert(x, starts, length, runs, tops, sign, best, filled):
+    """Insert the values of ``sign * x`` in some runs that are among the greatest so far.
+
+    Parameters
+    ----------
+    x, starts, length
+        As for `_scan`.
+    runs : int64 array
+        Which runs to look at.
+    tops : int32 array
+        The key of the greatest value of every run.
+    sign : float32
+    best : float32 array (tail,)
+        Descending as far as it is filled; changed in place.
+    filled : int
 
     Returns
     -------
-    at, filled : int
-        Which of the runs comes next, and how many values are held.
+    int
+        How much of `best` is filled now.
     """
-    while at < runs.size and filled + _RUN <= held.size:
-        first = runs[at] * _RUN
-        if tops[runs[at]] <= key:
-            return runs.size, filled  # nor do those after it have any
-        for i in range(first, min(first + _RUN, x.size)):
-            if sign * x[i] > threshold:
-                held[filled] = sign * x[i]
-                filled += 1
-        at += 1
-    return at, filled
+    tail = best.size
+    for run in runs:
+        if filled == tail and tops[run] <= _key(best[tail - 1]):
+            continue
+        begin, end = _block(starts, length, run // _RUNS)
+        begin += run % _RUNS * _RUN
+        for i in range(begin, min(begin + _RUN, end)):
+            value = sign * x[i]
+            if filled == tail and value <= best[tail - 1]:
+                continue
+            filled = min(filled + 1, tail)
+            at = filled - 1
+            while at > 0 and best[at - 1] < value:
+                best[at] = best[at - 1]
+                at -= 1
+            best[at] = value + np.float32(0)
+    return filled
 
 
-def _top(kept: np.ndarray, x: np.ndarray, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
+def _top(kept: np.ndarray, data: _Lines, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
     """Return the `tail` greatest of `kept` and ``sign * x``, descending.
 
-    Runs are taken by the keys `tops` of their greatest values, the greatest first: soon the
-    threshold lies above those of most others, which need not be read.
+    Of many runs those with the greatest values come first: soon the least of the best lies
+    above those of most others, which need not be read.
     """
     threshold = kept[-1] if kept.size == tail else np.float32(-math.inf)
     runs = np.flatnonzero(tops > _key(threshold))
-    runs = runs[np.argsort(tops[runs])[::-1]]
-    held = np.empty(2 * tail + 2 * _RUN, np.float32)
-    held[: kept.size] = kept
-    at, filled, factor = 0, kept.size, np.float32(sign)
-    while True:
-        key = _key(threshold)
-        at, filled = _collect(x, runs, tops, at, factor, threshold, key, held, filled)
-        best = np.sort(held[:filled] + np.float32(0))[::-1][:tail]
-        if at == runs.size:
-            return best
-        filled = best.size
-        held[:filled] = best
-        threshold = best[-1] if filled == tail else threshold
+    if runs.size > _FEW_RUNS:
+        runs = runs[np.argsort(tops[runs])[::-1]]
+    best = np.empty(tail, np.float32)
+    best[: kept.size] = kept
+    filled = _insert(
+        data.memory, data.starts, data.length, runs, tops, np.float32(sign), best, kept.size
+    )
+    return best[:filled]

@@ -19,7 +19,7 @@ def count(
 
     Parameters
     ----------
-    x : float32 array (n,)
+    x : float32 array, any shape
         Not empty. If it holds NaN or infinity, nothing is counted.
     counts : int64 array (2 * half,)
     exponent : int
@@ -29,6 +29,7 @@ def count(
     tail : int
         How many to keep of either.
     """
+    x = x.reshape(-1)
     low, high = float(x.min()), float(x.max())
     bad = int(np.isnan(x).sum()), int(np.isinf(x).sum())
     if any(bad):

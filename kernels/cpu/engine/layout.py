@@ -6,7 +6,7 @@ import numpy as np
 
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
-__all__ = ["enter", "enter_last", "gather", "leave", "leave_last"]
+__all__ = ["enter", "enter_last", "leave", "leave_last"]
 
 #: Channels moved together: they share the cache lines that are written.
 _CHANNELS = 32
@@ -54,22 +54,6 @@ def _leave(view, out, less):
         index = np.int64(job)
         i, r = index // height, index % height
         _turn_out(view[i, r], out[i, :, r], less)
-
-
-@parallel_jit
-def _gather(view, out):
-    n, height, width, channels = view.shape
-    for job in prange(n * height):
-        index = np.int64(job)
-        line, source = out[index], view[index // height, index % height]
-        for j in range(width):
-            line[j * channels : (j + 1) * channels] = source[j]
-
-
-def gather(view: np.ndarray, out: np.ndarray) -> None:
-    """Copy the view (N, H, W, C) of a float32 image to lines (N * H, W * C)."""
-    with parallel_entry():
-        _gather(view, out)
 
 
 def enter_last(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:

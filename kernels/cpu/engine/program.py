@@ -17,7 +17,6 @@ import numpy as np
 
 from kernels.cpu.codegen.stores import FIELDS
 from kernels.cpu.engine.image import SLACK, Image
-from kernels.cpu.engine.layout import gather
 from kernels.cpu.engine.runner import run_steps
 
 __all__ = ["Instance", "Program", "Slots"]
@@ -76,7 +75,6 @@ class Instance:
     """
 
     def __init__(self, program: Program) -> None:
-        self._numbers = np.empty(0, np.float32)
         self._program = program  # whose arrays the steps point to
         self._buffers = [_aligned(size + SLACK) for size in program.sizes]
         places = np.array([b.ctypes.data for b in self._buffers] or [0], np.int64)
@@ -95,17 +93,6 @@ class Instance:
     def view(self, image: Image) -> np.ndarray:
         """Return the values (N, H, W, C) of an image."""
         return image.view(self._buffers[self._program.places[image.buffer]])
-
-    def numbers(self, image: Image) -> np.ndarray:
-        """Return all values of a float32 image (N, H, W, C), valid until the next call."""
-        view = self.view(image)
-        if view.flags.c_contiguous:
-            return view
-        if self._numbers.size < view.size:
-            self._numbers = np.empty(view.size, np.float32)
-        dense = self._numbers[: view.size]
-        gather(view, dense.reshape(view.shape[0] * view.shape[1], -1))
-        return dense.reshape(view.shape)
 
     def run(self, begin: int, end: int, threads: int) -> None:
         """Run steps [begin, end).
