@@ -20,7 +20,7 @@ from caffeio.errors import NetError
 from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
 from pipeline.compile import compile_net
 from pipeline.compiled import CompiledNet, Watch
-from pipeline.inference import behind_data, check_inputs, infer
+from pipeline.inference import behind_data, check_inputs, infer, input_shapes
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
 from pipeline.parts import images_at_once
@@ -152,6 +152,7 @@ class Executor:
         self._numbers = numbers
         self._packed: dict[object, object] = {}
         self._types = tuple(layer_type(layer) for layer in net.layers)
+        self._declared = input_shapes(net)
         self._unsure = behind_data(net, self._types)
         self._infer_once = lru_cache(maxsize=16)(
             lambda given: infer(self.net, self._types, dict(given))
@@ -219,7 +220,7 @@ class Executor:
         """
         asked = None if blobs is None else tuple(blobs)
         plan = self._plan_once(tuple(sorted(inputs)), asked, observer is not None)
-        arrays = check_inputs(self.net, inputs)
+        arrays = check_inputs(self._declared, inputs)
         shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
         self._infer_once(shapes)
         if observer is None and kernels.packed(self.device):
@@ -245,7 +246,7 @@ class Executor:
         caffeio.NetError
             As `forward`.
         """
-        arrays = check_inputs(self.net, inputs)
+        arrays = check_inputs(self._declared, inputs)
         shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
         self._infer_once(shapes)
         if kernels.packed(self.device):

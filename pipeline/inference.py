@@ -12,11 +12,29 @@ from pipeline.layers import LayerType, Shape
 from pipeline.layers.source import declared_shapes
 from pipeline.schedule import label_inputs, schedule
 
-__all__ = ["behind_data", "check_inputs", "infer"]
+__all__ = ["behind_data", "check_inputs", "infer", "input_shapes"]
 
 
-def check_inputs(net: Net, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def input_shapes(net: Net) -> dict[str, Shape | None]:
+    """Return the shape that the prototxt gives each input; None where it gives none."""
+    return {
+        top: shape
+        for layer in net.layers
+        if layer.type in SOURCE_TYPES
+        for top, shape in zip(layer.tops, declared_shapes(layer), strict=False)
+    }
+
+
+def check_inputs(
+    declared: Mapping[str, Shape | None], inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Return the inputs as float32 arrays in C order, having checked each one's shape.
+
+    Parameters
+    ----------
+    declared : mapping of str to shape or None
+        From `input_shapes`.
+    inputs : mapping of str to array
 
     Raises
     ------
@@ -24,12 +42,6 @@ def check_inputs(net: Net, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
         If one is empty, not numeric, or has not the rank, or (as a 4-D image) not the
         channels, that the prototxt gives.
     """
-    declared = {
-        top: shape
-        for layer in net.layers
-        if layer.type in SOURCE_TYPES
-        for top, shape in zip(layer.tops, declared_shapes(layer), strict=False)
-    }
     arrays = {}
     for name, given in inputs.items():
         try:

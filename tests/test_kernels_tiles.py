@@ -21,6 +21,7 @@ from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from kernels.cpu.codegen.native import assembly, call, features
 from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
 from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.layout import _turns, enter, leave
 from kernels.cpu.engine.outputs import Writes, output_constants, output_form
 from kernels.cpu.jit import jit
 from kernels.reference.output import store
@@ -310,3 +311,46 @@ def test_layers_are_the_same_for_every_instruction_set(
         for d in ("cpu", "reference")
     ]
     assert (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "int16"])
+@cases.examples(40)
+@given(
+    st.integers(1, 2), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)), st.integers(0, 5), st.integers(0),
+)  # fmt: skip
+def test_an_image_is_turned_in_and_out(
+    kind: str, n: int, c: int, h: int, w: int, border: tuple[int, int], more: int, seed: int
+):
+    rng = np.random.default_rng(seed)
+    memory = np.full((n, h + 2 * border[0], w + 2 * border[1], c + more), 77, kind)
+    view = memory[:, border[0] : border[0] + h, border[1] : border[1] + w, more // 2 :][..., :c]
+    add = 0 if kind == "float32" else 128 if kind == "uint8" else -9
+    x = rng.standard_normal((n, c, h, w)).astype(np.float32)
+    if kind != "float32":
+        x = cases.int8s(rng, n, c, h, w)
+    enter(x, view, add)
+    assert (view == (x.astype(float) + add).transpose(0, 2, 3, 1)).all()
+    kept = memory.copy()
+    view[...] = 77
+    assert (memory == 77).all()  # nothing else was written
+    back = np.empty_like(x)
+    leave(kept[tuple(slice(*s) for s in _place(view, memory))], back, add)
+    assert (back == x).all()
+
+
+def test_what_is_large_enough_is_turned_in_blocks():
+    view = np.zeros((1, 7, 5, 21), np.float32)
+    image = np.arange(view.size, dtype=np.float32).reshape(1, 21, 7, 5)
+    assert _turns(image, view, 0, inwards=True)
+    assert (view == image.transpose(0, 2, 3, 1)).all()
+    assert not _turns(image[:, :3].copy(), view[..., :3], 0, inwards=True)
+
+
+def _place(view: np.ndarray, memory: np.ndarray) -> list[tuple[int, int]]:
+    """Return where in its memory a view lies, axis by axis."""
+    distance, found = at(view) - at(memory), []
+    for size, step in zip(view.shape, memory.strides, strict=True):
+        first, distance = divmod(distance, step)
+        found.append((first, first + size))
+    return found

@@ -2,58 +2,118 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
+from kernels.cpu.codegen import turns
+from kernels.cpu.codegen.native import call
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
 __all__ = ["enter", "enter_last", "leave", "leave_last"]
 
-#: Channels moved together: they share the cache lines that are written.
-_CHANNELS = 32
-
-
-@jit
-def _turn_in(rows, line, add):
-    channels, width = rows.shape
-    if channels <= 4:  # an image: line by line there is nothing to share
-        for c in range(channels):
-            row = rows[c]
-            for j in range(width):
-                line[j, c] = row[j] + add
-        return
-    for first in range(0, channels, _CHANNELS):
-        last = min(first + _CHANNELS, channels)
-        for j in range(width):
-            for c in range(first, last):
-                line[j, c] = rows[c, j] + add
-
-
-@jit
-def _turn_out(line, rows, less):
-    width, channels = line.shape
-    for first in range(0, width, _CHANNELS):
-        last = min(first + _CHANNELS, width)
-        for c in range(channels):
-            for j in range(first, last):
-                rows[c, j] = line[j, c] - less
+#: Positions that one job turns.
+_POSITIONS = 512
+_LLVM = {"float32": "float", "int8": "i8", "uint8": "i8", "int16": "i16"}
 
 
 @parallel_jit
-def _enter(x, view, add):
-    n, height = view.shape[:2]
-    for job in prange(n * height):
-        index = np.int64(job)
-        i, r = index // height, index % height
-        _turn_in(x[i, :, r], view[i, r], add)
+def _turn(function, sources, targets, counts, steps, channels, inwards, add):
+    """Turn blocks of positions, each at its addresses, into the image or out of it."""
+    for job in prange(counts.size):
+        j = np.int64(job)
+        count = counts[j]
+        rows, columns = (channels, count) if inwards else (count, channels)
+        call(function, (targets[j], steps[0], sources[j], steps[1], rows, columns, add))
 
 
-@parallel_jit
-def _leave(view, out, less):
-    n, height = view.shape[:2]
-    for job in prange(n * height):
-        index = np.int64(job)
-        i, r = index // height, index % height
-        _turn_out(view[i, r], out[i, :, r], less)
+@jit
+def _enter_few(x, view, add):
+    n, channels, height, width = x.shape
+    for i in range(n):
+        for c in range(channels):
+            for r in range(height):
+                line, row = view[i, r], x[i, c, r]
+                for j in range(width):
+                    line[j, c] = row[j] + add
+
+
+@jit
+def _leave_few(view, out, less):
+    n, channels, height, width = out.shape
+    for i in range(n):
+        for c in range(channels):
+            for r in range(height):
+                line, row = view[i, r], out[i, c, r]
+                for j in range(width):
+                    row[j] = line[j, c] - less
+
+
+@lru_cache(maxsize=256)
+def _runs(
+    shape: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut the positions of a view (N, H, W, C) into runs that lie together.
+
+    Returns
+    -------
+    images, firsts, counts : int64 array (R,)
+        Image, first position and length of each run. The shorter ones at the ends lie over
+        those before, so that all are as long as a block if the image is.
+    """
+    n, height, width = shape[:3]
+    together = strides[1] == width * strides[2]
+    line = height * width if together else width
+    starts = np.arange(0, line, _POSITIONS)
+    counts = np.minimum(_POSITIONS, line - starts)
+    back = np.maximum(0, np.minimum(starts, max(turns.SIZES) - counts))
+    starts, counts = starts - back, counts + back
+    lines = np.arange(1 if together else height) * width
+    firsts = (lines[:, None] + starts).reshape(-1)
+    images = np.repeat(np.arange(n), firsts.size)
+    return images, np.tile(firsts, n), np.tile(np.tile(counts, lines.size), n)
+
+
+def _turns(image: np.ndarray, view: np.ndarray, add: int, *, inwards: bool) -> bool:
+    """Turn (N, C, H, W) into a view of an image or back, if there are enough of both axes."""
+    images, firsts, counts = _runs(view.shape, view.strides)
+    channels, width = view.shape[3], view.shape[2]
+    if not view.size:
+        return False
+    sizes = [s for s in turns.SIZES if s <= channels and s <= counts.min()]
+    if not sizes:
+        return False
+    rows, columns = firsts // width, firsts % width
+    flat = image.ctypes.data + images * image.strides[0] + firsts * image.itemsize
+    step = view.strides
+    packed = view.ctypes.data + images * step[0] + rows * step[1] + columns * step[2]
+    kinds = _LLVM[image.dtype.name], _LLVM[view.dtype.name]
+    strides = np.array([view.strides[2], image.strides[1]])
+    source, target, steps = (flat, packed, strides) if inwards else (packed, flat, strides[::-1])
+    function = turns.compiled(*(kinds if inwards else kinds[::-1]), sizes[0])
+    with parallel_entry():
+        _turn(function, source, target, counts, np.ascontiguousarray(steps), channels, inwards, add)
+    return True
+
+
+def enter(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
+    """Copy (N, C, H, W) into the view (N, H, W, C) of an image.
+
+    Parameters
+    ----------
+    x : float32 or int8 array, in C order
+    view : float32, int16 or uint8 array
+    add : int
+        What integers are stored with.
+    """
+    if not _turns(x, view, add, inwards=True):
+        _enter_few(x, view, (np.float32 if x.dtype == np.float32 else np.int16)(add))
+
+
+def leave(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
+    """Copy the view (N, H, W, C) of an image into an array (N, C, H, W); undoes `enter`."""
+    if not _turns(out, view, -less, inwards=False):
+        _leave_few(view, out, (np.float32 if view.dtype == np.float32 else np.int16)(less))
 
 
 def enter_last(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
@@ -74,25 +134,3 @@ def leave_last(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
         np.subtract(view, np.uint8(less % 256), out=out.view(np.uint8))
     else:
         np.subtract(view, np.int16(less), out=out, dtype=np.int16, casting="unsafe")
-
-
-def enter(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
-    """Copy (N, C, H, W) into the view (N, H, W, C) of an image.
-
-    Parameters
-    ----------
-    x : float32 or int8 array
-    view : float32, int16 or uint8 array
-    add : int
-        What integers are stored with.
-    """
-    kind = np.float32 if x.dtype == np.float32 else np.int16
-    with parallel_entry():
-        _enter(x, view, kind(add))
-
-
-def leave(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
-    """Copy the view (N, H, W, C) of an image into an array (N, C, H, W); undoes `enter`."""
-    kind = np.float32 if view.dtype == np.float32 else np.int16
-    with parallel_entry():
-        _leave(view, out, kind(less))
