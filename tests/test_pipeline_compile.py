@@ -279,6 +279,7 @@ def test_buffers_are_used_again():
     )  # fmt: skip
     program = runner._compile_once((("x", x.shape),), None, ()).program
     assert len(program.sizes) == 2
+    assert len({*program.steps["bases"]}) == 1  # tables of like layers are one
 
 
 def test_one_net_serves_several_threads():

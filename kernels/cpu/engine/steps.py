@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class Builder:
         self._stages: list[dict[str, int]] = []
         self._stage_images: list[dict[str, Image | None]] = []
         self._keep: list[object] = []
+        self._tables: dict[tuple[tuple[int, ...], bytes], int] = {}
 
     def image(
         self,
@@ -99,8 +101,8 @@ class Builder:
             strips=strips,
             chunks=min(blocks, max(1, _JOBS // (strips * groups))),
             groups=groups,
-            bases=self._address(bases),
-            taps=self._address(grid.taps),
+            bases=self._distances(bases),
+            taps=self._distances(grid.taps),
             runs=packed.runs,
             words=packed.words,
             weights=self._address(packed.weights),
@@ -168,8 +170,8 @@ class Builder:
             positions=count,
             strip=strip,
             strips=-(-count // strip),
-            bases=self._address(grid.bases),
-            taps=self._address(taps),
+            bases=self._distances(grid.bases),
+            taps=self._distances(taps),
             words=words,
             weights=self._address(packed.weights),
             start=self._address(packed.start),
@@ -193,10 +195,10 @@ class Builder:
             positions=count,
             strip=strip,
             strips=-(-count // strip),
-            bases=self._address(table),
+            bases=self._distances(table),
             words=table.shape[1],
             whole_1=maxima.compiled(kernel),
-            out_at=self._address(out.distances()),
+            out_at=self._distances(out.distances()),
             channels=out.channels,
         )
 
@@ -216,7 +218,7 @@ class Builder:
             data=(source, source.origin),
             writes=(writes, Grid(lines, lines, (n, i, j)), choose("float"), None),
             positions=lines.size,
-            bases=self._address(np.ascontiguousarray(lines)),
+            bases=self._distances(lines),
             pixels=source.step,
             line=line,
             channels=channels,
@@ -267,6 +269,14 @@ class Builder:
         self._keep.append(array)
         return array.ctypes.data
 
+    def _distances(self, table: np.ndarray) -> int:
+        """Return the address of a table of distances: layers of like images share theirs."""
+        table = np.ascontiguousarray(table, np.int64)
+        key = table.shape, blake2b(table.data, digest_size=16).digest()
+        if key not in self._tables:
+            self._tables[key] = self._address(table)
+        return self._tables[key]
+
     def _per_channel(self, values: np.ndarray, lanes: int) -> int:
         """Return the address of float32 values, with room for a whole vector at the end."""
         padded = np.zeros(values.size + lanes, np.float32)
@@ -293,8 +303,7 @@ class Builder:
             if image is not None:
                 self._slots.use(image.buffer, self._time)
                 table[name] = image.origin
-                at = np.ascontiguousarray(image.distance(*grid.where))
-                table[f"{name}_at"] = self._address(at)
+                table[f"{name}_at"] = self._distances(image.distance(*grid.where))
         self._stages.append(table)
         self._stage_images.append(writes.images)
         return stores.compiled(form), len(self._stages) - 1
