@@ -16,7 +16,7 @@ from pipeline.layers.normalization import uses_global_stats
 __all__ = ["images_at_once"]
 
 #: What the largest values of a part may take together with what they are made of.
-_CACHE_BYTES = 32 << 20
+_CACHE_BYTES = 8 << 20
 
 #: Types that treat every image alone, whatever their parameters.
 _ALONE = frozenset(
