@@ -40,7 +40,7 @@ class Reporter:
 
     def compiling(self) -> None:
         """Say why the first run takes longer."""
-        self.say("compiling kernels for this processor, about half a minute, only this once ...")
+        self.say("compiling kernels for this processor, some 15 seconds, only this once ...")
 
     def track(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
         """Yield the items while a bar named `what` counts them; in a log, one line says so."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -33,6 +34,7 @@ _FEW_RUNS = 32
 _MOST = 1 << 30
 _INFINITY = 0x7F800000
 
+_FIRST = np.zeros(1, np.int64)
 _LOCAL = threading.local()
 
 
@@ -239,20 +241,32 @@ class _Lines:
     length: int
 
 
+@lru_cache(maxsize=256)
+def _starts(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+) -> tuple[np.ndarray, int] | None:
+    """Return where the lines of an array begin, in values, and their length; None if short."""
+    axis, length = len(shape), 1
+    while axis and strides[axis - 1] == itemsize * length:
+        axis -= 1
+        length *= shape[axis]
+    whole = all(step >= 0 and step % itemsize == 0 for step in strides[:axis])
+    if not axis or length < _RUN or not whole:
+        return None
+    starts = np.zeros(1, np.int64)
+    for size, step in zip(shape[:axis], strides[:axis], strict=True):
+        starts = (starts[:, None] + np.arange(size) * (step // itemsize)).reshape(-1)
+    return starts, length
+
+
 def _lines(x: np.ndarray) -> _Lines:
     """Return an array as lines; it is copied if they were short."""
-    axis, length = x.ndim, 1
-    while axis and x.strides[axis - 1] == x.itemsize * length:
-        axis -= 1
-        length *= x.shape[axis]
-    whole = all(step >= 0 and step % x.itemsize == 0 for step in x.strides[:axis])
-    if not axis or length < _RUN or not whole:
+    found = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
+    if found is None:
         flat = x.reshape(-1)
-        return _Lines(flat, np.zeros(1, np.int64), flat.size)
-    starts = np.zeros(1, np.int64)
-    for size, step in zip(x.shape[:axis], x.strides[:axis], strict=True):
-        starts = (starts[:, None] + np.arange(size) * (step // x.itemsize)).reshape(-1)
-    memory = as_strided(x, (int(starts.max()) + length,), (x.itemsize,))
+        return _Lines(flat, _FIRST, flat.size)
+    starts, length = found
+    memory = as_strided(x, (int(starts[-1]) + length,), (x.itemsize,))
     return _Lines(memory, starts, length)
 
 
