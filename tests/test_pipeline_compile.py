@@ -13,6 +13,8 @@ import caffeio
 import kernels
 from caffeio import NetError, Value
 from caffeio.record import Record
+from kernels.cpu.codegen.microkernels import all_kernels
+from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from pipeline import FloatNet, Int8Net
 from pipeline.compile import compile_net
 from pipeline.eligibility import judge
@@ -236,6 +238,18 @@ def test_a_compiled_integer_net_equals_the_reference_bit_for_bit(name: str):
     wanted = Int8Net(net, factors, device="reference").forward({"x": x}, blobs)
     for blob in blobs:
         assert (found[blob] == wanted[blob]).all(), blob
+
+
+@pytest.mark.parametrize("isa", sorted({k.isa for k in all_kernels() if runs_here(k)}))
+def test_every_instruction_set_gives_the_same_integers(isa: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(VARIABLE, isa)
+    for name in ("residual", "concat", "separable"):
+        net, x = build(name), data(name, 2)
+        factors = record(net, x)
+        blobs = [b for b in net.outputs if b != "z"] or ["w"]
+        found = Int8Net(net, factors).forward({"x": x}, blobs)
+        wanted = Int8Net(net, factors, device="reference").forward({"x": x}, blobs)
+        assert all((found[blob] == wanted[blob]).all() for blob in blobs)
 
 
 def test_integers_pass_from_layer_to_layer():

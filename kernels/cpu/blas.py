@@ -15,14 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numba
-import numpy as np
 from threadpoolctl import threadpool_limits
 
-__all__ = ["scratch", "spread"]
+__all__ = ["spread"]
 
 threadpool_limits(limits=1, user_api="blas")
-
-_LOCAL = threading.local()
 
 
 @lru_cache(maxsize=4)
@@ -55,11 +52,3 @@ def spread(jobs: Sequence[Callable[[], None]]) -> None:
     finally:
         for helper in helpers:
             helper.result()
-
-
-def scratch(size: int) -> np.ndarray:
-    """Return float32 memory (size,) that belongs to this thread until it asks again."""
-    held = getattr(_LOCAL, "memory", None)
-    if held is None or held.size < size:
-        held = _LOCAL.memory = np.empty(size, np.float32)
-    return held[:size]

@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels.cpu.codegen.microkernels import Operands
 
-__all__ = ["SLACK", "Image", "border_for"]
+__all__ = ["SLACK", "Image"]
 
 #: Bytes behind every buffer that vector loads may touch.
 SLACK = 512
@@ -105,8 +105,3 @@ class Image:
         grid = whole.reshape(self.batch, self.rows, self.columns, self.pixel)
         inner = grid[:, bh : bh + self.height, bw : bw + self.width]
         return inner[..., self.first : self.first + self.channels]
-
-
-def border_for(size: int, out: int, extent: int, stride: int, pad: int) -> int:
-    """Return how wide a border along one axis covers all windows."""
-    return max(pad, (out - 1) * stride + extent - pad - size, 0)
