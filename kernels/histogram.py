@@ -20,10 +20,19 @@ import numpy as np
 from kernels.checks import check_integer, check_kind
 from kernels.dispatch import backend
 
-__all__ = ["BinEdges", "Histogram", "NotFiniteError", "Seen", "exponent_for", "greatest", "join"]
+__all__ = [
+    "LEAST_EXPONENT",
+    "BinEdges",
+    "Histogram",
+    "NotFiniteError",
+    "Seen",
+    "exponent_for",
+    "greatest",
+    "join",
+]
 
 #: The narrowest bins: 2**126, by which values are multiplied then, is still a float32.
-_LEAST = -126
+LEAST_EXPONENT = -126
 
 
 class NotFiniteError(ValueError):
@@ -112,7 +121,7 @@ class Histogram:
         if self.half & (self.half - 1):
             raise ValueError(f"half must be a power of two, not {half}")
         self.counts = np.zeros(2 * half, np.int64)
-        self.exponent = _LEAST
+        self.exponent = LEAST_EXPONENT
         self.total = 0
         self.zeros = 0
         self.low = self.high = math.nan
@@ -221,7 +230,7 @@ class Histogram:
 def exponent_for(magnitude: float, half: int) -> int:
     """Return the least exponent of the bins at which `half` of them hold a magnitude."""
     bits = half.bit_length() - 1
-    return max(_LEAST, math.frexp(magnitude)[1] - bits) if magnitude else _LEAST
+    return max(LEAST_EXPONENT, math.frexp(magnitude)[1] - bits) if magnitude else LEAST_EXPONENT
 
 
 def greatest(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
@@ -241,7 +250,7 @@ def join(counts: np.ndarray, steps: int) -> None:
     steps : int
         None are joined if it is not positive.
     """
-    if steps <= 0:
+    if steps <= 0 or not counts.any():
         return
     half = counts.size // 2
     group = 1 << min(steps, half.bit_length() - 1)

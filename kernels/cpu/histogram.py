@@ -1,9 +1,9 @@
 """Observing in one pass over memory, on all cores.
 
 The data is read a block at a time, small enough for the first cache: its extremes and the
-places of its values by vector instructions, then one increment after the other. That the
-bins are wide enough is assumed until a block says otherwise; what was counted so far stays,
-as joining bins later gives the same counts. Every thread counts in a table of its own.
+places of its values by vector instructions, then one increment after the other. Every thread
+counts in a table of its own. Where a block does not fit in the bins of its table, these are
+joined first: joining bins gives the same counts as if they had been as wide from the start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
-from kernels.histogram import Seen, exponent_for, join
+from kernels.histogram import LEAST_EXPONENT, Seen, join
 
 __all__ = ["count"]
 
@@ -33,6 +33,7 @@ _FEW_RUNS = 32
 #: Counters of a table are int32.
 _MOST = 1 << 30
 _INFINITY = 0x7F800000
+_LEAST = LEAST_EXPONENT
 
 _FIRST = np.zeros(1, np.int64)
 _LOCAL = threading.local()
@@ -91,8 +92,28 @@ def _block(starts, length, b):
 
 
 @jit
+def _join_table(table, steps):
+    """Join the bins of a table in pairs, `steps` times, outwards from zero and in place."""
+    half = (table.size - _TURNS) // 2
+    group = 1
+    while steps > 0 and group < half:
+        group, steps = 2 * group, steps - 1
+    left = half // group
+    if group == 1:
+        return
+    for i in range(left):
+        above, below = np.int32(0), np.int32(0)
+        for k in range(i * group, (i + 1) * group):
+            above += table[half + k]
+            below += table[half - 1 - k]
+        table[half + i], table[half - 1 - i] = above, below
+    table[: half - left] = 0
+    table[half + left : 2 * half] = 0
+
+
+@jit
 def _scan(x, bits, starts, length, begin, end, exponent, table, lows, highs):
-    """Count blocks begin..end until one does not fit in the bins; return which.
+    """Count blocks begin..end; where one does not fit in the bins, widen those of the table.
 
     Parameters
     ----------
@@ -104,41 +125,67 @@ def _scan(x, bits, starts, length, begin, end, exponent, table, lows, highs):
         Bins are ``2.0 ** exponent`` wide.
     table : int32 array (2 * half + _TURNS,)
     lows, highs : int32 array (runs,)
-        Filled with the extreme keys of all runs, counted or not.
+        Filled with the extreme keys of all runs.
+
+    Returns
+    -------
+    int
+        The exponent of the table now. After a value that is not finite nothing is counted.
     """
-    half, power = np.int32((table.size - _TURNS) // 2), exponent
-    while half >> (power - exponent) > 1:
-        power += 1
+    half, size = np.int32((table.size - _TURNS) // 2), 0
+    while half >> size > 1:
+        size += 1
     # the key of the first magnitude beyond the bins: a power of two, or infinity
-    limit = min((power + 127) << 23, _INFINITY)
-    factor = np.float32(2.0**-exponent)
+    limit = min((exponent + size + 127) << 23, _INFINITY)
+    factor, finite = np.float32(2.0**-exponent), True
     place, turns = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
     for i in range(_BLOCK):
         turns[i] = 2 * half + i % _TURNS
-    done = end
     for b in range(begin, end):
         first, last = _block(starts, length, b)
         runs = slice(b * _RUNS, (b + 1) * _RUNS)
         low, high = _extremes(bits[first:last], lows[runs], highs[runs])
-        if done < end or high >= limit or low < -limit:
-            done = min(done, b)
-        elif low == high:
+        finite = finite and high < _INFINITY and low >= -_INFINITY
+        if not finite:
+            continue
+        if high >= limit or low < -limit:
+            # the exponent of a float is in its bits above the 23rd
+            wider = max(_LEAST, (max(high, -1 - low) >> 23) - 126 - size)
+            if b > begin:  # else it is empty
+                _join_table(table, wider - exponent)
+            exponent = wider
+            limit = min((exponent + size + 127) << 23, _INFINITY)
+            factor = np.float32(2.0**-exponent)
+        if low == high:
             _places(x[first : first + 1], factor, half, turns, place)
             table[place[0]] += np.int32(last - first)
         else:
             _places(x[first:last], factor, half, turns, place)
             _increment(table, place[: last - first])
-    return done
+    return exponent
 
 
 @parallel_jit
-def _scan_parts(x, bits, starts, length, begins, ends, exponent, tables, lows, highs):
-    """Scan several parts at once; `begins` moves to the first blocks that were not counted."""
+def _scan_parts(x, bits, starts, length, begins, ends, exponents, tables, lows, highs):
+    """Scan several parts at once; `exponents` becomes those of their tables."""
     for part in prange(begins.size):
         p = np.int64(part)
-        begins[p] = _scan(
-            x, bits, starts, length, begins[p], ends[p], exponent, tables[p], lows, highs
+        exponents[p] = _scan(
+            x, bits, starts, length, begins[p], ends[p], exponents[p], tables[p], lows, highs
         )
+
+
+@jit
+def _ends(lows, highs):
+    """Return the extremes of the data by the extreme keys of its runs."""
+    low, high = lows[0], highs[0]
+    for b in range(lows.size):
+        low, high = min(low, lows[b]), max(high, highs[b])
+    keys = np.empty(2, np.int32)
+    keys[0] = low if low >= 0 else low ^ np.int32(0x7FFFFFFF)
+    keys[1] = high if high >= 0 else high ^ np.int32(0x7FFFFFFF)
+    ends = keys.view(np.float32)
+    return np.float64(ends[0]), np.float64(ends[1])
 
 
 @jit
@@ -149,40 +196,28 @@ def _add(table, counts):
 
 
 @jit
-def _settle(tables, counts, exponent, lows, highs):
-    """Move what the tables hold to the counts, but only if all values were finite.
+def _settle(tables, exponents, counts, exponent, low, high):
+    """Move what the tables hold to the counts, whose bins are as wide as the widest of theirs.
 
     Returns
     -------
-    low, high : float
-        The extremes of the data.
-    zeros : int
+    int
+        How many zeros there were.
     """
-    low, high = lows[0], highs[0]
-    for b in range(lows.size):
-        low, high = min(low, lows[b]), max(high, highs[b])
-    keys = np.empty(2, np.int32)
-    keys[0] = low if low >= 0 else low ^ np.int32(0x7FFFFFFF)
-    keys[1] = high if high >= 0 else high ^ np.int32(0x7FFFFFFF)
-    ends = keys.view(np.float32)
-    zeros, half = 0, counts.size // 2
-    if high >= _INFINITY or low < -_INFINITY:
-        for t in range(tables.shape[0]):
-            for i in range(tables.shape[1]):
-                tables[t, i] = 0
-        return np.float64(ends[0]), np.float64(ends[1]), zeros
+    half, zeros = counts.size // 2, 0
     # no bin further out than the extremes holds anything
     width = 2.0**exponent
-    below = int(min(max(-np.float64(ends[0]), 0.0) / width, half - 1.0))
-    above = int(min(max(np.float64(ends[1]), 0.0) / width, half - 1.0))
+    below = int(min(max(-low, 0.0) / width, half - 1.0))
+    above = int(min(max(high, 0.0) / width, half - 1.0))
     first, last = half - 1 - below, half + 1 + above
     for t in range(tables.shape[0]):
+        _join_table(tables[t], exponent - exponents[t])
         _add(tables[t, first:last], counts[first:last])
         for turn in range(2 * half, tables.shape[1]):
             zeros += tables[t, turn]
             tables[t, turn] = 0
     counts[half] += zeros
-    return np.float64(ends[0]), np.float64(ends[1]), zeros
+    return zeros
 
 
 def _tables(parts: int, size: int) -> np.ndarray:
@@ -208,28 +243,25 @@ def count(
     lows, highs = np.empty((2, blocks * _RUNS), np.int32)
     begins = [blocks * part // parts for part in range(parts)]
     until = [*begins[1:], blocks]
-    kept, zeros = _tables(parts, counts.size + _TURNS), 0
+    kept = _tables(parts, counts.size + _TURNS)
     tables = kept[:parts]
-    while True:
-        begins = _scan_all(data, begins, until, exponent, tables, lows, highs)
-        low, high, more = _settle(tables, counts, exponent, lows, highs)
-        zeros += more
-        if not (math.isfinite(low) and math.isfinite(high)):
-            _LOCAL.tables = kept
-            bad = int(np.isnan(x).sum()), int(np.isinf(x).sum())
-            return Seen(low, high, *bad, 0, exponent, *ends)
-        if begins == until:
-            break
-        wider = exponent_for(max(-low, high), counts.size // 2)
-        join(counts, wider - exponent)
-        exponent = wider
+    exponents = _scan_all(data, begins, until, exponent, tables, lows, highs)
+    low, high = _ends(lows, highs)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        tables[:] = 0
+        _LOCAL.tables = kept
+        bad = int(np.isnan(x).sum()), int(np.isinf(x).sum())
+        return Seen(low, high, *bad, 0, exponent, *ends)
+    wider = max(exponent, int(exponents.max()))
+    join(counts, wider - exponent)
+    zeros = _settle(tables, exponents, counts, wider, low, high)
     _LOCAL.tables = kept
     smallest, largest = ends
     if smallest.size < tail or low < smallest[-1]:
         smallest = -_top(-smallest, data, ~lows, -1, tail)
     if largest.size < tail or high > largest[-1]:
         largest = _top(largest, data, highs, 1, tail)
-    return Seen(low, high, 0, 0, zeros, exponent, smallest, largest)
+    return Seen(low, high, 0, 0, zeros, wider, smallest, largest)
 
 
 @dataclass(frozen=True)
@@ -278,16 +310,18 @@ def _scan_all(
     tables: np.ndarray,
     lows: np.ndarray,
     highs: np.ndarray,
-) -> list[int]:
-    """Scan the parts of the data, each from a block on; return the first blocks not counted."""
+) -> np.ndarray:
+    """Scan the parts of the data; return the exponents of their tables."""
     x = data.memory
     lines = x, x.view(np.int32), data.starts, data.length
+    exponents = np.full(len(begins), exponent)
     if len(begins) == 1:
-        return [_scan(*lines, begins[0], until[0], exponent, tables[0], lows, highs)]
-    at = np.array(begins)
+        exponents[0] = _scan(*lines, begins[0], until[0], exponent, tables[0], lows, highs)
+        return exponents
+    parts = np.array(begins), np.array(until), exponents
     with parallel_entry():
-        _scan_parts(*lines, at, np.array(until), exponent, tables, lows, highs)
-    return at.tolist()
+        _scan_parts(*lines, *parts, tables, lows, highs)
+    return exponents
 
 
 @jit
@@ -348,6 +382,9 @@ def _top(kept: np.ndarray, data: _Lines, tops: np.ndarray, sign: int, tail: int)
     """
     threshold = kept[-1] if kept.size == tail else np.float32(-math.inf)
     runs = np.flatnonzero(tops > _key(threshold))
+    if runs.size > tail:  # the greatest of so many runs are all that is needed
+        least = np.partition(tops[runs], runs.size - tail)[runs.size - tail]
+        runs = runs[tops[runs] >= least]
     if runs.size > _FEW_RUNS:
         runs = runs[np.argsort(tops[runs])[::-1]]
     best = np.empty(tail, np.float32)
