@@ -42,9 +42,9 @@ def _outputs(s, job):
     end = min(begin + s.strip, s.positions)
     acc = np.empty(s.acc_words, np.int32)
     sums = np.int64(acc.ctypes.data)
-    each = (s.blocks + s.chunks - 1) // s.chunks
     data = s.data + group * s.group_bytes
-    for block in range(chunk * each, min(s.blocks, (chunk + 1) * each)):
+    # chunks differ by one block at most: cores that share them finish together
+    for block in range(chunk * s.blocks // s.chunks, (chunk + 1) * s.blocks // s.chunks):
         first = block * s.columns
         count = min(s.columns, s.outs - first)
         wide = count > s.lanes
