@@ -91,6 +91,7 @@ class _Compiler:
         self.images: dict[tuple[Value, Form], Any] = {}
         self.actions: list[Action] = []
         self.begun = 0
+        self.owners: list[str] = []
 
     def compile(self, results: Mapping[str, Value], seen: Mapping[Value, Value]) -> CompiledNet:
         """Add everything and return the compiled net."""
@@ -105,11 +106,18 @@ class _Compiler:
         inputs = [v for v in self.needs if v not in self.made_by]
         for value in inputs:
             self._arrived(value)
+            self._owned_by(f"input '{value.blob}'")
         for node in self.nodes:
             self._add(node)
+            self._owned_by(f"layer '{self.net.layers[node.position].name}'")
         self._cut()
         return CompiledNet(
-            self.engine, self.builder.program(), tuple(self.actions), tuple(inputs), dict(results)
+            self.engine,
+            self.builder.program(),
+            tuple(self.owners),
+            tuple(self.actions),
+            tuple(inputs),
+            dict(results),
         )
 
     # what is needed
@@ -199,6 +207,10 @@ class _Compiler:
         if end > self.begun:
             self.actions.append(Action("run", begin=self.begun, end=end))
             self.begun = end
+
+    def _owned_by(self, name: str) -> None:
+        """Note whose the steps are that were added since the last call."""
+        self.owners += [name] * (self.builder.now() - len(self.owners))
 
     def _outside(self, action: Action) -> None:
         if action.image is not None:

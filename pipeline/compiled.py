@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from caffeio.errors import NetError
 from caffeio.graph import Value
 from pipeline.layers import Shape
 
@@ -58,6 +59,8 @@ class CompiledNet:
         From `kernels.packed`.
     program : Program
         All steps.
+    owners : tuple of str
+        For each step the layer or input that it belongs to, as an error names it.
     actions : tuple of Action
     inputs : tuple of Value
         Inputs that are used.
@@ -66,6 +69,7 @@ class CompiledNet:
 
     engine: Any
     program: Any
+    owners: tuple[str, ...]
     actions: tuple[Action, ...]
     inputs: tuple[Value, ...]
     results: Mapping[str, Value]
@@ -86,6 +90,11 @@ class CompiledNet:
         -------
         dict of Value to float32 array
             The values of `results`.
+
+        Raises
+        ------
+        caffeio.NetError
+            If a value to be quantized is NaN.
         """
         arrays = {v: inputs[v.blob] for v in self.inputs}
         threads = self.engine.threads()
@@ -124,7 +133,13 @@ class CompiledNet:
         watch: Watch | None,
     ) -> None:
         if action.kind == "run":
-            instance.run(action.begin, action.end, threads)
+            try:
+                instance.run(action.begin, action.end, threads)
+            except self.engine.NanError as error:
+                raise NetError(
+                    f"{self.owners[error.step]} gives NaN, which has no INT8 form; check the "
+                    "input, and the weights of the layers before"
+                ) from error
         elif action.kind == "layer":
             tops = run_layer(action.position, [arrays[v] for v in action.reads])
             arrays.update(zip(action.writes, tops, strict=True))

@@ -329,7 +329,7 @@ def test_nan_in_the_input_of_an_integer_net_is_refused():
     net, x = build("residual"), data("residual")
     int8 = Int8Net(net, record(net, x))
     x[0, 1, 2, 3] = np.nan
-    with pytest.raises((NetError, ValueError), match="NaN"):
+    with pytest.raises(NetError, match="input 'x' gives NaN"):
         int8.forward({"x": x})
     assert np.isfinite(int8.forward({"x": data("residual")})["t"]).all()  # and nothing is left
 
@@ -374,3 +374,12 @@ def test_nets_that_mix_images_stay_whole():
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 5)).astype(np.float32)
     assert runner.forward({"x": x})["r"].shape == (2, 200)
     assert runner._part_once((("x", x.shape),), None, ()) == 4
+
+
+def test_nan_within_a_net_names_the_layer():
+    net, x = build("residual"), data("residual")
+    factors = record(net, x)
+    broken = with_blobs(net, {"a": [np.full((20, 5, 3, 3), np.nan), np.zeros(20)]})
+    del factors.layers["a"]  # runs in float
+    with pytest.raises(NetError, match="layer 'a' gives NaN"):
+        Int8Net(broken, factors).forward({"x": x})

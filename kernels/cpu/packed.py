@@ -10,11 +10,12 @@ from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layers import ConvWeights, DeconvWeights, add_average, add_largest
 from kernels.cpu.engine.layout import enter, leave
 from kernels.cpu.engine.outputs import Writes
-from kernels.cpu.engine.program import Instance, Program
+from kernels.cpu.engine.program import Instance, NanError, Program
 from kernels.cpu.engine.steps import Builder
 
 __all__ = [
-    "Builder", "ConvWeights", "DeconvWeights", "Image", "Instance", "MicroKernel", "Program",
+    "Builder", "ConvWeights", "DeconvWeights", "Image", "Instance", "MicroKernel", "NanError",
+    "Program",
     "Writes", "add_average", "add_largest", "choose", "conv_border", "deconv_border", "enter",
     "leave", "pool_border", "threads",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from kernels.cpu.codegen.stores import FIELDS
 from kernels.cpu.engine.image import SLACK, Image
 from kernels.cpu.engine.runner import run_steps
 
-__all__ = ["Instance", "Program", "Slots"]
+__all__ = ["Instance", "NanError", "Program", "Slots"]
 
 _IMAGES = ("other", "floats", "integers")
 
@@ -55,15 +55,27 @@ class Program:
 
     @contextmanager
     def instance(self) -> Iterator[Instance]:
-        """Take buffers for one run, and give them back."""
+        """Take buffers for one run, and give them back; after an error they are dropped."""
         with self._lock:
             taken = self._free.pop() if self._free else None
         instance = taken or Instance(self)
-        try:
-            yield instance
-        finally:
-            with self._lock:
-                self._free.append(instance)
+        yield instance
+        with self._lock:
+            self._free.append(instance)
+
+
+class NanError(ValueError):
+    """A value to be quantized is NaN.
+
+    Attributes
+    ----------
+    step : int
+        The step that met it first.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__("x holds NaN, which has no quantized value")
 
 
 class Instance:
@@ -99,14 +111,15 @@ class Instance:
 
         Raises
         ------
-        ValueError
+        NanError
             If a value to be quantized is NaN.
         """
         run_steps(self._steps, begin, end, threads)
-        nans = self._stages[:, FIELDS.index("nans")]
-        if nans.any():
-            nans[:] = 0
-            raise ValueError("x holds NaN, which has no integer")
+        marked = np.flatnonzero(self._stages[:, FIELDS.index("nans")])
+        if marked.size:
+            stages = self._program.steps["stage"][begin:end]
+            with_stage = self._program.steps["store"][begin:end] != 0
+            raise NanError(begin + int(np.argmax(with_stage & (stages == marked[0]))))
 
 
 def _aligned(size: int) -> np.ndarray:

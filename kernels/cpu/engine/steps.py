@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -50,8 +51,7 @@ class Builder:
         """Return a new image (N, C, H, W) in a buffer of its own."""
         n, c, h, w = shape
         image = Image(0, kind.operands, n, c, h, w, border, offset, c)
-        made = Image(self._slots.new(image.nbytes), kind.operands, n, c, h, w, border, offset, c)
-        return made
+        return replace(image, buffer=self._slots.new(image.nbytes))
 
     def now(self) -> int:
         """Return how many steps there are yet: where a run may be cut."""
