@@ -38,11 +38,13 @@ from kernels.output import OutputStage, check_output, float_stage
 from kernels.packed import packed
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.search import quantization_error, search_params
-from kernels.weights import arq
+from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
+from kernels.weights import arq, arq_fake_quantize
 
 __all__ = [
     "DEVICES",
     "METHODS",
+    "ClipRange",
     "ConvGeometry",
     "Hfmg",
     "Histogram",
@@ -58,7 +60,9 @@ __all__ = [
     "Percentile",
     "PoolGeometry",
     "QuantParams",
+    "UlqGrid",
     "arq",
+    "arq_fake_quantize",
     "avg_pool2d",
     "avg_pool2d_int8",
     "check_output",
@@ -73,6 +77,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_weights",
     "float_stage",
+    "guard_clips",
     "ifmr",
     "ifmr_candidates",
     "inner_product",
@@ -90,4 +95,7 @@ __all__ = [
     "requantize",
     "search_params",
     "tail_rank",
+    "ulq_backward",
+    "ulq_forward",
+    "ulq_grid",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_weights",
     "guard_scale",
+    "guard_scales",
     "params_from_range",
     "quantize",
     "quantize_weights",
@@ -100,6 +101,18 @@ def guard_scale(scale: np.float32) -> np.float32:
             f"scale {scale} is out of range: the data holds huge, infinite or NaN values"
         )
     return np.float32(1.0) if scale < np.float32(MIN_SCALE) else scale
+
+
+def guard_scales(scales: np.ndarray) -> np.ndarray:
+    """Return float32 scales (R,) as `guard_scale` returns each.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of range.
+    """
+    guard_scale(scales.max())  # of a NaN as well: it is the maximum then
+    return np.where(scales < np.float32(MIN_SCALE), np.float32(1.0), scales)
 
 
 def params_from_range(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import MIN_SCALE, QuantParams, guard_scale
+from kernels.affine import QuantParams, guard_scales
 from kernels.checks import check_array, check_bits
 from kernels.dispatch import backend
 from kernels.histogram import Histogram
@@ -23,7 +23,6 @@ from kernels.rounding import round_half_away
 __all__ = [
     "IfmrCandidates",
     "IfmrPass",
-    "guard_scales",
     "ifmr",
     "ifmr_candidates",
     "percentile_range",
@@ -117,18 +116,6 @@ def ifmr_candidates(low: float, high: float, settings: Ifmr, bits: int = 8) -> I
             lows = -highs
             scales = highs / np.float32(limit)
     return IfmrCandidates(lows, highs, guard_scales(scales), settings.asymmetric, bits)
-
-
-def guard_scales(scales: np.ndarray) -> np.ndarray:
-    """Return float32 scales (R,) as `kernels.affine.guard_scale` returns each.
-
-    Raises
-    ------
-    ValueError
-        If one of them is out of range.
-    """
-    guard_scale(scales.max())  # of a NaN as well: it is the maximum then
-    return np.where(scales < np.float32(MIN_SCALE), np.float32(1.0), scales)
 
 
 class IfmrPass:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.affine import guard_scale
+from kernels.affine import guard_scales
 from kernels.checks import check_array, check_bits
+from kernels.dispatch import backend
 
-__all__ = ["arq"]
+__all__ = ["arq", "arq_fake_quantize"]
 
 
 def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.ndarray:
@@ -36,21 +37,69 @@ def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.nda
         If `w` is empty, holds NaN or infinity (the first such channel is named), or the axis
         is wrong.
     """
+    w, half = _check(w, channel_axis, bits)
+    rows = w.reshape(1, -1) if channel_axis is None else _rows(w, channel_axis)
+    return _scales(rows.min(axis=1), rows.max(axis=1), half, channel_axis)
+
+
+def arq_fake_quantize(
+    w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights quantized by their own ARQ scales and dequantized, and those scales.
+
+    The same as `arq` and `fake_quantize_weights`, in one pass: training does it at each step.
+
+    Parameters
+    ----------
+    w, channel_axis, bits
+        As for `arq`.
+    device : str
+
+    Returns
+    -------
+    fake : float32 array, shape of `w`
+    scales : float32 array (channels,) or (1,)
+
+    Raises
+    ------
+    ValueError
+        As `arq`.
+    """
+    w, half = _check(w, channel_axis, bits)
+    axis = channel_axis or 0
+    rows = _rows(w, axis) if w.ndim else w.reshape(1, 1)
+    kernels = backend(device, "weights")
+    low, high = kernels.row_ranges(rows)
+    if channel_axis is None:
+        low, high = low.min(keepdims=True), high.max(keepdims=True)
+    scales = _scales(low, high, half, channel_axis)
+    fake = kernels.fake_quantize_rows(rows, np.broadcast_to(scales, len(rows)), half)
+    if axis == 0:
+        return fake.reshape(w.shape), scales
+    moved = fake.reshape(np.moveaxis(w, axis, 0).shape)
+    return np.ascontiguousarray(np.moveaxis(moved, 0, axis)), scales
+
+
+def _check(w: np.ndarray, channel_axis: int | None, bits: int) -> tuple[np.ndarray, int]:
+    """Return the clean weights and half the number of levels."""
     w = check_array("w", w, np.float32, None)
     half = 1 << (check_bits(bits) - 1)
     if not w.size:
         raise ValueError("w is empty: there is no range to take a scale from")
     if channel_axis is not None and not -w.ndim <= channel_axis < w.ndim:
         raise ValueError(f"channel_axis {channel_axis} is not an axis of shape {w.shape}")
-    rows = w.reshape(1, -1) if channel_axis is None else _rows(w, channel_axis)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    return w, half
+
+
+def _scales(low: np.ndarray, high: np.ndarray, half: int, channel_axis: int | None) -> np.ndarray:
+    """Return the scale of each row by its extremes, which are NaN or infinite if its data is."""
+    bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
     if bad.size:
         place = "" if channel_axis is None else f" in channel {bad[0]}"
         raise ValueError(f"the weights hold NaN or infinity{place}")
-    low, high = rows.min(axis=1), rows.max(axis=1)
     scales = np.where(high > -low, high / np.float32(half - 1), low / np.float32(-half))
-    return np.array([guard_scale(s) for s in scales.astype(np.float32)], np.float32)
+    return guard_scales(scales.astype(np.float32))
 
 
 def _rows(w: np.ndarray, axis: int) -> np.ndarray:
-    return np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+    return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))

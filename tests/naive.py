@@ -325,3 +325,21 @@ def range_params(low: float, high: float, asymmetric: bool, bits: int, least: fl
 def nested(values: np.ndarray) -> Any:
     """An array as nested lists of Python numbers."""
     return values.tolist()
+
+
+def ulq(x: float, g: float, high: float, low: float, bits: int = 8) -> tuple[float, ...]:
+    """One value through ULQ: y, dx, and what it adds to the gradients of clip_max and clip_min."""
+    levels = 2**bits - 1
+    scale = guarded(f32(f32(high - low) / levels))
+    zero = round_half_away(f32(low / scale))
+    bottom, top = f32(scale * zero), f32(scale * (zero + levels))
+    y = f32(round(f32(min(max(x, bottom), top) / scale)) * scale)  # round: halves to even
+    if bottom <= x <= top:
+        v = f32(x / scale)
+        d = f32(f32(round_half_away(v) - v) / levels)
+        return y, g, f32(g * d), f32(g * -d)
+    v = f32(high / scale)
+    d = f32(f32(round_half_away(v) - v) / levels)
+    if x > top:
+        return y, 0.0, f32(g * f32(d + 1)), f32(g * -d)
+    return y, 0.0, f32(g * d), f32(g * f32(1 - d))

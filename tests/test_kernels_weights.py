@@ -13,7 +13,13 @@ from conftest import GOLDENS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import arq, dequantize_weights, fake_quantize_weights, quantize_weights
+from kernels import (
+    arq,
+    arq_fake_quantize,
+    dequantize_weights,
+    fake_quantize_weights,
+    quantize_weights,
+)
 
 
 def symmetric_cases() -> list[str]:
@@ -114,3 +120,30 @@ def test_wrong_weights_are_refused():
         arq(w, bits=1)
     with pytest.raises(ValueError, match="out of range"):
         arq(np.full((1, 2), 3e38, np.float32))
+
+
+@pytest.mark.parametrize("device", cases.DEVICES)
+@pytest.mark.parametrize(
+    "shape", [(1,), (1, 1, 1, 1), (3, 5), (4, 3, 3, 3), (2, 1, 7, 1), (70, 900)]
+)
+def test_fake_quantizing_by_their_own_scales(shape: tuple[int, ...], device: str):
+    rng = np.random.default_rng(3)
+    w = cases.normal(rng, *shape)
+    for axis in (None, 0, -1):
+        for bits in (2, 5, 8):
+            fake, scales = arq_fake_quantize(w, axis, bits=bits, device=device)
+            want = arq(w, axis, bits=bits)
+            assert scales.tolist() == want.tolist()
+            expected = fake_quantize_weights(w, want, channel_axis=axis or 0, bits=bits)
+            assert (fake == expected).all()
+
+
+@pytest.mark.parametrize("device", cases.DEVICES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_fake_quantizing_names_the_bad_channel(bad: float, device: str):
+    w = np.ones((3, 4), np.float32)
+    w[2, 1] = bad
+    with pytest.raises(ValueError, match="channel 2"):
+        arq_fake_quantize(w, 0, device=device)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        arq_fake_quantize(w, None, device=device)
