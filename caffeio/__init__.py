@@ -25,6 +25,7 @@ from caffeio.record import (
     record_to_text,
     write_record,
 )
+from caffeio.solver import Solver, read_solver
 
 __all__ = [
     "SOURCE_TYPES",
@@ -36,6 +37,7 @@ __all__ = [
     "NetError",
     "QuantConfig",
     "Record",
+    "Solver",
     "Value",
     "atomic_write",
     "expected_blobs",
@@ -45,6 +47,7 @@ __all__ = [
     "read_net",
     "read_quant_cfg",
     "read_record",
+    "read_solver",
     "record_to_text",
     "to_prototxt",
     "write_caffemodel",

@@ -18,18 +18,21 @@ __all__ = ["attach_weights", "nonfinite_blobs"]
 _CONVOLUTIONS = {"Convolution", "Deconvolution", "DepthwiseConvolution", "ConvolutionDepthwise"}
 
 
-def attach_weights(net: Net, weights: Weights) -> Net:
+def attach_weights(net: Net, weights: Weights, *, partial: bool = False) -> Net:
     """Return the net with the blobs of a weights file.
 
     Parameters
     ----------
     net : Net
     weights : Weights
+    partial : bool
+        Layers that the file lacks stay without weights: training begins them by their fillers.
 
     Returns
     -------
     Net
-        Its notes name the layers of the file that the net has not.
+        Its notes name the layers of the file that the net has not, and with `partial` those
+        of the net that the file has not.
 
     Raises
     ------
@@ -48,6 +51,11 @@ def attach_weights(net: Net, weights: Weights) -> Net:
     blobs = [_fit_layer(layer, weights) for layer in net.layers]
     notes += _share(net, blobs, weights)
     for layer, own in zip(net.layers, blobs, strict=True):
+        if partial and own and all(blob is None for blob in own):
+            notes.append(
+                f"{weights.path}: has no weights for layer '{layer.name}'; they begin anew"
+            )
+            continue
         _check_complete(layer, own, weights)
     layers = tuple(
         replace(layer, blobs=tuple(b for b in own if b is not None))

@@ -26,6 +26,7 @@ def read_net(
     *,
     level: int = 0,
     stages: Sequence[str] = (),
+    partial: bool = False,
 ) -> Net:
     """Read a net and its weights.
 
@@ -41,6 +42,8 @@ def read_net(
         For the layers' min_level and max_level rules.
     stages : sequence of str
         For the layers' stage and not_stage rules.
+    partial : bool
+        The weights may lack layers of the net, which stay without any.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def read_net(
     if weights is None:
         return net
     read = read_hdf5_weights if is_hdf5(weights) else read_caffemodel
-    return attach_weights(net, read(weights))
+    return attach_weights(net, read(weights), partial=partial)
 
 
 def parse_net(

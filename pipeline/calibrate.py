@@ -131,7 +131,7 @@ def _tail(value: Value, net: Net, plans: Mapping[str, LayerPlan], total: int) ->
 
 
 def search(
-    net: Net, plans: Mapping[str, LayerPlan], seen: Observations, device: str
+    net: Net, plans: Mapping[str, LayerPlan], seen: Observations, device: str, bits: int = 8
 ) -> dict[str, QuantParams]:
     """Search scale and offset for every planned layer; one value and method is one search.
 
@@ -147,7 +147,7 @@ def search(
         key = (value, method)
         if key not in found:
             try:
-                found[key] = search_params(seen.histograms[value], method, device=device)
+                found[key] = search_params(seen.histograms[value], method, bits=bits, device=device)
             except ValueError as error:
                 raise _unscalable(layer, value, error) from None
         out[layer.name] = found[key]
@@ -174,6 +174,7 @@ def search_exactly(
     plans: Mapping[str, LayerPlan],
     seen: Observations,
     batches: Iterable[Inputs],
+    bits: int = 8,
 ) -> dict[str, QuantParams]:
     """As `search`, but IFMR's losses are taken from the data itself in a second pass.
 
@@ -183,18 +184,20 @@ def search_exactly(
         As given to and made by `observe`.
     batches : iterable of dict of blob name to array
         The same batches again.
+    bits : int
+        2..8.
 
     Raises
     ------
     PipelineError
         If a percentile lies too deep in the data for the tails kept.
     """
-    out = search(net.net, plans, seen, net.device)
+    out = search(net.net, plans, seen, net.device, bits)
     passes: dict[tuple[Value, object], IfmrPass] = {}
     for layer, value in _planned(net.net, plans):
         method = plans[layer.name].method
         if isinstance(method, Ifmr) and (value, method) not in passes:
-            passes[value, method] = _second_pass(layer, value, method, seen)
+            passes[value, method] = _second_pass(layer, value, method, seen, bits)
 
     def watch(value: Value, numbers: np.ndarray) -> None:
         for (watched, _), second in passes.items():
@@ -210,7 +213,9 @@ def search_exactly(
     return out
 
 
-def _second_pass(layer: Layer, value: Value, method: Ifmr, seen: Observations) -> IfmrPass:
+def _second_pass(
+    layer: Layer, value: Value, method: Ifmr, seen: Observations, bits: int
+) -> IfmrPass:
     hist = seen.histograms[value]
     ranks = (tail_rank(hist.total, p) for p in (method.max_percentile, method.min_percentile))
     if max(ranks) > hist.tail:
@@ -220,6 +225,6 @@ def _second_pass(layer: Layer, value: Value, method: Ifmr, seen: Observations) -
             "min_percentile or use fewer samples"
         )
     try:
-        return IfmrPass(ifmr_candidates(*percentile_range(hist, method), method))
+        return IfmrPass(ifmr_candidates(*percentile_range(hist, method), method, bits))
     except ValueError as error:
         raise _unscalable(layer, value, error) from None

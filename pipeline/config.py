@@ -10,10 +10,21 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
+from pipeline.retrain_config import RetrainConfig
+from pipeline.tables import (
+    Data,
+    DataConfig,
+    FilePath,
+    Names,
+    Number,
+    Table,
+    TransformConfig,
+    as_tuple,
+)
 
 __all__ = [
     "Algorithm",
@@ -23,104 +34,21 @@ __all__ = [
     "EvaluateConfig",
     "ModelConfig",
     "OutputConfig",
+    "RetrainConfig",
     "TransformConfig",
     "load_config",
 ]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-def _path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Number = Annotated[float, BeforeValidator(_float)]
-Numbers = Annotated[tuple[Number, ...], BeforeValidator(_tuple)]
-Pair = Annotated[tuple[int, int], BeforeValidator(_tuple)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
-
-
-class ModelConfig(_Table):
+class ModelConfig(Table):
     """``[model]``: the net and its weights."""
 
     prototxt: FilePath
-    caffemodel: FilePath
+    caffemodel: FilePath | None = Field(None, description="left out to train from nothing")
     phase: Literal["TEST", "TRAIN"] = "TEST"
 
 
-class TransformConfig(_Table):
-    """``[transform]``: how an image becomes the net's input, ``(x - mean) * scale / std``."""
-
-    resize: int | Pair | None = Field(
-        None, description="shorter side, or [height, width] whatever the proportions"
-    )
-    crop: int | Pair | None = Field(None, description="size of the centre crop")
-    channel_order: Literal["BGR", "RGB", "GRAY"] = "BGR"
-    mean: Numbers | FilePath | None = Field(None, description="one per channel, or a file")
-    scale: Number | Numbers = Field(1.0, description="one number, or one per channel")
-    std: Numbers | None = Field(None, description="one per channel, divides")
-    transpose: bool = Field(False, description="swap height and width")
-
-
-class DataConfig(_Table):
-    """``[calibrate.data]``, ``[evaluate.data]``: where samples come from, for one input."""
-
-    source: FilePath | None = Field(None, description="file or folder; left out for kind = 'net'")
-    kind: Literal[
-        "auto",
-        "folder",
-        "list",
-        "lmdb",
-        "leveldb",
-        "hdf5",
-        "hdf5_list",
-        "numpy",
-        "idx",
-        "raw",
-        "net",
-    ] = "auto"
-    input: str | None = Field(None, description="name of the net's input blob")
-    color: bool | None = Field(None, description="decode to three channels, or to one")
-    root: FilePath | None = Field(None, description="folder that a list's paths start from")
-    class_folders: bool = Field(False, description="sub-folders are classes")
-    dataset: str | None = Field(None, description="name of the data in HDF5 or .npz")
-    label_dataset: str | None = Field(None, description="name of the labels in HDF5 or .npz")
-    labels_file: FilePath | None = Field(None, description="idx file of labels")
-    order: Literal["BGR", "RGB"] | None = Field(None, description="channels of stored arrays")
-    input_shape: Annotated[tuple[int, ...], BeforeValidator(_tuple)] | None = Field(
-        None, description="shape of each .bin file, the batch first"
-    )
-    data_type: str = Field("float32", description="type of the numbers in .bin files")
-    start: int = Field(0, ge=0, description="samples to pass over")
-    transform: TransformConfig | None = Field(None, description="instead of [transform]")
-
-    @model_validator(mode="after")
-    def _source_or_net(self) -> DataConfig:
-        if (self.source is None) != (self.kind == "net"):
-            raise ValueError("source is needed, except for kind = 'net', which has none")
-        return self
-
-
-def _inputs(value: Any) -> Any:
-    """Take one table, or one for each input."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-Data = Annotated[tuple[DataConfig, ...], BeforeValidator(_inputs)]
-
-
-class IfmrQuantize(_Table):
+class IfmrQuantize(Table):
     """``ifmr_quantize``: the default search."""
 
     search_range_start: Number = Field(0.7, gt=0)
@@ -140,20 +68,20 @@ class IfmrQuantize(_Table):
         return self
 
 
-class HfmgQuantize(_Table):
+class HfmgQuantize(Table):
     """``hfmg_quantize``."""
 
     num_of_bins: Literal[1024, 2048, 4096, 8192] = 4096
     asymmetric: bool | None = None
 
 
-class MinmaxQuantize(_Table):
+class MinmaxQuantize(Table):
     """``minmax_quantize``: the whole range."""
 
     asymmetric: bool | None = None
 
 
-class PercentileQuantize(_Table):
+class PercentileQuantize(Table):
     """``percentile_quantize``: a range that leaves the outermost values out."""
 
     max_percentile: Number = Field(0.999999, gt=0.5, le=1)
@@ -161,21 +89,21 @@ class PercentileQuantize(_Table):
     asymmetric: bool | None = None
 
 
-class MseQuantize(_Table):
+class MseQuantize(Table):
     """``mse_quantize``: the range of least squared error."""
 
     steps: int = Field(100, ge=2)
     asymmetric: bool | None = None
 
 
-class KlQuantize(_Table):
+class KlQuantize(Table):
     """``kl_quantize``: the range of least Kullback-Leibler divergence."""
 
     steps: int = Field(100, ge=2)
     asymmetric: bool | None = None
 
 
-class ArqQuantize(_Table):
+class ArqQuantize(Table):
     """``arq_quantize``: scales of weights."""
 
     channel_wise: bool | None = Field(
@@ -183,7 +111,7 @@ class ArqQuantize(_Table):
     )
 
 
-class Algorithm(_Table):
+class Algorithm(Table):
     """How to quantize a layer: at most one search for its data, and one for its weights."""
 
     arq_quantize: ArqQuantize | None = None
@@ -195,7 +123,7 @@ class Algorithm(_Table):
     kl_quantize: KlQuantize | None = None
 
     @property
-    def data_searches(self) -> dict[str, _Table]:
+    def data_searches(self) -> dict[str, Table]:
         """The searches that are set, by method name (``"ifmr"``, ...)."""
         names = ("ifmr", "hfmg", "minmax", "percentile", "mse", "kl")
         found = {name: getattr(self, f"{name}_quantize") for name in names}
@@ -221,7 +149,7 @@ class LayerOverride(Algorithm):
     layer_name: str
 
 
-class CalibrateConfig(_Table):
+class CalibrateConfig(Table):
     """``[calibrate]``."""
 
     data: Data = ()
@@ -235,14 +163,14 @@ class CalibrateConfig(_Table):
     skip_fusion_layers: Names = ()
     exact: bool = Field(False, description="IFMR from a second pass over the data itself")
     common_config: Algorithm = Algorithm()
-    override_layer_types: Annotated[tuple[TypeOverride, ...], BeforeValidator(_tuple)] = ()
-    override_layer_configs: Annotated[tuple[LayerOverride, ...], BeforeValidator(_tuple)] = ()
+    override_layer_types: Annotated[tuple[TypeOverride, ...], BeforeValidator(as_tuple)] = ()
+    override_layer_configs: Annotated[tuple[LayerOverride, ...], BeforeValidator(as_tuple)] = ()
     quant_cfg: FilePath | None = Field(
         None, description="a simplified config of the Ascend tool, instead of the settings here"
     )
 
 
-class EvaluateConfig(_Table):
+class EvaluateConfig(Table):
     """``[evaluate]``."""
 
     data: Data
@@ -252,7 +180,7 @@ class EvaluateConfig(_Table):
     layer_samples: int = Field(8, ge=0, description="samples that measure the error of each layer")
 
 
-class OutputConfig(_Table):
+class OutputConfig(Table):
     """``[output]``."""
 
     directory: FilePath = Path("quantized")
@@ -260,22 +188,33 @@ class OutputConfig(_Table):
     overwrite: bool = False
 
 
-class Config(_Table):
+class Config(Table):
     """The whole file."""
 
     model: ModelConfig
     transform: TransformConfig = TransformConfig()
-    calibrate: CalibrateConfig
+    calibrate: CalibrateConfig = CalibrateConfig()
+    retrain: RetrainConfig | None = None
     evaluate: EvaluateConfig | None = None
     output: OutputConfig = OutputConfig()
 
+    @model_validator(mode="after")
+    def _complete(self) -> Config:
+        if self.retrain is None and "calibrate" not in self.model_fields_set:
+            raise ValueError("'calibrate' is missing: it says how to quantize")
+        if self.retrain is None and self.model.caffemodel is None:
+            raise ValueError("'model.caffemodel' is missing: there is nothing to quantize")
+        return self
 
-def load_config(path: str | Path) -> Config:
+
+def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Config:
     """Read and check a config file.
 
     Parameters
     ----------
     path : path-like
+    retrain : path-like, optional
+        A solver, which takes the place of ``retrain.solver``.
 
     Returns
     -------
@@ -295,6 +234,8 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
+    if retrain is not None:
+        table["retrain"] = {**table.get("retrain", {}), "solver": str(Path(retrain).resolve())}
     try:
         config = Config.model_validate(table)
     except ValidationError as error:
@@ -320,7 +261,7 @@ def _explain(error: ValidationError, table: dict[str, Any]) -> list[str]:
     lines: dict[str, str] = {}
     for mistake in error.errors():
         place = _keys(mistake["loc"], table)
-        key = ".".join(str(p) for p in place) or "the file"
+        key = ".".join(str(p) for p in place)
         message = mistake["msg"].removeprefix("Value error, ")
         given = "" if isinstance(mistake["input"], dict) else f", not {mistake['input']!r}"
         if mistake["type"] == "extra_forbidden":
@@ -331,7 +272,8 @@ def _explain(error: ValidationError, table: dict[str, Any]) -> list[str]:
             # every type of a union has failed: say what the key is for instead
             lines[key] = f"'{key}' must be: {field.description}{given}"
         else:
-            lines[key] = f"'{key}': {message[0].lower() + message[1:]}{given}"
+            named = f"'{key}': " if key else ""  # none where tables do not go together
+            lines[key] = f"{named}{message[0].lower() + message[1:]}{given}"
     return list(lines.values())
 
 

@@ -19,8 +19,8 @@ from caffeio.data import (
     open_source,
     read_mean,
 )
-from pipeline.config import DataConfig, TransformConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.tables import DataConfig, TransformConfig
 
 __all__ = ["Feed", "open_feed", "to_transform"]
 
@@ -117,13 +117,13 @@ def open_feed(
 
 
 def _label_input(net: Net) -> str | None:
-    """Return the second top of a data layer, which Caffe fills with labels."""
+    """Return the second top of a data layer, which Caffe fills with labels, or input 'label'."""
     for layer in net.layers:
         if layer.type in ("Data", "ImageData", "MemoryData") and len(layer.tops) > 1:
             return layer.tops[1]
         if layer.type == "HDF5Data" and "label" in layer.tops:
             return "label"
-    return None
+    return "label" if "label" in net.inputs and len(net.inputs) > 1 else None
 
 
 def _data_inputs(net: Net) -> list[str]:
@@ -186,6 +186,7 @@ def to_transform(table: TransformConfig) -> Transform:
             mean=mean,
             scale=scale,
             transpose_hw=table.transpose,
+            mirror=table.mirror,
         )
     except ValueError as error:
         raise ConfigError(f"[transform]: {error}") from None

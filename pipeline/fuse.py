@@ -69,7 +69,7 @@ class _Affine:
     shift: np.ndarray
 
 
-def fuse(net: Net, skip: Collection[str] = ()) -> Fused:
+def fuse(net: Net, skip: Collection[str] = (), *, training: bool = False) -> Fused:
     """Fold every BatchNorm + Scale pair that can be.
 
     Parameters
@@ -79,11 +79,14 @@ def fuse(net: Net, skip: Collection[str] = ()) -> Fused:
     skip : collection of str
         Layers that must stay as they are (``skip_fusion_layers``): names of the layer that
         would take others in, or of a BatchNorm or Scale layer.
+    training : bool
+        Only what training folds: Convolution and Deconvolution with BatchNorm and Scale behind.
 
     Returns
     -------
     Fused
     """
+    hosts = _FORWARDS[:2] if training else _FORWARDS
     layers = dict(enumerate(net.layers))
     fusions = []
     shared = _shared_parameters(net)
@@ -92,9 +95,10 @@ def fuse(net: Net, skip: Collection[str] = ()) -> Fused:
         if pair is None:
             continue
         bn, scale = net.layers[i], net.layers[pair]
-        maker, reader = _maker(net, i), _only_reader(net, pair)
+        maker = _maker(net, i)
+        reader = None if training else _only_reader(net, pair)
         names = {bn.name, scale.name}
-        if maker is not None and _folds_forwards(net, maker, i, shared, {*skip}, names):
+        if maker is not None and _folds_forwards(net, maker, i, hosts, shared, {*skip}, names):
             host = layers[maker]
             layers[maker] = _folded_forwards(host, scale, _affine(bn, scale))
             fusions.append(Fusion(host.name, (bn.name, scale.name)))
@@ -160,10 +164,16 @@ def _can_host(host: Layer, shared: set[str], skip: set[str], names: set[str]) ->
 
 
 def _folds_forwards(
-    net: Net, maker: int, bn: int, shared: set[str], skip: set[str], names: set[str]
+    net: Net,
+    maker: int,
+    bn: int,
+    hosts: tuple[str, ...],
+    shared: set[str],
+    skip: set[str],
+    names: set[str],
 ) -> bool:
     host = net.layers[maker]
-    if host.type not in _FORWARDS or not _can_host(host, shared, skip, names):
+    if host.type not in hosts or not _can_host(host, shared, skip, names):
         return False
     if host.type == "InnerProduct":
         if host.param.inner_product_param.axis != 1:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
@@ -15,9 +18,35 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "TrainingProgress"]
 
 T = TypeVar("T")
+#: Seconds between two lines about a training in a log.
+_LOG_EVERY = 10.0
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training is.
+
+    Attributes
+    ----------
+    iteration, total : int
+        Done, and in all.
+    speed : float
+        Samples a second.
+    loss, rate : float or None
+        Of the last iteration; None for a test.
+    metric : float or None
+        Of a test.
+    """
+
+    iteration: int
+    total: int
+    speed: float
+    loss: float | None = None
+    rate: float | None = None
+    metric: float | None = None
 
 
 class Reporter:
@@ -60,3 +89,54 @@ class Reporter:
             for item in items:
                 yield item
                 bar.advance(task)
+
+    @contextmanager
+    def training(self, metric: str) -> Iterator[Callable[[TrainingProgress], None]]:
+        """Give a function that shows how far a training is; `metric` is what tests measure."""
+        if not self.console.is_terminal:
+            yield _Log(self, metric)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task("", total=None)
+
+            def show(now: TrainingProgress) -> None:
+                if now.metric is not None:
+                    self.say(_test_line(now, metric))
+                    return
+                text = f"loss {now.loss:.4g}, rate {now.rate:.3g}, {now.speed:.0f} images/s"
+                bar.update(task, completed=now.iteration, total=now.total, description=text)
+
+            yield show
+
+
+class _Log:
+    """Writes a line about a training now and then, and one for each test."""
+
+    def __init__(self, reporter: Reporter, metric: str) -> None:
+        self._reporter = reporter
+        self._metric = metric
+        self._last = 0.0
+
+    def __call__(self, now: TrainingProgress) -> None:
+        if now.metric is not None:
+            self._reporter.say(_test_line(now, self._metric))
+            return
+        if time.monotonic() - self._last < _LOG_EVERY:
+            return
+        self._last = time.monotonic()
+        self._reporter.say(
+            f"train: iteration {now.iteration} of {now.total}, loss {now.loss:.4g}, "
+            f"rate {now.rate:.3g}, {now.speed:.0f} images/s"
+        )
+
+
+def _test_line(now: TrainingProgress, metric: str) -> str:
+    return f"test at iteration {now.iteration}: {metric} {now.metric:.4f}"

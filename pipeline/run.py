@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.config import Config
+    from pipeline.progress import Reporter
+
 __all__ = ["main"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -25,8 +28,9 @@ _THREAD_VARIABLES = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.run",
-        description="Quantize a Caffe model to INT8 by calibration, and say what it costs.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong use (command or config).",
+        description="Quantize a Caffe model to INT8, by calibration or by training, and say what "
+        "it costs.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong use (command or config), 130 interrupted.",
     )
     parser.add_argument("config", help="TOML file that names the model, the data and the output")
     parser.add_argument(
@@ -36,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "reference"), default="cpu",
         help="cpu: numba on all cores (default); reference: NumPy, slow, defines the results",
     )  # fmt: skip
+    parser.add_argument(
+        "--retrain", metavar="SOLVER", help="train by this solver, as [retrain] in the config"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a training that was interrupted"
+    )
     parser.add_argument("--threads", type=_positive, help="threads to use (default: all cores)")
     parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -69,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
     try:
         return _run(options)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if options.verbose:
@@ -81,23 +91,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from pipeline.config import load_config
     from pipeline.job import plan_model, quantize_model
     from pipeline.progress import Reporter
     from pipeline.report import show_plan, show_report
 
     console = Console(quiet=options.quiet)
+    config = load_config(options.config, retrain=options.retrain)
     if options.plan:
-        cost, config = plan_model(options.config)
-        c = config.calibrate
+        cost, planned = plan_model(config)
+        c = planned.calibrate
         show_plan(cost, c.batch_size, c.batch_size * c.batch_num, _wide(console))
         return DONE
-    report = quantize_model(
-        options.config,
-        device=options.device,
-        output=options.output,
-        reporter=Reporter(quiet=options.quiet),
-    )
+    reporter = Reporter(quiet=options.quiet)
+    if config.retrain is not None:
+        return _retrain(config, options, reporter, console)
+    if options.resume:
+        from pipeline.errors import ConfigError
+
+        raise ConfigError("--resume is for training: the config has no [retrain]")
+    report = quantize_model(config, device=options.device, output=options.output, reporter=reporter)
     show_report(report, _wide(console))
+    return DONE
+
+
+def _retrain(
+    config: Config, options: argparse.Namespace, reporter: Reporter, console: Console
+) -> int:
+    from pipeline.report import show_report
+    from pipeline.retrain.job import retrain_model, train_model
+    from pipeline.retrain.report import show_trained
+
+    assert config.retrain is not None
+    if config.retrain.deployable:
+        report = retrain_model(
+            config,
+            device=options.device,
+            output=options.output,
+            reporter=reporter,
+            resume=options.resume,
+        )
+        if report is not None:
+            show_report(report, _wide(console))
+        return DONE
+    trained = train_model(config, output=options.output, reporter=reporter, resume=options.resume)
+    if trained is not None:
+        show_trained(trained, console)
     return DONE
 
 

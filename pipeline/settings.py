@@ -18,6 +18,7 @@ from pipeline.config import (
     HfmgQuantize,
     IfmrQuantize,
     LayerOverride,
+    RetrainConfig,
     TypeOverride,
 )
 from pipeline.errors import ConfigError
@@ -41,8 +42,8 @@ class LayerPlan:
     channel_wise: bool
 
 
-def check_names(config: CalibrateConfig, net: Net) -> None:
-    """Raise `ConfigError` if a setting names a layer or type that the net does not have."""
+def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -> None:
+    """Raise `ConfigError` if a setting of a table names what the net does not have."""
     names = {layer.name for layer in net.layers}
     types = {layer.type for layer in net.layers}
     named = {
@@ -54,13 +55,12 @@ def check_names(config: CalibrateConfig, net: Net) -> None:
         for name in given:
             if name not in names:
                 raise ConfigError(
-                    f"calibrate.{key}: net '{net.name}' has no layer '{name}'"
-                    f"{_nearest(name, names)}"
+                    f"{table}.{key}: net '{net.name}' has no layer '{name}'{_nearest(name, names)}"
                 )
     for name in config.skip_layer_types:
         if name not in types:
             raise ConfigError(
-                f"calibrate.skip_layer_types: net '{net.name}' has no layer of type '{name}'"
+                f"{table}.skip_layer_types: net '{net.name}' has no layer of type '{name}'"
                 f"{_nearest(name, types)}"
             )
 

@@ -91,7 +91,8 @@ def test_defaults_are_the_tools_own(tmp_path):
         ("[[calibrate.override_layer_types]]\nlayer_type = 'Poling'", ["layer_type", "'Pooling'"]),
         ("[calibrate]\n[transform]\nresize = 'big'", ["'transform.resize'", "shorter side", "'big'"]),
         ("[calibrate]\n[output]\nprefix = 'a/b'", ["'output.prefix'", "'a/b'"]),
-        ("[calibrat]", ["unknown key 'calibrat'", "'calibrate'", "'calibrate' is missing"]),
+        ("[calibrat]", ["unknown key 'calibrat'", "did you mean 'calibrate'"]),
+        ("", ["'calibrate' is missing"]),
         ("[calibrate", ["is not TOML", "Expected ']'"]),
     ],
 )  # fmt: skip
@@ -152,7 +153,7 @@ def test_channel_wise_is_refused_for_pooling_and_inner_product(tmp_path):
 )
 def test_names_that_the_net_does_not_have(tmp_path, text, near):
     with pytest.raises(ConfigError, match=f"'small'.*did you mean '{near}'"):
-        check_names(calibrate(tmp_path, text), small_net())
+        check_names("calibrate", calibrate(tmp_path, text), small_net())
 
 
 def test_a_simplified_config_of_the_tool_counts(tmp_path, assets):

@@ -30,17 +30,20 @@ class NetData:
     label_blob : str or None
         The blob that the layer fills with the samples' labels.
     batch_size : int
+    shuffle : bool
+        Whether the layer asks for another order in each round.
     """
 
     inputs: Mapping[str, tuple[Source, Transform]]
     label_blob: str | None
     batch_size: int
+    shuffle: bool = False
 
 
 def net_source(layer: Layer, base: str | Path = ".") -> NetData:
-    """Open what a net's data layer names, as Caffe does in phase TEST.
+    """Open what a net's data layer names.
 
-    Random mirroring and cropping are not done: a crop is taken from the centre.
+    The transform crops from the centre and does not mirror, unless it is told to train.
 
     Parameters
     ----------
@@ -121,7 +124,10 @@ def _image_data(layer: Layer, base: Path) -> NetData:
     transform = _transform(layer, base, resize)
     source = open_list(path, root, p.is_color)
     return NetData(
-        {layer.tops[0]: (source, transform)}, _label_blob(layer), _batch_size(layer, p.batch_size)
+        {layer.tops[0]: (source, transform)},
+        _label_blob(layer),
+        _batch_size(layer, p.batch_size),
+        p.shuffle,
     )
 
 
@@ -135,7 +141,7 @@ def _hdf5_data(layer: Layer, base: Path) -> NetData:
         top: (open_hdf5_list(path, top, label if i == 0 else None, base), Transform())
         for i, top in enumerate(data)
     }
-    return NetData(inputs, label, _batch_size(layer, p.batch_size))
+    return NetData(inputs, label, _batch_size(layer, p.batch_size), p.shuffle)
 
 
 def _transform(layer: Layer, base: Path, resize: tuple[int, int] | None) -> Transform:
@@ -156,6 +162,6 @@ def _transform(layer: Layer, base: Path, resize: tuple[int, int] | None) -> Tran
     if t.mean_file:
         mean = read_mean(_existing(layer, base, t.mean_file, "mean_file"))
     try:
-        return Transform(resize, crop, "BGR", mean, t.scale)  # type: ignore[arg-type]
+        return Transform(resize, crop, "BGR", mean, t.scale, mirror=t.mirror)  # type: ignore[arg-type]
     except ValueError as error:
         raise NetError(str(error), layer.name) from None

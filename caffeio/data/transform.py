@@ -36,6 +36,8 @@ class Transform:
         Multiplied, after the mean. One number, or one for each channel.
     transpose_hw : bool
         Swap height and width at last, as MTCNN wants it.
+    mirror : bool
+        In training, half of the samples are mirrored, left to right.
     """
 
     resize: tuple[int, int] | int | None = None
@@ -44,6 +46,7 @@ class Transform:
     mean: float | tuple[float, ...] | np.ndarray | None = None
     scale: float | tuple[float, ...] = 1.0
     transpose_hw: bool = False
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
@@ -59,12 +62,14 @@ class Transform:
         if np.ndim(self.scale) > 1 or not np.isfinite(self.scale).all():
             raise ValueError("scale is one finite number, or one for each channel")
 
-    def apply(self, sample: Sample) -> np.ndarray:
+    def apply(self, sample: Sample, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return what the net reads.
 
         Parameters
         ----------
         sample : Sample
+        rng : numpy.random.Generator, optional
+            For training: the crop is taken at a random place, and `mirror` holds.
 
         Returns
         -------
@@ -81,11 +86,18 @@ class Transform:
         if not sample.image and sample.data.ndim != 3:
             return self._apply_flat(sample.data)
         pixels = sample.data if sample.image else sample.data.transpose(1, 2, 0)
-        pixels = self._crop(self._resize(pixels))
+        pixels = self._resize(pixels)
+        whole = pixels.shape[:2]
+        begin = self._crop_begin(whole, rng)
+        if self.crop is not None:
+            height, width = self._crop_size()
+            pixels = pixels[begin[0] : begin[0] + height, begin[1] : begin[1] + width]
         planes = self._reorder(pixels, sample).transpose(2, 0, 1)
         out = np.array(planes, np.float32, order="C")
         if self.mean is not None:
-            out -= self._mean(out.shape)
+            out -= self._mean(out.shape, whole, begin)
+        if self.mirror and rng is not None and rng.integers(2):
+            out = np.ascontiguousarray(out[:, :, ::-1])
         if not np.array_equal(self.scale, 1.0):
             out *= self._per_channel("scale", self.scale, out.shape[0])
         return np.ascontiguousarray(out.transpose(0, 2, 1)) if self.transpose_hw else out
@@ -123,11 +135,21 @@ class Transform:
         )
         return resized.reshape(new_height, new_width, pixels.shape[2])
 
-    def _crop(self, pixels: np.ndarray) -> np.ndarray:
+    def _crop_size(self) -> tuple[int, int]:
+        assert self.crop is not None
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    def _crop_begin(
+        self, whole: tuple[int, int], rng: np.random.Generator | None
+    ) -> tuple[int, int]:
+        """Return where the crop begins: in the centre, offsets rounded down, or anywhere."""
         if self.crop is None:
-            return pixels
-        size = self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
-        return _centre(pixels, size, (0, 1), "is")
+            return 0, 0
+        size = self._crop_size()
+        height, width = _room(whole, size, "is")
+        if rng is None:
+            return height // 2, width // 2
+        return int(rng.integers(height + 1)), int(rng.integers(width + 1))
 
     def _reorder(self, pixels: np.ndarray, sample: Sample) -> np.ndarray:
         channels = pixels.shape[2]
@@ -156,24 +178,24 @@ class Transform:
             raise ValueError(f"has {channels} channels, but {name} has {array.shape[0]} values")
         return array
 
-    def _mean(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _mean(
+        self, shape: tuple[int, ...], whole: tuple[int, int], begin: tuple[int, int]
+    ) -> np.ndarray:
         if np.ndim(self.mean) < 3:  # type: ignore[arg-type]
             return self._per_channel("mean", self.mean, shape[0])
         mean = np.asarray(self.mean, np.float32)
         if mean.shape[0] not in {1, shape[0]}:
             raise ValueError(f"has {shape[0]} channels, but the mean image has {mean.shape[0]}")
-        return _centre(mean, (shape[1], shape[2]), (1, 2), "needs a mean image, but it is")
+        if mean.shape[1:] != whole:  # not an image as large as the samples: its centre
+            height, width = _room(mean.shape[1:], shape[1:], "needs a mean image, but it is")
+            begin = (height // 2, width // 2)
+        return mean[:, begin[0] : begin[0] + shape[1], begin[1] : begin[1] + shape[2]]
 
 
-def _centre(
-    array: np.ndarray, size: tuple[int, int], axes: tuple[int, int], what: str
-) -> np.ndarray:
-    """Return the centre of an array: offsets rounded down."""
-    cut = [slice(None)] * array.ndim
-    for axis, length in zip(axes, size, strict=True):
-        begin = (array.shape[axis] - length) // 2
-        if begin < 0:
-            have = f"{array.shape[axes[0]]}×{array.shape[axes[1]]}"
-            raise ValueError(f"{what} {have}, smaller than the crop {size[0]}×{size[1]}")
-        cut[axis] = slice(begin, begin + length)
-    return array[tuple(cut)]
+def _room(whole: tuple[int, ...], size: tuple[int, ...], what: str) -> tuple[int, int]:
+    """Return by how much an image is higher and wider than a part of it."""
+    height, width = whole[0] - size[0], whole[1] - size[1]
+    if min(height, width) < 0:
+        have = f"{whole[0]}×{whole[1]}"
+        raise ValueError(f"{what} {have}, smaller than the crop {size[0]}×{size[1]}")
+    return height, width

@@ -11,7 +11,7 @@ from caffeio.graph import Layer
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, axis_index, blob, expect_blobs, need
 
-__all__ = ["TYPES"]
+__all__ = ["TYPES", "leaky", "natural_log", "same", "sigmoid", "softmax"]
 
 _f32 = np.float32
 
@@ -75,7 +75,7 @@ def _elu(layer: Layer, x: np.ndarray) -> np.ndarray:
     return np.maximum(x, _f32(0)) + alpha * np.expm1(np.minimum(x, _f32(0)))
 
 
-def _log_base(layer: Layer, base: float) -> float:
+def natural_log(layer: Layer, base: float) -> float:
     """Natural logarithm of a base; -1 stands for e."""
     if base == -1:
         return 1.0
@@ -85,19 +85,19 @@ def _log_base(layer: Layer, base: float) -> float:
 
 def _exp(layer: Layer, x: np.ndarray) -> np.ndarray:
     p = layer.param.exp_param
-    log_base = _log_base(layer, p.base)
+    log_base = natural_log(layer, p.base)
     y = np.exp(x * _f32(log_base * p.scale))
     return y * _f32(math.exp(log_base * p.shift)) if p.shift else y
 
 
 def _check_log(layer: Layer) -> None:
     base = layer.param.log_param.base
-    need(layer, _log_base(layer, base) != 0, "base 1 has no logarithm; give another base")
+    need(layer, natural_log(layer, base) != 0, "base 1 has no logarithm; give another base")
 
 
 def _log(layer: Layer, x: np.ndarray) -> np.ndarray:
     p = layer.param.log_param
-    return np.log(x * _f32(p.scale) + _f32(p.shift)) * _f32(1 / _log_base(layer, p.base))
+    return np.log(x * _f32(p.scale) + _f32(p.shift)) * _f32(1 / natural_log(layer, p.base))
 
 
 def _power(layer: Layer, x: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ TYPES: dict[str, LayerType] = {
     "Exp": neuron(
         _exp,
         lambda layer: need(
-            layer, math.isfinite(_log_base(layer, layer.param.exp_param.base)), "bad base"
+            layer, math.isfinite(natural_log(layer, layer.param.exp_param.base)), "bad base"
         ),
     ),
     "Log": neuron(_log, _check_log),

@@ -19,7 +19,15 @@ from caffeio.graph import Layer
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, axis_index, blob, expect_blobs, fail, need, same_shape
 
-__all__ = ["TYPES", "ConvParams", "conv_params"]
+__all__ = [
+    "TYPES",
+    "ConvParams",
+    "check_groups",
+    "conv_params",
+    "taps",
+    "weight_shape",
+    "window_counts",
+]
 
 #: Types whose group is the number of channels where the prototxt gives none.
 _DEPTHWISE = frozenset({"DepthwiseConvolution", "ConvolutionDepthwise"})
@@ -93,7 +101,8 @@ def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
     return ConvParams(axis, kernel, stride, pad, dilation, group, p.num_output, p.bias_term)
 
 
-def _check_groups(layer: Layer, p: ConvParams, channels: int) -> None:
+def check_groups(layer: Layer, p: ConvParams, channels: int) -> None:
+    """Raise `NetError` unless the groups divide channels and outputs."""
     need(layer, p.outputs > 0, "convolution_param needs num_output > 0")
     need(
         layer,
@@ -113,7 +122,8 @@ def _sizes(layer: Layer, p: ConvParams, spatial: Shape, deconv: bool) -> Shape:
         ) from error
 
 
-def _weight_shape(p: ConvParams, channels: int, deconv: bool) -> Shape:
+def weight_shape(p: ConvParams, channels: int, deconv: bool) -> Shape:
+    """Return the shape of the weights, as Caffe stores them."""
     first, second = (channels, p.outputs) if deconv else (p.outputs, channels)
     return (first, second // p.group, *p.kernel)
 
@@ -124,8 +134,8 @@ def _shapes(layer: Layer, shapes: Sequence[Shape], deconv: bool) -> tuple[Shape,
     x = shapes[0]
     p = conv_params(layer, x)
     channels = x[p.axis]
-    _check_groups(layer, p, channels)
-    wanted = {"weights": _weight_shape(p, channels, deconv)}
+    check_groups(layer, p, channels)
+    wanted = {"weights": weight_shape(p, channels, deconv)}
     if p.bias:
         wanted["bias"] = (p.outputs,)
     expect_blobs(layer, **wanted)
@@ -145,7 +155,7 @@ def _forward(
     layer: Layer, bottoms: Sequence[np.ndarray], device: str, deconv: bool
 ) -> tuple[np.ndarray, ...]:
     p = conv_params(layer, bottoms[0].shape)
-    w = blob(layer, 0, _weight_shape(p, bottoms[0].shape[p.axis], deconv))
+    w = blob(layer, 0, weight_shape(p, bottoms[0].shape[p.axis], deconv))
     bias = blob(layer, 1) if p.bias else None
     tops = []
     for bottom in bottoms:
@@ -178,7 +188,7 @@ def _deconv(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[n
     return _forward(layer, bottoms, device, deconv=True)
 
 
-def _taps(p: ConvParams, size: Shape) -> Iterator[tuple[slice, ...]]:
+def taps(p: ConvParams, size: Shape) -> Iterator[tuple[slice, ...]]:
     """Yield, for each position in the kernel, what it meets in `size` windows."""
     for tap in product(*map(range, p.kernel)):
         starts = [t * d for t, d in zip(tap, p.dilation, strict=True)]
@@ -191,17 +201,18 @@ def _padded(x: np.ndarray, p: ConvParams) -> np.ndarray:
     return np.pad(x, [(0, 0), (0, 0), *((n, n) for n in p.pad)])
 
 
-def _window_counts(spatial: Shape, p: ConvParams) -> Shape:
+def window_counts(spatial: Shape, p: ConvParams) -> Shape:
+    """Return how many windows there are along each spatial axis of a convolution."""
     return tuple(map(kernels.conv_output_size, spatial, p.kernel, p.stride, p.pad, p.dilation))
 
 
 def _conv_nd(x: np.ndarray, w: np.ndarray, p: ConvParams) -> np.ndarray:
     n, channels = x.shape[:2]
-    size = _window_counts(x.shape[2:], p)
+    size = window_counts(x.shape[2:], p)
     source = _padded(x, p)
     wg = w.reshape(p.group, p.outputs // p.group, channels // p.group, -1)
     y = np.zeros((n, p.group, p.outputs // p.group, prod(size)), np.float32)
-    for tap, where in enumerate(_taps(p, size)):
+    for tap, where in enumerate(taps(p, size)):
         patch = source[:, :, *where]
         y += wg[..., tap] @ patch.reshape(n, p.group, channels // p.group, -1)
     return y.reshape(n, p.outputs, *size)
@@ -217,7 +228,7 @@ def _deconv_nd(x: np.ndarray, w: np.ndarray, p: ConvParams) -> np.ndarray:
     wg = w.reshape(p.group, channels // p.group, p.outputs // p.group, -1)
     xg = x.reshape(n, p.group, channels // p.group, -1)
     y = np.zeros((n, p.outputs, *full), np.float32)
-    for tap, where in enumerate(_taps(p, size)):
+    for tap, where in enumerate(taps(p, size)):
         part = np.swapaxes(wg[..., tap], 1, 2) @ xg
         y[:, :, *where] += part.reshape(n, p.outputs, *size)
     crop = tuple(slice(b, m - b) for b, m in zip(p.pad, full, strict=True))
@@ -236,10 +247,10 @@ def _im2col(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[n
     bottom = bottoms[0]
     p = conv_params(layer, bottom.shape)
     x = bottom.reshape(-1, *bottom.shape[p.axis :])
-    size = _window_counts(x.shape[2:], p)
+    size = window_counts(x.shape[2:], p)
     source = _padded(x, p)
     y = np.empty((*x.shape[:2], prod(p.kernel), *size), np.float32)
-    for tap, where in enumerate(_taps(p, size)):
+    for tap, where in enumerate(taps(p, size)):
         y[:, :, tap] = source[:, :, *where]
     return (y.reshape(*bottom.shape[: p.axis], -1, *size),)
 

@@ -19,7 +19,7 @@ from pipeline.layers.check import (
     same_shape,
 )
 
-__all__ = ["TYPES"]
+__all__ = ["TYPES", "factor_shape"]
 
 _f32 = np.float32
 
@@ -54,7 +54,7 @@ def _eltwise(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     return (y,)
 
 
-def _factor_shape(
+def factor_shape(
     layer: Layer, shapes: Sequence[Shape], p: ScaleParameter | BiasParameter
 ) -> tuple[Shape, Shape]:
     """Return the shape of the factor, and the same shape made to broadcast over the bottom."""
@@ -85,7 +85,7 @@ def _factor_shape(
 def _scale_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(1, 2))
     p = layer.param.scale_param
-    factor, _ = _factor_shape(layer, shapes, p)
+    factor, _ = factor_shape(layer, shapes, p)
     wanted = {"scale": factor} if len(shapes) == 1 else {}
     if p.bias_term:
         wanted["bias"] = factor
@@ -95,7 +95,7 @@ def _scale_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
 
 def _scale(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     p = layer.param.scale_param
-    _, spread = _factor_shape(layer, [x.shape for x in bottoms], p)
+    _, spread = factor_shape(layer, [x.shape for x in bottoms], p)
     factor = bottoms[1] if len(bottoms) == 2 else layer.blobs[0]
     y = bottoms[0] * factor.reshape(spread)
     if p.bias_term:
@@ -105,13 +105,13 @@ def _scale(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np
 
 def _bias_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(1, 2))
-    term, _ = _factor_shape(layer, shapes, layer.param.bias_param)
+    term, _ = factor_shape(layer, shapes, layer.param.bias_param)
     expect_blobs(layer, **({"bias": term} if len(shapes) == 1 else {}))
     return (shapes[0],)
 
 
 def _bias(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
-    _, spread = _factor_shape(layer, [x.shape for x in bottoms], layer.param.bias_param)
+    _, spread = factor_shape(layer, [x.shape for x in bottoms], layer.param.bias_param)
     term = bottoms[1] if len(bottoms) == 2 else layer.blobs[0]
     return (bottoms[0] + term.reshape(spread),)
 

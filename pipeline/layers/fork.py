@@ -10,7 +10,7 @@ from caffeio.graph import Layer
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, fail, need, rank
 
-__all__ = ["TYPES"]
+__all__ = ["TYPES", "zoom_size"]
 
 _f32 = np.float32
 
@@ -119,7 +119,7 @@ def _shuffle(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     return (np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(x.shape),)
 
 
-def _zoom(layer: Layer) -> tuple[int, int]:
+def zoom_size(layer: Layer) -> tuple[int, int]:
     """Return the zoom of an Upsample layer with one bottom, (vertical, horizontal)."""
     p = layer.param.upsample_param
     if p.HasField("stride_h") or p.HasField("stride_w"):
@@ -147,7 +147,7 @@ def _unpooled_size(layer: Layer, h: int, w: int) -> tuple[int, int]:
         return p.upsample_h, p.upsample_w
     zoom = (2, 2)
     if any(map(p.HasField, ("scale", "scale_h", "scale_w", "stride", "stride_h", "stride_w"))):
-        zoom = _zoom(layer)
+        zoom = zoom_size(layer)
     for flag, z in ((p.pad_out_h, zoom[0]), (p.pad_out_w, zoom[1])):
         need(layer, not flag or z == 2, "pad_out_h and pad_out_w need a scale of 2")
     return h * zoom[0] - int(p.pad_out_h), w * zoom[1] - int(p.pad_out_w)
@@ -158,7 +158,7 @@ def _upsample_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]
     rank(layer, shapes[0], 4)
     n, c, h, w = shapes[0]
     if len(shapes) == 1:
-        zoom = _zoom(layer)
+        zoom = zoom_size(layer)
         return ((n, c, h * zoom[0], w * zoom[1]),)
     need(
         layer,
@@ -174,7 +174,7 @@ def _upsample(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
     x, p = bottoms[0], layer.param.upsample_param
     (top,) = _upsample_shapes(layer, [b.shape for b in bottoms])
     if len(bottoms) == 1:
-        zoom = _zoom(layer)
+        zoom = zoom_size(layer)
         y = x.repeat(zoom[0], axis=2).repeat(zoom[1], axis=3)
         strided = any(map(p.HasField, ("stride", "stride_h", "stride_w")))
         # With a stride, as in the Ascend fork, scale multiplies the values.

@@ -14,11 +14,11 @@ from pipeline.layers.activation import softmax
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, axis_index, fail, need
 
-__all__ = ["TYPES"]
+__all__ = ["FLT_MIN", "LOG_THRESHOLD", "TYPES", "checked_labels", "infogain_matrix", "normalizer"]
 
 _f32 = np.float32
-_FLT_MIN = np.finfo(np.float32).tiny
-_LOG_THRESHOLD = _f32(1e-20)
+FLT_MIN = np.finfo(np.float32).tiny
+LOG_THRESHOLD = _f32(1e-20)
 
 
 def _scalar(value: float | np.floating) -> np.ndarray:
@@ -46,7 +46,7 @@ def _label_count(layer: Layer, shapes: Sequence[Shape], axis: int) -> None:
     )
 
 
-def _labels(
+def checked_labels(
     layer: Layer, labels: np.ndarray, classes: int, shape: Shape
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return integer labels in `shape`, and which of them count (are not ignore_label).
@@ -70,7 +70,7 @@ def _labels(
     return np.where(counts, index, 0), counts
 
 
-def _normalizer(layer: Layer, outer: int, inner: int, counted: int, default: int) -> float:
+def normalizer(layer: Layer, outer: int, inner: int, counted: float, default: int) -> float:
     """Return what a loss is divided by (Caffe's LossParameter.normalization)."""
     p = layer.param.loss_param
     mode = default
@@ -78,7 +78,7 @@ def _normalizer(layer: Layer, outer: int, inner: int, counted: int, default: int
         mode = p.normalization
     elif p.HasField("normalize"):
         mode = LossParameter.VALID if p.normalize else LossParameter.BATCH_SIZE
-    divisors: dict[int, int] = {
+    divisors: dict[int, float] = {
         LossParameter.FULL: outer * inner,
         LossParameter.VALID: counted,
         LossParameter.BATCH_SIZE: outer,
@@ -112,7 +112,7 @@ def _accuracy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
     p = layer.param.accuracy_param
     scores = _by_class(bottoms[0], p.axis % bottoms[0].ndim)
     outer, classes, inner = scores.shape
-    labels, counts = _labels(layer, bottoms[1], classes, (outer, inner))
+    labels, counts = checked_labels(layer, bottoms[1], classes, (outer, inner))
     better = (scores >= _pick(scores, labels)[:, None, :]).sum(axis=1) - 1
     hit = (better < p.top_k) & counts
     tops = [_scalar(hit.sum() / max(counts.sum(), 1))]
@@ -137,14 +137,14 @@ def _softmax_loss(
     prob = softmax(x, axis)
     by_class = _by_class(prob, axis)
     outer, classes, inner = by_class.shape
-    labels, counts = _labels(layer, bottoms[1], classes, (outer, inner))
-    logs = np.log(np.maximum(_pick(by_class, labels), _FLT_MIN))
+    labels, counts = checked_labels(layer, bottoms[1], classes, (outer, inner))
+    logs = np.log(np.maximum(_pick(by_class, labels), FLT_MIN))
     total = -logs[counts].sum(dtype=np.float64)
-    loss = total / _normalizer(layer, outer, inner, int(counts.sum()), LossParameter.VALID)
+    loss = total / normalizer(layer, outer, inner, int(counts.sum()), LossParameter.VALID)
     return (_scalar(loss), prob)[: len(layer.tops)]
 
 
-def _infogain_matrix(layer: Layer) -> np.ndarray:
+def infogain_matrix(layer: Layer) -> np.ndarray:
     """Read the matrix H of an InfogainLoss layer from its .binaryproto file."""
     source = layer.param.infogain_loss_param.source
     need(layer, bool(source), "needs a third bottom or infogain_loss_param.source")
@@ -159,7 +159,7 @@ def _infogain_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]
     arity(layer, shapes, bottoms=(2, 3), tops=(1, 2))
     axis = axis_index(layer, layer.param.infogain_loss_param.axis, len(shapes[0]))
     _label_count(layer, shapes, axis)
-    size = prod(shapes[2]) if len(shapes) == 3 else _infogain_matrix(layer).size
+    size = prod(shapes[2]) if len(shapes) == 3 else infogain_matrix(layer).size
     classes = shapes[0][axis]
     need(
         layer,
@@ -171,16 +171,16 @@ def _infogain_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]
 
 def _infogain(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0]
-    matrix = bottoms[2] if len(bottoms) == 3 else _infogain_matrix(layer)
+    matrix = bottoms[2] if len(bottoms) == 3 else infogain_matrix(layer)
     axis = layer.param.infogain_loss_param.axis % x.ndim
     prob = softmax(x, layer.param.softmax_param.axis)
     by_class = _by_class(prob, axis)
     outer, classes, inner = by_class.shape
-    labels, counts = _labels(layer, bottoms[1], classes, (outer, inner))
+    labels, counts = checked_labels(layer, bottoms[1], classes, (outer, inner))
     gains = matrix.reshape(classes, classes)[labels].transpose(0, 2, 1)
-    logs = np.log(np.maximum(by_class, _LOG_THRESHOLD))
+    logs = np.log(np.maximum(by_class, LOG_THRESHOLD))
     total = -(gains * logs).sum(axis=1, dtype=np.float64)[counts].sum()
-    loss = total / _normalizer(layer, outer, inner, int(counts.sum()), LossParameter.VALID)
+    loss = total / normalizer(layer, outer, inner, int(counts.sum()), LossParameter.VALID)
     return (_scalar(loss), prob)[: len(layer.tops)]
 
 
@@ -201,14 +201,14 @@ def _multinomial(
     layer: Layer, bottoms: Sequence[np.ndarray], device: str
 ) -> tuple[np.ndarray, ...]:
     prob = bottoms[0].reshape(len(bottoms[0]), -1, 1)
-    labels, _ = _labels(layer, bottoms[1], prob.shape[1], (len(prob), 1))
-    logs = np.log(np.maximum(_pick(prob, labels), _LOG_THRESHOLD))
+    labels, _ = checked_labels(layer, bottoms[1], prob.shape[1], (len(prob), 1))
+    logs = np.log(np.maximum(_pick(prob, labels), LOG_THRESHOLD))
     return (_scalar(-logs.sum(dtype=np.float64) / len(prob)),)
 
 
 def _hinge(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0].reshape(len(bottoms[0]), -1)
-    labels, _ = _labels(layer, bottoms[1], x.shape[1], (len(x), 1))
+    labels, _ = checked_labels(layer, bottoms[1], x.shape[1], (len(x), 1))
     margins = x.copy()
     np.put_along_axis(margins, labels, -np.take_along_axis(x, labels, axis=1), axis=1)
     margins = np.maximum(margins + _f32(1), _f32(0))
@@ -241,7 +241,7 @@ def _sigmoid_loss(
         counts = target.astype(np.int64) != p.ignore_label
     losses = np.log1p(np.exp(-np.abs(x))) - x * (target - (x >= 0))
     outer = len(bottoms[0])
-    divisor = _normalizer(
+    divisor = normalizer(
         layer, outer, x.size // max(outer, 1), int(counts.sum()), LossParameter.BATCH_SIZE
     )
     return (_scalar(losses[counts].sum(dtype=np.float64) / divisor),)

@@ -15,10 +15,20 @@ from kernels.rounding import round_half_away
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, need, rank
 
-__all__ = ["TYPES", "PoolParams", "pool_params"]
+__all__ = [
+    "AVE",
+    "FLT_MAX",
+    "STOCHASTIC",
+    "TYPES",
+    "PoolParams",
+    "pool_params",
+    "pool_size",
+    "pyramid_levels",
+    "region_bins",
+]
 
-_MAX, _AVE, _STOCHASTIC = "MAX", "AVE", "STOCHASTIC"
-_FLT_MAX = np.finfo(np.float32).max
+_MAX, AVE, STOCHASTIC = "MAX", "AVE", "STOCHASTIC"
+FLT_MAX = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,13 @@ def pool_params(layer: Layer, bottom: Shape) -> PoolParams:
         min(kernel) > 0 and min(stride) > 0,
         f"kernel {kernel} and stride {stride} must be positive",
     )
-    need(layer, method != _STOCHASTIC or pad == (0, 0), "STOCHASTIC pooling takes no pad")
+    need(layer, method != STOCHASTIC or pad == (0, 0), "STOCHASTIC pooling takes no pad")
     floor = p.round_mode == PoolingParameter.FLOOR or not p.ceil_mode
     return PoolParams(method, kernel, stride, pad, not floor, p.global_pooling)
 
 
-def _size(layer: Layer, p: PoolParams, height: int, width: int) -> tuple[int, int]:
+def pool_size(layer: Layer, p: PoolParams, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of the top, or raise `NetError`."""
     try:
         sizes = [
             kernels.pool_output_size(n, k, s, b, p.ceil_mode, padded=any(p.pad))
@@ -110,7 +121,7 @@ def _pool_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         len(layer.tops) == 1 or p.method == _MAX,
         "only MAX pooling has a second top (where each maximum was)",
     )
-    top = (n, c, *_size(layer, p, h, w))
+    top = (n, c, *pool_size(layer, p, h, w))
     return (top,) * len(layer.tops)
 
 
@@ -127,9 +138,9 @@ def _stochastic(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
 
 
 def _pool(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
-    if p.method == _STOCHASTIC:
+    if p.method == STOCHASTIC:
         return _stochastic(x, p, device)
-    if p.method == _AVE:
+    if p.method == AVE:
         return kernels.avg_pool2d(
             x, p.kernel, stride=p.stride, pad=p.pad, ceil_mode=p.ceil_mode, device=device
         )
@@ -157,7 +168,7 @@ def _pooling(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     return y, where.astype(np.float32)
 
 
-def _levels(layer: Layer, height: int, width: int) -> list[PoolParams]:
+def pyramid_levels(layer: Layer, height: int, width: int) -> list[PoolParams]:
     """Return the poolings of a pyramid: level i has 2^i bins along each axis."""
     p = layer.param.spp_param
     need(layer, p.pyramid_height > 0, "spp_param needs pyramid_height > 0")
@@ -174,7 +185,7 @@ def _spp_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
     rank(layer, shapes[0], 4)
     n, c, h, w = shapes[0]
-    sizes = [_size(layer, p, h, w) for p in _levels(layer, h, w)]
+    sizes = [pool_size(layer, p, h, w) for p in pyramid_levels(layer, h, w)]
     if len(sizes) == 1:
         return ((n, c, *sizes[0]),)
     return ((n, c * sum(a * b for a, b in sizes)),)
@@ -182,7 +193,7 @@ def _spp_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
 
 def _spp(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0]
-    tops = [_pool(x, p, device) for p in _levels(layer, *x.shape[2:])]
+    tops = [_pool(x, p, device) for p in pyramid_levels(layer, *x.shape[2:])]
     if len(tops) == 1:
         return (tops[0],)
     return (np.concatenate([y.reshape(len(x), -1) for y in tops], axis=1),)
@@ -207,7 +218,7 @@ def _roi_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     return ((rois[0], shapes[0][1], p.pooled_h, p.pooled_w),)
 
 
-def _bins(first: np.float32, last: np.float32, bins: int, size: int) -> list[tuple[int, int]]:
+def region_bins(first: np.float32, last: np.float32, bins: int, size: int) -> list[tuple[int, int]]:
     """Split the pixels first..last into bins, clipped to the image."""
     start = int(first)
     width = np.float32(max(int(last) - start + 1, 1)) / np.float32(bins)
@@ -234,12 +245,15 @@ def _roi_pooling(
         )
     y = np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w), dtype=np.float32)
     for r, (image, (x1, y1, x2, y2)) in enumerate(zip(images, corners, strict=True)):
-        rows, columns = _bins(y1, y2, p.pooled_h, x.shape[2]), _bins(x1, x2, p.pooled_w, x.shape[3])
+        rows, columns = (
+            region_bins(y1, y2, p.pooled_h, x.shape[2]),
+            region_bins(x1, x2, p.pooled_w, x.shape[3]),
+        )
         for i, (top, bottom) in enumerate(rows):
             for j, (left, right) in enumerate(columns):
                 if bottom > top and right > left:
                     y[r, :, i, j] = x[image, :, top:bottom, left:right].max(axis=(1, 2))
-    return (np.maximum(y, -_FLT_MAX, out=y),)
+    return (np.maximum(y, -FLT_MAX, out=y),)
 
 
 TYPES: dict[str, LayerType] = {

@@ -18,13 +18,13 @@ from pipeline.layers.activation import sigmoid
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, blob, expect_blobs, need
 
-__all__ = ["TYPES"]
+__all__ = ["TYPES", "RecurrentForm", "recurrent_form"]
 
 _f32 = np.float32
 
 
 @dataclass(frozen=True)
-class _Form:
+class RecurrentForm:
     """What the bottoms of a recurrent layer are.
 
     Attributes
@@ -42,14 +42,15 @@ class _Form:
     exposed: bool
 
 
-def _form(layer: Layer, bottoms: int) -> _Form:
+def recurrent_form(layer: Layer, bottoms: int) -> RecurrentForm:
+    """Return what the bottoms and tops of a recurrent layer mean."""
     states = 2 if layer.type == "LSTM" else 1
     exposed = layer.param.recurrent_param.expose_hidden
-    return _Form(states, bottoms > 2 + states * exposed, exposed)
+    return RecurrentForm(states, bottoms > 2 + states * exposed, exposed)
 
 
 def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-    form = _form(layer, len(shapes))
+    form = recurrent_form(layer, len(shapes))
     hidden = form.states * form.exposed
     arity(layer, shapes, bottoms=(2 + hidden, 3 + hidden), tops=(1 + hidden, 1 + hidden))
     x, cont = shapes[:2]
@@ -88,7 +89,7 @@ def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     return ((x[0], x[1], outputs), *(state,) * hidden)
 
 
-def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> np.ndarray:
+def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm) -> np.ndarray:
     """Return what the inputs add at each step: (T, N, rows)."""
     x = bottoms[0]
     rows = blob(layer, 1).size
@@ -101,19 +102,21 @@ def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> np.ndar
     return drive
 
 
-def _states(layer: Layer, bottoms: Sequence[np.ndarray], form: _Form) -> list[np.ndarray]:
+def _states(layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm) -> list[np.ndarray]:
     if form.exposed:
         return [b[0] for b in bottoms[2 + form.static :]]
     shape = (bottoms[0].shape[1], layer.param.recurrent_param.num_output)
     return [np.zeros(shape, dtype=_f32) for _ in range(form.states)]
 
 
-def _finish(form: _Form, steps: np.ndarray, states: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+def _finish(
+    form: RecurrentForm, steps: np.ndarray, states: list[np.ndarray]
+) -> tuple[np.ndarray, ...]:
     return (steps, *(s[None] for s in states)) if form.exposed else (steps,)
 
 
 def _lstm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
-    form = _form(layer, len(bottoms))
+    form = recurrent_form(layer, len(bottoms))
     drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
     h, c = _states(layer, bottoms, form)
     size = h.shape[1]
@@ -129,7 +132,7 @@ def _lstm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
 
 
 def _rnn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
-    form = _form(layer, len(bottoms))
+    form = recurrent_form(layer, len(bottoms))
     drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
     (h,) = _states(layer, bottoms, form)
     size = h.shape[1]

@@ -12,12 +12,12 @@ from caffeio.graph import Layer
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, axis_index, fail, need
 
-__all__ = ["TYPES"]
+__all__ = ["TYPES", "concat_axis", "crop_offsets", "permute_order", "slice_cuts"]
 
 ShapeRule = Callable[[Layer, Sequence[Shape]], tuple[Shape, ...]]
 
 
-def _axis(layer: Layer, legacy: str, ndim: int) -> int:
+def concat_axis(layer: Layer, legacy: str, ndim: int) -> int:
     """Return the axis of Concat or Slice, which may be given by its legacy name."""
     p = layer.param.concat_param if layer.type == "Concat" else layer.param.slice_param
     if not p.HasField(legacy):
@@ -29,7 +29,7 @@ def _axis(layer: Layer, legacy: str, ndim: int) -> int:
 def _concat_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(1, None))
     first = shapes[0]
-    axis = _axis(layer, "concat_dim", len(first))
+    axis = concat_axis(layer, "concat_dim", len(first))
     for name, shape in zip(layer.bottoms, shapes, strict=True):
         if shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :] or len(
             shape
@@ -43,11 +43,11 @@ def _concat_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
 
 
 def _concat(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
-    axis = _axis(layer, "concat_dim", bottoms[0].ndim)
+    axis = concat_axis(layer, "concat_dim", bottoms[0].ndim)
     return (np.concatenate(bottoms, axis=axis),)
 
 
-def _cuts(layer: Layer, axis: int, size: int) -> list[int]:
+def slice_cuts(layer: Layer, axis: int, size: int) -> list[int]:
     """Return where a Slice layer cuts: the start of each top, and the end of the last."""
     points, tops = list(layer.param.slice_param.slice_point), len(layer.tops)
     if points:
@@ -74,15 +74,15 @@ def _cuts(layer: Layer, axis: int, size: int) -> list[int]:
 def _slice_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, tops=(1, None))
     x = shapes[0]
-    axis = _axis(layer, "slice_dim", len(x))
-    cuts = _cuts(layer, axis, x[axis])
+    axis = concat_axis(layer, "slice_dim", len(x))
+    cuts = slice_cuts(layer, axis, x[axis])
     return tuple((*x[:axis], b - a, *x[axis + 1 :]) for a, b in pairwise(cuts))
 
 
 def _slice(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0]
-    axis = _axis(layer, "slice_dim", x.ndim)
-    return tuple(np.split(x, _cuts(layer, axis, x.shape[axis])[1:-1], axis=axis))
+    axis = concat_axis(layer, "slice_dim", x.ndim)
+    return tuple(np.split(x, slice_cuts(layer, axis, x.shape[axis])[1:-1], axis=axis))
 
 
 def _split_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -168,7 +168,8 @@ def _reviewed(rule: ShapeRule) -> LayerType:
     return LayerType(rule, forward)
 
 
-def _crop_offsets(layer: Layer, shapes: Sequence[Shape]) -> list[int]:
+def crop_offsets(layer: Layer, shapes: Sequence[Shape]) -> list[int]:
+    """Return where the crop begins along each axis."""
     x, p = shapes[0], layer.param.crop_param
     axis = axis_index(layer, p.axis, len(x))
     cropped = len(x) - axis
@@ -194,7 +195,7 @@ def _crop_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         f"'{layer.bottoms[1]}' {like} must have the same number of axes",
     )
     axis = axis_index(layer, layer.param.crop_param.axis, len(x))
-    for i, offset in enumerate(_crop_offsets(layer, shapes)):
+    for i, offset in enumerate(crop_offsets(layer, shapes)):
         need(
             layer,
             i < axis or offset + like[i] <= x[i],
@@ -207,7 +208,7 @@ def _crop_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
 def _crop(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     shapes = [x.shape for x in bottoms]
     (top,) = _crop_shapes(layer, shapes)
-    where = tuple(slice(o, o + n) for o, n in zip(_crop_offsets(layer, shapes), top, strict=True))
+    where = tuple(slice(o, o + n) for o, n in zip(crop_offsets(layer, shapes), top, strict=True))
     return (np.ascontiguousarray(bottoms[0][where]),)
 
 
@@ -226,7 +227,8 @@ def _tile(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
     return (np.tile(x, repeats),)
 
 
-def _permute_order(layer: Layer, ndim: int) -> list[int]:
+def permute_order(layer: Layer, ndim: int) -> list[int]:
+    """Return which axis of the bottom each axis of the top is."""
     order = list(layer.param.permute_param.order)
     need(
         layer,
@@ -238,12 +240,12 @@ def _permute_order(layer: Layer, ndim: int) -> list[int]:
 
 def _permute_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
-    return (tuple(shapes[0][a] for a in _permute_order(layer, len(shapes[0]))),)
+    return (tuple(shapes[0][a] for a in permute_order(layer, len(shapes[0]))),)
 
 
 def _permute(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0]
-    return (np.ascontiguousarray(x.transpose(_permute_order(layer, x.ndim))),)
+    return (np.ascontiguousarray(x.transpose(permute_order(layer, x.ndim))),)
 
 
 TYPES: dict[str, LayerType] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod, sqrt
 from zlib import crc32
 
 import numpy as np
@@ -12,6 +11,7 @@ from caffeio.graph import SOURCE_TYPES, Layer
 from caffeio.proto.caffe_pb2 import FillerParameter
 from pipeline.layers.base import LayerType, Shape
 from pipeline.layers.check import arity, blob, expect_blobs, fail, need
+from pipeline.layers.fillers import fill
 
 __all__ = ["TYPES", "declared_shapes"]
 
@@ -93,41 +93,13 @@ def _dummy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     return tuple(given * tops if len(given) == 1 else given)
 
 
-def _fill(layer: Layer, p: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    """Fill a new array as the filler says; random values are the same in every call."""
-    fan_in, fan_out = prod(shape[1:]), prod(shape) // max(prod(shape[1:2]), 1)
-    fan = {
-        FillerParameter.FAN_IN: fan_in,
-        FillerParameter.FAN_OUT: fan_out,
-        FillerParameter.AVERAGE: (fan_in + fan_out) / 2,
-    }[p.variance_norm]
-    if p.type == "constant":
-        return np.full(shape, p.value, dtype=np.float32)
-    if p.type == "uniform":
-        values = rng.uniform(p.min, p.max, shape)
-    elif p.type == "gaussian" and p.sparse < 0:
-        values = rng.normal(p.mean, p.std, shape)
-    elif p.type == "xavier":
-        values = rng.uniform(-sqrt(3 / fan), sqrt(3 / fan), shape)
-    elif p.type == "msra":
-        values = rng.normal(0, sqrt(2 / fan), shape)
-    else:
-        sparse = "sparse " if p.sparse >= 0 else ""
-        fail(
-            layer,
-            f"filler '{sparse}{p.type}' is not known here; use constant, uniform, "
-            "gaussian, xavier or msra",
-        )
-    return np.asarray(values, dtype=np.float32)
-
-
 def _dummy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     shapes = _dummy_shapes(layer, [])
     fillers = list(layer.param.dummy_data_param.data_filler) or [FillerParameter()]
     if len(fillers) == 1:
         fillers *= len(shapes)
     rng = np.random.default_rng(crc32(layer.name.encode()))
-    return tuple(_fill(layer, f, s, rng) for f, s in zip(fillers, shapes, strict=True))
+    return tuple(fill(layer, f, s, rng) for f, s in zip(fillers, shapes, strict=True))
 
 
 def _parameter_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:

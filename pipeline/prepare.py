@@ -1,0 +1,110 @@
+"""What is to be done with a model: read, fused, and judged layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import caffeio
+from caffeio import Net
+from pipeline.config import CalibrateConfig, Config
+from pipeline.eligibility import Verdict, judge
+from pipeline.errors import PipelineError
+from pipeline.fuse import Fused, fuse
+from pipeline.settings import LayerPlan, check_names, layer_plan, with_quant_cfg
+
+__all__ = ["Prepared", "prepare", "read_model"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A net, and what is to be done with it.
+
+    Attributes
+    ----------
+    net : Net
+        As read.
+    fused : Fused
+    unfused : frozenset of str
+        Layers that could have taken others in.
+    verdicts : tuple of Verdict
+    plans : dict of layer name to LayerPlan
+        The layers to quantize.
+    calibrate : CalibrateConfig
+        The settings, those of a quant_cfg among them.
+    notes : tuple of str
+    """
+
+    net: Net
+    fused: Fused
+    unfused: frozenset[str]
+    verdicts: tuple[Verdict, ...]
+    plans: dict[str, LayerPlan]
+    calibrate: CalibrateConfig
+    notes: tuple[str, ...]
+
+
+def read_model(config: Config) -> Net:
+    """Read the net that ``[model]`` names.
+
+    Raises
+    ------
+    caffeio.CaffeFileError, caffeio.NetError
+        If a file cannot be read, or they do not belong together.
+    PipelineError
+        If weights are NaN or infinite.
+    """
+    m = config.model
+    # with training, layers may begin by their fillers
+    partial = config.retrain is not None
+    net = caffeio.read_net(m.prototxt, m.caffemodel, m.phase, partial=partial)
+    if broken := caffeio.nonfinite_blobs(net):
+        raise PipelineError(f"{m.caffemodel}: {broken[0]}; the training has diverged?")
+    return net
+
+
+def prepare(config: Config, net: Net) -> Prepared:
+    """Fuse the net and say for each layer what is to be done.
+
+    Parameters
+    ----------
+    config : Config
+        Its ``[retrain]`` decides what to skip and to fuse where there is one.
+    net : Net
+        With weights.
+
+    Raises
+    ------
+    ConfigError
+        If a setting names what the net has not.
+    PipelineError
+        If there is nothing to quantize.
+    """
+    calibrate, notes = with_quant_cfg(config.calibrate)
+    chosen = config.retrain or calibrate
+    check_names("retrain" if config.retrain else "calibrate", chosen, net)
+    training = config.retrain is not None
+    everything = fuse(net)
+    fused = Fused(net, ())
+    if chosen.do_fusion:
+        fused = fuse(net, chosen.skip_fusion_layers, training=training)
+    unfused = {f.layer for f in everything.fusions} - {f.layer for f in fused.fusions}
+    verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types)
+    wanted = {v.layer for v in verdicts if v.quantize}
+    plans = {x.name: layer_plan(x, calibrate) for x in fused.net.layers if x.name in wanted}
+    if not plans:
+        raise PipelineError(
+            f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"
+        )
+    notes = (*net.notes, *notes, *_batch_norm_notes(net))
+    return Prepared(net, fused, frozenset(unfused), verdicts, plans, calibrate, notes)
+
+
+def _batch_norm_notes(net: Net) -> tuple[str, ...]:
+    return tuple(
+        f"layer '{x.name}': use_global_stats is false: it normalizes with the batch's own "
+        "statistics, so results depend on the batch; set it to true for inference"
+        for x in net.layers
+        if x.type == "BatchNorm"
+        and x.param.batch_norm_param.HasField("use_global_stats")
+        and not x.param.batch_norm_param.use_global_stats
+    )

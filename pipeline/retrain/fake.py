@@ -1,0 +1,217 @@
+"""Fake quantization inside training: this project's kernels as torch functions.
+
+Data passes through `Ulq`, whose range is learned; weights through ARQ with a straight-through
+gradient, their scales taken from the float weights at each forward. On the CPU the kernels
+work on the tensors' own memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import kernels
+from caffeio import Value
+from kernels import ClipRange, QuantParams, UlqGrid
+from pipeline.errors import PipelineError
+from pipeline.retrain import formula
+
+__all__ = ["DataPlan", "FakePlan", "Ulq", "WeightPlan", "fake_weights"]
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """How the data that some layers read is fake-quantized.
+
+    Attributes
+    ----------
+    value : Value
+        What they read.
+    layers : tuple of str
+        Who reads it so.
+    fixed_min : bool
+        It is never negative: the range begins at 0.
+    clips : (float, float) or None
+        clip_max and clip_min to begin with; None: IFMR on the first batch.
+    """
+
+    value: Value
+    layers: tuple[str, ...]
+    fixed_min: bool
+    clips: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How a layer's weights are fake-quantized.
+
+    Attributes
+    ----------
+    scale_axis : int or None
+        The axis with a scale for each index; None: one scale.
+    channel_axis : int
+        The axis of the output channels.
+    folds : (str, str) or None
+        BatchNorm and Scale layers that they will be folded with: what is quantized is the
+        folded weight.
+    """
+
+    scale_axis: int | None
+    channel_axis: int
+    folds: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    """All that is fake-quantized in a net.
+
+    Attributes
+    ----------
+    data : tuple of DataPlan
+    weights : dict of layer name to WeightPlan
+        Only layers with weights.
+    data_bits, weight_bits : int
+        2..8.
+    """
+
+    data: tuple[DataPlan, ...]
+    weights: dict[str, WeightPlan]
+    data_bits: int = 8
+    weight_bits: int = 8
+
+
+class Ulq(nn.Module):
+    """Fake quantization of data with a learned range.
+
+    Parameters
+    ----------
+    plan : DataPlan
+    bits : int
+    """
+
+    clip_max: nn.Parameter
+    clip_min: nn.Parameter
+    previous: Tensor
+    ready: Tensor
+
+    def __init__(self, plan: DataPlan, bits: int) -> None:
+        super().__init__()
+        high, low = plan.clips or (1.0, -1.0)
+        self.plan = plan
+        self.bits = bits
+        self.clip_max = nn.Parameter(torch.tensor([high], dtype=torch.float32))
+        self.clip_min = nn.Parameter(torch.tensor([low], dtype=torch.float32))
+        self.register_buffer("previous", torch.tensor([high, low], dtype=torch.float32))
+        self.register_buffer("ready", torch.tensor(plan.clips is not None))
+
+    def forward(self, x: Tensor, gather: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+        """Return the data fake-quantized; the first batch sets a range that was not given."""
+        if not self.ready:
+            self._begin(gather(x.detach().cpu().numpy()))
+        return _UlqFunction.apply(x, self.clip_max, self.clip_min, self._grid())
+
+    @torch.no_grad()
+    def _begin(self, x: np.ndarray) -> None:
+        """Take the range that IFMR finds."""
+        try:
+            found = kernels.ifmr(x, bits=self.bits)
+        except ValueError as error:
+            raise PipelineError(
+                f"blob '{self.plan.value.blob}', read by layer '{self.plan.layers[0]}': "
+                f"no range can be searched on the first batch: {error}"
+            ) from None
+        half = 1 << (self.bits - 1)
+        high = found.scale * (half - 1 - found.offset)
+        low = found.scale * (-half - found.offset)
+        self.clip_max.fill_(high)
+        self.clip_min.fill_(min(low, 0.0))
+        self.previous.copy_(torch.tensor([high, min(low, 0.0)]))
+        self.ready.fill_(True)
+
+    @torch.no_grad()
+    def _grid(self) -> UlqGrid:
+        """Guard the range after the solver's step, and return its steps."""
+        high, low = self.clip_max.item(), self.clip_min.item()
+        before = ClipRange(high, low, *self.previous.tolist())
+        clips = kernels.guard_clips(before, fixed_min=self.plan.fixed_min)
+        if clips != before:
+            self.clip_max.fill_(clips.high)
+            self.clip_min.fill_(clips.low)
+            self.previous.copy_(torch.tensor([clips.previous_high, clips.previous_low]))
+        try:
+            return kernels.ulq_grid(clips.high, clips.low, bits=self.bits)
+        except ValueError as error:
+            raise PipelineError(
+                f"the range of blob '{self.plan.value.blob}', read by layer "
+                f"'{self.plan.layers[0]}', is lost: {error}; lower base_lr"
+            ) from None
+
+    def params(self) -> QuantParams:
+        """Return scale and offset of the learned range."""
+        return self._grid().params()
+
+
+class _UlqFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip_max: Tensor, clip_min: Tensor, grid: UlqGrid) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.grid = grid
+        if x.device.type != "cpu":
+            return formula.ulq_forward(x, grid)
+        return torch.from_numpy(kernels.ulq_forward(x.numpy(), grid))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if x.device.type != "cpu":
+            return (*formula.ulq_backward(x, gradient, ctx.grid), None)
+        dx, by_max, by_min = kernels.ulq_backward(x.numpy(), gradient.numpy(), ctx.grid)
+        return torch.from_numpy(dx), torch.tensor([by_max]), torch.tensor([by_min]), None
+
+
+class _ArqFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, axis: int | None, bits: int) -> Tensor:
+        if w.device.type != "cpu":
+            return formula.arq_fake_quantize(w, axis, bits)
+        fake, _ = kernels.arq_fake_quantize(w.numpy(), axis, bits=bits)
+        return torch.from_numpy(fake)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, None, None
+
+
+class _FoldedArqFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, k: Tensor, axis: int | None, bits: int) -> Tensor:
+        folded = (w.double() * k).float()
+        return (_ArqFunction.apply(folded, axis, bits).double() / k).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, None, None, None
+
+
+def fake_weights(w: Tensor, plan: WeightPlan, bits: int, k: Tensor | None = None) -> Tensor:
+    """Return a layer's weights as it is to compute with them; the gradient passes as it is.
+
+    Parameters
+    ----------
+    w : float32 tensor
+        Master weights.
+    plan : WeightPlan
+    bits : int
+    k : float64 tensor, broadcast to the weights, optional
+        What folding multiplies each output channel by: then w·k is quantized, and divided by
+        k again, as BatchNorm and Scale still follow. Where k is 0 nothing is left to quantize.
+    """
+    if k is None:
+        return _ArqFunction.apply(w, plan.scale_axis, bits)
+    k = torch.where(k == 0, torch.ones_like(k), k)
+    return _FoldedArqFunction.apply(w, k, plan.scale_axis, bits)

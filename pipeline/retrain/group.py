@@ -1,0 +1,94 @@
+"""The processes that share a batch: one, or many under ``torchrun``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Group", "join"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Who shares the work.
+
+    Attributes
+    ----------
+    rank, size : int
+        This process among how many.
+    device : torch.device
+        Where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes, with its gradient."""
+        if self.size == 1:
+            return x
+        from torch.distributed.nn.functional import all_reduce
+
+        return all_reduce(x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of a detached tensor over all processes."""
+        if self.size == 1:
+            return x
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        found = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        """Return the arrays of all processes, flat, one after another; they are of one size."""
+        if self.size == 1:
+            return x.reshape(-1)
+        own = torch.from_numpy(np.ascontiguousarray(x.reshape(-1))).to(self.device)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return torch.cat(parts).cpu().numpy()
+
+
+@contextmanager
+def join(device: str) -> Iterator[Group]:
+    """Join the group that ``torchrun`` has announced; without it, be alone.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        On "cuda" each process of a machine takes a device of its own.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda":
+        torch.cuda.set_device(local)
+    where = torch.device(device, local) if device == "cuda" else torch.device(device)
+    if size == 1:
+        yield Group(0, 1, where)
+        return
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), where)
+    finally:
+        dist.destroy_process_group()

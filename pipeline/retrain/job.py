@@ -1,0 +1,347 @@
+"""One training from the config to the trained weights, and on to the quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import caffeio
+from caffeio import Net
+from caffeio.errors import NetError
+from kernels import QuantParams, on_compile
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+from pipeline.executor import FloatNet
+from pipeline.int8 import Int8Net
+from pipeline.outputs import MODEL_FILES, Writer, model_writers, output_files, write_files
+from pipeline.prepare import Prepared, prepare, read_model
+from pipeline.progress import Reporter
+from pipeline.report import Report
+from pipeline.retrain.curve import draw_curve, write_curve
+from pipeline.retrain.group import Group, join
+from pipeline.retrain.plan import channel_wise, fake_plan
+from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
+from pipeline.retrain.trainer import Plan, Test, Trainer
+from pipeline.settings import LayerPlan
+from pipeline.stages import (
+    Clock,
+    Ranges,
+    calibrate,
+    evaluate,
+    input_shapes,
+    make_record,
+    make_report,
+)
+
+__all__ = ["Trained", "retrain_model", "train_model"]
+
+_COURSE_FILES = {
+    "trained_weights": "_trained.caffemodel",
+    "course": "_training.csv",
+    "picture": "_training.png",
+}
+_INTERVAL = 1000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with.
+
+    Attributes
+    ----------
+    net : str
+    iterations : int
+        Done.
+    metric : str
+        What tests measure; empty without tests.
+    first, best : float or None
+        The metric before the first iteration, and of the state that was kept.
+    at : int or None
+        The iteration of that state.
+    files : dict of str to Path
+        What was written, by kind.
+    notes : tuple of str
+    """
+
+    net: str
+    iterations: int
+    metric: str
+    first: float | None
+    best: float | None
+    at: int | None
+    files: dict[str, Path]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A training that has ended, and what is to be quantized by it."""
+
+    setup: Setup
+    trainer: Trainer
+    test: Test | None
+    work: Prepared | None
+    before: Net | None
+    samples: int
+
+
+def train_model(
+    config: str | Path | Config,
+    *,
+    output: str | Path | None = None,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+) -> Trained | None:
+    """Train a Caffe net as ``[retrain]`` says, and hand over its float weights.
+
+    For ``quantize = false``, and for fewer than 8 bits, which no deployed model has.
+
+    Parameters
+    ----------
+    config : path-like or Config
+    output : path-like, optional
+        Folder to write to, instead of the config's.
+    reporter : Reporter, optional
+        Shows progress; by default nothing is shown.
+    resume : bool
+        Go on from the last snapshot.
+
+    Returns
+    -------
+    Trained or None
+        None in those processes of a group that do not lead.
+
+    Raises
+    ------
+    ConfigError, PipelineError, caffeio.CaffeFileError, caffeio.NetError
+        If the work cannot be done.
+    Interrupted
+        On Ctrl-C or SIGTERM; a snapshot has been written.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    reporter = reporter or Reporter(quiet=True)
+    files = _files(config, output, _COURSE_FILES, resume)
+    with join(_device(config)) as group:
+        done = _train(config, group, files, reporter, resume)
+    if not group.leads:
+        return None
+    write_files(files, _course_writers(done))
+    _remove_snapshots(files["course"])
+    return _trained(done, files)
+
+
+def retrain_model(
+    config: str | Path | Config,
+    *,
+    device: str = "cpu",
+    output: str | Path | None = None,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+) -> Report | None:
+    """Train a Caffe net with fake quantization in place, then quantize it with what it learned.
+
+    Parameters
+    ----------
+    config, output, reporter, resume
+        As for `train_model`.
+    device : str
+        One of `kernels.DEVICES`, for calibration and evaluation.
+
+    Returns
+    -------
+    Report or None
+        None in those processes of a group that do not lead.
+
+    Raises
+    ------
+    ConfigError, PipelineError, caffeio.CaffeFileError, caffeio.NetError, Interrupted
+        As for `train_model`.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    reporter = reporter or Reporter(quiet=True)
+    files = _files(config, output, {**MODEL_FILES, **_COURSE_FILES}, resume)
+    clock = Clock()
+    with on_compile(device, reporter.compiling):
+        with clock.stage("train"), join(_device(config)) as group:
+            done = _train(config, group, files, reporter, resume, device)
+        if not group.leads:
+            return None
+        report = _quantize(done, config, device, files, reporter, clock)
+    _remove_snapshots(files["course"])
+    return report
+
+
+def _device(config: Config) -> str:
+    if config.retrain is None:
+        raise ConfigError("[retrain] is missing: it names the solver")
+    return training_device(config.retrain)
+
+
+def _train(
+    config: Config,
+    group: Group,
+    files: Mapping[str, Path],
+    reporter: Reporter,
+    resume: bool,
+    device: str = "cpu",
+) -> _Done:
+    """Set up, calibrate, and train."""
+    settings = config.retrain
+    assert settings is not None
+    reporter = reporter if group.leads else Reporter(quiet=True)
+    work = before = None
+    samples = 0
+    with ExitStack() as opened:
+        setup = set_up(config, group, opened)
+        if settings.quantize:
+            before = with_blobs(read_model(config), setup.module.trained_blobs())
+            work = _prepared(config, before)
+            starts: dict[str, QuantParams] = {}
+            if config.calibrate.data and not resume:
+                net = FloatNet(work.fused.net, device=device)
+                ranges = calibrate(config, work, net, reporter, settings.data_bits)
+                starts, samples = ranges.params, ranges.samples
+            setup.module.fake_quantize(fake_plan(setup.net, work, settings, starts))
+        test = set_up_test(setup, opened)
+        snapshots = _snapshot_path(files["course"])
+        interval = settings.snapshot_interval or setup.solver.param.snapshot or _INTERVAL
+        plan = Plan(snapshots, setup.fingerprint(), interval, settings.patience)
+        with reporter.training(test.metric if test else "") as show:
+            trainer = Trainer(
+                setup.module, setup.solver, setup.feed, group, plan, test=test, report=show
+            )
+            if resume:
+                trainer.resume()
+                reporter.say(f"going on from iteration {trainer.iteration}")
+            trainer.run()
+    return _Done(setup, trainer, test, work, before, samples)
+
+
+def _prepared(config: Config, net: Net) -> Prepared:
+    """Prepare as for calibration, with the weight settings of ``[retrain]``."""
+    settings = config.retrain
+    assert settings is not None
+    work = prepare(config, net)
+    plans = {
+        name: LayerPlan(plan.method, channel_wise(net.layer(name), settings))
+        for name, plan in work.plans.items()
+    }
+    return replace(work, plans=plans)
+
+
+def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:
+    """Return a net with the blobs of a trained one, by the names of the layers.
+
+    Raises
+    ------
+    caffeio.NetError
+        If a layer of both has not as many, or other ones.
+    """
+    layers = []
+    for layer in net.layers:
+        own = blobs.get(layer.name, layer.blobs)
+        if layer.blobs and [b.size for b in own] != [b.size for b in layer.blobs]:
+            raise NetError(
+                f"has blobs of the shapes {[b.shape for b in own]} in the training net, but "
+                f"{[b.shape for b in layer.blobs]} in '{net.name}'",
+                layer.name,
+            )
+        shapes = [b.shape for b in layer.blobs or own]
+        own = tuple(b.reshape(s) for b, s in zip(own, shapes, strict=True))
+        layers.append(replace(layer, blobs=own))
+    return net.with_layers(tuple(layers))
+
+
+def _quantize(
+    done: _Done,
+    config: Config,
+    device: str,
+    files: dict[str, Path],
+    reporter: Reporter,
+    clock: Clock,
+) -> Report:
+    """Quantize the trained net by the ranges that it learned, evaluate, and write."""
+    assert done.work is not None
+    assert done.before is not None
+    module = done.setup.module
+    with clock.stage("quantize"):
+        work = _prepared(config, with_blobs(done.work.net, module.trained_blobs()))
+        work = replace(work, notes=(*work.notes, *_notes(done)))
+        shapes = input_shapes(config, work, FloatNet(work.fused.net, device=device))
+        record = make_record(work, Ranges(module.ranges_by_layer(), shapes, done.samples))
+        int8 = Int8Net(work.net, record, device=device)
+    with clock.stage("evaluate"):
+        before = work.net if config.model.caffemodel is None else done.before
+        scores = evaluate(config, work, before, int8, device, reporter)
+    name = work.net.name or config.model.prototxt.stem
+    report = make_report(name, work, record, scores, files, done.samples, clock)
+    writers = {**model_writers(report, work.fused, int8), **_course_writers(done)}
+    write_files(files, writers)
+    return report
+
+
+def _course_writers(done: _Done) -> dict[str, Writer]:
+    blobs = done.setup.module.trained_blobs()
+    net = done.setup.net
+    trained = net.with_layers(tuple(replace(x, blobs=blobs.get(x.name, ())) for x in net.layers))
+    points = done.trainer.points
+    metric = done.test.metric if done.test else ""
+    return {
+        "trained_weights": lambda path: caffeio.write_caffemodel(trained, path),
+        "course": lambda path: write_curve(points, path),
+        "picture": lambda path: draw_curve(points, metric, path),
+    }
+
+
+def _trained(done: _Done, files: dict[str, Path]) -> Trained:
+    best = done.trainer.best
+    tested = done.test is not None and best.iteration >= 0
+    points = done.trainer.points
+    return Trained(
+        done.setup.net.name or done.setup.solver.train_net.stem,
+        done.trainer.iteration,
+        done.test.metric if done.test else "",
+        points[0].metric if points else None,
+        best.metric if tested else None,
+        best.iteration if tested else None,
+        files,
+        (*done.setup.solver.notes, *done.setup.net.notes, *_notes(done)),
+    )
+
+
+def _notes(done: _Done) -> tuple[str, ...]:
+    best, trainer = done.trainer.best, done.trainer
+    if done.test is None:
+        return (f"trained {trainer.iteration} iterations; the solver does not test",)
+    return (
+        f"trained {trainer.iteration} iterations; the best test, {done.test.metric} "
+        f"{best.metric:.4f} at iteration {best.iteration}, was kept",
+    )
+
+
+def _files(
+    config: Config, output: str | Path | None, names: dict[str, str], resume: bool
+) -> dict[str, Path]:
+    files = output_files(config, output, names)
+    snapshot = _snapshot_path(files["course"])
+    if snapshot.exists() and not resume and not config.output.overwrite:
+        raise ConfigError(
+            f"{snapshot} is left from a training that did not end: --resume goes on from it; "
+            "remove it, or set output.overwrite = true, to start anew"
+        )
+    return files
+
+
+def _snapshot_path(course: Path) -> Path:
+    return course.with_name(course.name.replace("_training.csv", "_snapshot.pt"))
+
+
+def _remove_snapshots(course: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    snapshot = _snapshot_path(course)
+    for path in (snapshot, snapshot.with_name(snapshot.name.replace("snapshot", "best"))):
+        path.unlink(missing_ok=True)

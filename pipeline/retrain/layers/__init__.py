@@ -1,0 +1,57 @@
+"""Caffe's layer types in training: for each its blobs and its computation in PyTorch."""
+
+from __future__ import annotations
+
+from caffeio.graph import Layer
+from pipeline.layers import layer_type
+from pipeline.retrain.layers import (
+    activation,
+    convolution,
+    elementwise,
+    fork,
+    inner_product,
+    loss,
+    normalization,
+    pooling,
+    quant,
+    recurrent,
+    select,
+    shape,
+    source,
+)
+from pipeline.retrain.layers.base import BlobSpec, Context, Shape, TorchLayer
+
+__all__ = ["TABLE", "BlobSpec", "Context", "Shape", "TorchLayer", "torch_layer"]
+
+#: Every layer type that can be trained, by the name it has in a prototxt.
+TABLE: dict[str, TorchLayer] = {
+    name: kind
+    for family in (
+        activation,
+        convolution,
+        elementwise,
+        fork,
+        inner_product,
+        loss,
+        normalization,
+        pooling,
+        quant,
+        recurrent,
+        select,
+        shape,
+        source,
+    )
+    for name, kind in family.TYPES.items()
+}
+
+
+def torch_layer(layer: Layer) -> TorchLayer:
+    """Return how a layer computes in training.
+
+    Raises
+    ------
+    caffeio.NetError
+        If the layer's type is unknown, or cannot run.
+    """
+    layer_type(layer)  # raises for a type that TABLE does not hold: both tables have the same
+    return TABLE[layer.type]

@@ -1,0 +1,338 @@
+"""The iterations of a training: forward, backward, update, test, snapshot."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from caffeio import Solver
+from pipeline.errors import PipelineError
+from pipeline.progress import TrainingProgress
+from pipeline.retrain.curve import Point
+from pipeline.retrain.feed import TrainingFeed
+from pipeline.retrain.group import Group
+from pipeline.retrain.module import CaffeModule
+from pipeline.retrain.optimizer import Optimizer
+from pipeline.retrain.rate import learning_rate
+from pipeline.retrain.snapshot import Snapshot, load_snapshot, save_snapshot
+
+__all__ = ["Best", "Interrupted", "Plan", "Test", "Trainer"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the training has stopped after a whole iteration, and is kept."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and what to keep.
+
+    Attributes
+    ----------
+    snapshots : Path
+        The file of the last snapshot; the best one lies beside it.
+    made_of : dict of str to str
+        From `fingerprint`.
+    interval : int
+        Iterations between snapshots.
+    patience : int or None
+        Tests without a better metric after which to stop.
+    """
+
+    snapshots: Path
+    made_of: dict[str, str]
+    interval: int
+    patience: int | None = None
+
+    @property
+    def best(self) -> Path:
+        """The file of the best state."""
+        return self.snapshots.with_name(self.snapshots.name.replace("snapshot", "best"))
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a training is tested.
+
+    Attributes
+    ----------
+    module : CaffeModule
+        The net of phase TEST, on the blobs of the one that is trained.
+    feed : TrainingFeed
+    batches : int
+        Of one test.
+    interval : int
+        Iterations between tests.
+    first : bool
+        Test before the first iteration.
+    metric : str
+        The output to judge by.
+    rising : bool
+        Whether more of it is better.
+    """
+
+    module: CaffeModule
+    feed: TrainingFeed
+    batches: int
+    interval: int
+    first: bool
+    metric: str
+    rising: bool
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best test so far.
+
+    Attributes
+    ----------
+    metric : float
+        NaN before the first test.
+    iteration : int
+        -1 before the first test.
+    tests_since : int
+    """
+
+    metric: float = math.nan
+    iteration: int = -1
+    tests_since: int = 0
+
+
+class Trainer:
+    """Trains a module.
+
+    Parameters
+    ----------
+    module : CaffeModule
+    solver : Solver
+    feed : TrainingFeed
+    group : Group
+    plan : Plan
+    test : Test, optional
+    report : callable, optional
+        Called after each iteration and each test.
+
+    Attributes
+    ----------
+    points : list of Point
+        The course so far.
+    best : Best
+    iteration : int
+        Iterations done.
+    """
+
+    def __init__(
+        self,
+        module: CaffeModule,
+        solver: Solver,
+        feed: TrainingFeed,
+        group: Group,
+        plan: Plan,
+        *,
+        test: Test | None = None,
+        report: Callable[[TrainingProgress], None] = lambda progress: None,
+    ) -> None:
+        self.module = module
+        self.points: list[Point] = []
+        self.best = Best()
+        self._solver = solver
+        self._feed = feed
+        self._group = group
+        self._plan = plan
+        self._test = test
+        self._report = report
+        self._optimizer = Optimizer(solver, module.learned)
+        self.iteration = 0
+        self._speed = 0.0
+
+    def resume(self) -> None:
+        """Go on from the last snapshot.
+
+        Raises
+        ------
+        PipelineError
+            If there is none, or it belongs to another training.
+        """
+        found = load_snapshot(self._plan.snapshots, self._plan.made_of)
+        self._restore(found.state)
+        self.iteration = found.iteration
+
+    def run(self) -> None:
+        """Train to the end, or until no test gets better; then take the best state.
+
+        Raises
+        ------
+        Interrupted
+            On Ctrl-C or SIGTERM, after a snapshot.
+        PipelineError
+            If the loss is not finite any more: names the iteration, the layer and the rate.
+        """
+        p = self._solver.param
+        batches = self._feed.batches(self.iteration * p.iter_size)
+        if not self.module.begun:
+            self._begin()
+        net = self._replicated()
+        with _stop_requested() as stop:
+            while self.iteration < p.max_iter:
+                if self._test_due() and self._tested():
+                    break
+                if self._group.any(stop.is_set()):
+                    self._save()
+                    raise Interrupted(
+                        f"interrupted after {self.iteration} iterations; --resume goes on"
+                    )
+                self._iterate(net, batches)
+                if self.iteration % self._plan.interval == 0:
+                    self._save()
+            else:
+                if self._test is not None:
+                    self._tested()
+        self._save()
+        if self._group.leads and self.best.iteration >= 0:
+            best = load_snapshot(self._plan.best, self._plan.made_of)
+            self._restore_weights(best.state)
+
+    def _begin(self) -> None:
+        """Set the ranges that the first batch decides, and nothing else."""
+        kept = [b.clone() for b in self.module.own_averages()]
+        random = torch.get_rng_state()
+        with torch.no_grad():
+            self.module(next(self._feed.batches(0, 1)), True)
+        torch.set_rng_state(random)
+        for blob, before in zip(self.module.own_averages(), kept, strict=True):
+            blob.copy_(before)
+
+    def _replicated(self) -> torch.nn.Module:
+        if self._group.size == 1:
+            return self.module
+        return DistributedDataParallel(self.module, broadcast_buffers=False)
+
+    def _iterate(self, net: torch.nn.Module, batches: Iterator[Mapping[str, Tensor]]) -> None:
+        start = time.perf_counter()
+        p = self._solver.param
+        rate = learning_rate(p, self.iteration)
+        total = torch.zeros((), device=self._group.device)
+        for _ in range(p.iter_size):
+            inputs = next(batches)
+            loss = net(inputs, True).loss
+            self._check(loss, inputs, rate)
+            loss.backward()
+            total += loss.detach()
+        self._optimizer.step(self.iteration, rate)
+        loss_now = float(self._group.mean(total)) / p.iter_size
+        self._add(Point(self.iteration, loss_now, rate))
+        self.iteration += 1
+        samples = self._feed.order.batch_size * p.iter_size
+        now = samples / (time.perf_counter() - start)
+        self._speed = now if not self._speed else 0.9 * self._speed + 0.1 * now
+        self._report(TrainingProgress(self.iteration, p.max_iter, self._speed, loss_now, rate))
+
+    def _check(self, loss: Tensor, inputs: Mapping[str, Tensor], rate: float) -> None:
+        if self._group.any(not bool(loss.isfinite())):
+            where = self.module.first_not_finite(inputs)
+            raise PipelineError(
+                f"the loss is {loss.item()} at iteration {self.iteration}, learning rate "
+                f"{rate:g}: {where} is NaN or infinite first; lower base_lr, set clip_gradients, "
+                "or look at the data"
+            )
+
+    def _add(self, point: Point) -> None:
+        """Add what is known of an iteration to the course."""
+        if self.points and self.points[-1].iteration == point.iteration:
+            known = {k: v for k, v in asdict(point).items() if v is not None}
+            self.points[-1] = Point(**{**asdict(self.points[-1]), **known})
+        else:
+            self.points.append(point)
+
+    def _test_due(self) -> bool:
+        t = self._test
+        if t is None or self.iteration % t.interval:
+            return False
+        done = bool(self.points) and self.points[-1].iteration == self.iteration
+        return not done and (self.iteration > 0 or t.first)
+
+    def _tested(self) -> bool:
+        """Test; keep the state if it is the best. Return whether it is time to stop."""
+        t = self._test
+        assert t is not None
+        sums: dict[str, float] = {}
+        loss = 0.0
+        with torch.no_grad():
+            for inputs in t.feed.batches(0, t.batches):
+                found = t.module(inputs, False)
+                loss += float(self._group.mean(found.loss))
+                for name, value in found.outputs.items():
+                    if value.numel() == 1:
+                        mean = float(self._group.mean(value.float()).reshape(()))
+                        sums[name] = sums.get(name, 0.0) + mean
+        metric = sums[t.metric] / t.batches
+        self._add(Point(self.iteration, metric=metric, test_loss=loss / t.batches))
+        better = metric > self.best.metric if t.rising else metric < self.best.metric
+        if better or math.isnan(self.best.metric):
+            self.best = Best(metric, self.iteration, 0)
+            if self._group.leads:
+                save_snapshot(self._snapshot(), self._plan.best)
+        else:
+            self.best = replace(self.best, tests_since=self.best.tests_since + 1)
+        total = self._solver.param.max_iter
+        self._report(TrainingProgress(self.iteration, total, self._speed, metric=metric))
+        return self._plan.patience is not None and self.best.tests_since >= self._plan.patience
+
+    def _save(self) -> None:
+        if self._group.leads:
+            save_snapshot(self._snapshot(), self._plan.snapshots)
+
+    def _snapshot(self) -> Snapshot:
+        state = {
+            "module": self.module.state_dict(),
+            "history": self._optimizer.history,
+            "random": torch.get_rng_state(),
+            "points": [asdict(p) for p in self.points],
+            "best": asdict(self.best),
+        }
+        return Snapshot(self.iteration, state, self._plan.made_of)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._restore_weights(state)
+        for name, tensors in state["history"].items():
+            for own, stored in zip(self._optimizer.history[name], tensors, strict=True):
+                own.copy_(stored)
+        torch.set_rng_state(state["random"])
+        self.points = [Point(**p) for p in state["points"]]
+        self.best = Best(**state["best"])
+
+    def _restore_weights(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+
+
+@contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """Let Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
