@@ -183,7 +183,7 @@ class Histogram:
         """Return the bins that hold something, for integrating a loss over them."""
         counts = self.counts.copy()
         counts[self.half] -= self.zeros
-        used = np.flatnonzero(counts)
+        used = np.flatnonzero(counts != 0)  # of booleans it is many times faster
         width = math.ldexp(1.0, self.exponent)
         left = (used - self.half) * width
         return BinEdges(
@@ -253,10 +253,9 @@ def join(counts: np.ndarray, steps: int) -> None:
     if steps <= 0 or not counts.any():
         return
     half = counts.size // 2
-    group = 1 << min(steps, half.bit_length() - 1)
-    left = half // group
-    above = counts[half:].reshape(-1, group).sum(axis=1)
-    below = counts[:half].reshape(-1, group).sum(axis=1)
+    below, above = counts[:half].copy(), counts[half:].copy()
+    for _ in range(min(steps, half.bit_length() - 1)):
+        below, above = below[::2] + below[1::2], above[::2] + above[1::2]
     counts[:] = 0
-    counts[half : half + left] = above
-    counts[half - left : half] = below
+    counts[half : half + above.size] = above
+    counts[half - below.size : half] = below

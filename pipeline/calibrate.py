@@ -82,7 +82,10 @@ def observe(
     for index, inputs in enumerate(batches):
         shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
         seen.shapes.update({value: shapes[value] for value in readers})
-        net.watch(inputs, readers, _counter(net, readers, plans, seen, index, batch_num))
+        bad: dict[Value, list[NotFiniteError]] = {}
+        net.watch(inputs, readers, _counter(net, plans, seen, batch_num, bad))
+        for value in (value for value in readers if value in bad):
+            raise _not_finite(readers[value], value, index, bad[value])
         seen = replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
     return seen
 
@@ -97,11 +100,10 @@ def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[Value, Laye
 
 def _counter(
     net: FloatNet,
-    readers: Mapping[Value, Layer],
     plans: Mapping[str, LayerPlan],
     seen: Observations,
-    index: int,
     batch_num: int,
+    bad: dict[Value, list[NotFiniteError]],
 ) -> Watch:
     def watch(value: Value, numbers: np.ndarray) -> None:
         if value not in seen.histograms:
@@ -110,13 +112,20 @@ def _counter(
         try:
             seen.histograms[value].update(numbers, device=net.device)
         except NotFiniteError as error:
-            raise PipelineError(
-                f"layer '{readers[value].name}' reads blob '{value.blob}', which in batch {index} "
-                f"holds {error.nans} NaN and {error.infinities} infinite values; check the "
-                "weights of the layers before it and the preprocessing"
-            ) from None
+            bad.setdefault(value, []).append(error)
 
     return watch
+
+
+def _not_finite(
+    layer: Layer, value: Value, index: int, parts: list[NotFiniteError]
+) -> PipelineError:
+    nans, infinities = sum(p.nans for p in parts), sum(p.infinities for p in parts)
+    return PipelineError(
+        f"layer '{layer.name}' reads blob '{value.blob}', which in batch {index} "
+        f"holds {nans} NaN and {infinities} infinite values; check the "
+        "weights of the layers before it and the preprocessing"
+    )
 
 
 def _tail(value: Value, net: Net, plans: Mapping[str, LayerPlan], total: int) -> int:

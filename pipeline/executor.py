@@ -29,6 +29,9 @@ from pipeline.schedule import Schedule, schedule
 
 __all__ = ["Executor", "FloatNet", "Forward", "Observer", "run"]
 
+#: Watching costs something for every call, so that many parts are run at once.
+_WATCHED_PARTS = 4
+
 #: Inputs by name, sorted, with their shapes.
 Shapes = tuple[tuple[str, Shape], ...]
 
@@ -238,8 +241,8 @@ class Executor:
             As for `forward`.
         values : collection of Value
         watch : callable
-            ``watch(value, numbers)``, once for each: float32, in some order of axes, valid
-            during the call.
+            ``watch(value, numbers)``, for each: float32, in some order of axes, valid during
+            the call; for a part of the batch after the other.
 
         Raises
         ------
@@ -331,10 +334,10 @@ class Executor:
         plan = self._schedule(shapes, blobs, values)
         known = self._infer_once(shapes)
         batches = {shape[0] for _, shape in shapes if shape}
-        # observing costs something for every call, whatever its size
-        if values or self._unsure or len(batches) != 1:
+        if self._unsure or len(batches) != 1:
             return max(batches, default=1)
-        return images_at_once(self.net, plan.layers, known)
+        size = images_at_once(self.net, plan.layers, known)
+        return min(_WATCHED_PARTS * size, *batches) if values else size
 
     def _compile(
         self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 PACKAGES = ("kernels", "caffeio", "pipeline")
 #: Parts of the CPU backend that are no operations: they have no twin in the reference.
-PARTS = {"__init__.py", "jit.py", "blas.py", "packed.py"}
+PARTS = {"__init__.py", "jit.py", "blas.py", "lines.py", "packed.py"}
 LLVM = ("llvmlite", "numba.extending")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from fractions import Fraction
 
@@ -9,10 +10,14 @@ import kernel_cases as cases
 import naive
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels import Histogram, NotFiniteError
+from kernels.cpu.codegen import places
+from kernels.cpu.codegen.microkernels import choice
+from kernels.cpu.codegen.native import compile_text
+from kernels.histogram import exponent_for
 
 DEVICES = cases.DEVICES
 TINY = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, -3e-39, 2.0**-126, 2.0**-112]
@@ -381,3 +386,87 @@ def test_tails_of_clipped_data_hold_its_ends(device):
         hist.update(part, device=device)
     assert hist.largest.tolist() == [1.75] + [1.5] * 7
     assert hist.smallest.tolist() == [-2.0] + [-1.0] * 7
+
+
+# ------------------------------------------------------------------- the instruction sets
+
+
+def isas() -> list[tuple[str, int]]:
+    """Instruction sets that this processor runs, with the lanes of their vectors."""
+    able = (k for k in choice.all_kernels() if choice.runs_here(k))
+    return sorted({(k.isa, k.lanes) for k in able if k.operands.data == "float32"})
+
+
+kinds32 = st.sampled_from(["normal", "relu", "zeros", "constant", "negative", "tiny", "huge"])
+
+
+@pytest.mark.parametrize(("isa", "lanes"), isas())
+@cases.examples(80)
+@given(kinds32, st.integers(0, 3 * places.RUN), st.integers(0, 99), st.sampled_from([-9, 0, 3]))
+@example("relu", places.RUN, 0, 0)
+@example("normal", 0, 0, 0)
+def test_places_of_every_instruction_set(isa, lanes, kind, size, seed, shift):
+    x = data_of(kind, size, seed)
+    half, exponent = 64, exponent_for(float(np.abs(x).max(initial=0)), 64) + max(shift, 0)
+    factor, runs = np.float32(2.0**-exponent), -(-size // places.RUN)
+    out, kept = np.full(size + places.TURNS, -1, np.int32), np.zeros(1, np.int64)
+    lows, highs = np.zeros((2, max(runs, 1)), np.int32)
+    code = compile_text(places.place_text(isa, lanes), "place")
+    numbers = int(size), int(factor.view(np.int32)), half
+    if size:
+        pointers = (out.ctypes.data, lows.ctypes.data, highs.ctypes.data, kept.ctypes.data)
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(code)(x.ctypes.data, *numbers, *pointers)
+    found = out[: kept[0]]
+    index = (np.abs(x[x != 0]).astype(np.float64) * 2.0**-exponent).astype(np.int64)
+    want = np.where(x[x != 0] < 0, half - 1 - index, half + index)
+    assert found[found < 2 * half].tolist() == want.tolist()
+    assert (found < 2 * half + places.TURNS).all()
+    for r in range(runs):
+        part = x[r * places.RUN : (r + 1) * places.RUN]
+        ends = np.array([lows[r], highs[r]], np.int32)
+        back = np.where(ends < 0, ends ^ 0x7FFFFFFF, ends).astype(np.int32).view(np.float32)
+        assert back.tolist() == [part.min(), part.max()]
+
+
+def data_of(kind: str, size: int, seed: int) -> np.ndarray:
+    if kind == "huge":
+        rng = np.random.default_rng(seed)
+        return (rng.uniform(-1, 1, size) * 2.0 ** rng.integers(-140, 128, size)).astype(np.float32)
+    return pieces_of([(kind, size, 1.0)], seed)[0] if size else np.empty(0, np.float32)
+
+
+@pytest.mark.parametrize(("isa", "lanes"), isas())
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
+def test_a_key_of_every_instruction_set_tells_what_is_not_finite(isa, lanes, bad):
+    code = compile_text(places.place_text(isa, lanes), "place")
+    for at in (0, 5, 31, 32, 36):
+        x = np.ones(37, np.float32)
+        x[at] = bad
+        out, ends, kept = np.empty(64, np.int32), np.empty(2, np.int32), np.zeros(1, np.int64)
+        given_as = out.ctypes.data, ends.ctypes.data, ends[1:].ctypes.data, kept.ctypes.data
+        one = int(np.float32(1).view(np.int32))
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(code)(x.ctypes.data, 37, one, 8, *given_as)
+        assert ends[1] >= 0x7F800000 or ends[0] < -0x7F800000
+
+
+@cases.examples(60)
+@given(st.lists(kinds32, min_size=1, max_size=3), st.integers(0, 99), st.sampled_from([2, 1 << 14]))
+def test_any_kind_of_data_gives_the_state_of_the_reference(kinds, seed, half):
+    hists = [Histogram(half, 5) for _ in range(2)]
+    for i, kind in enumerate(kinds):
+        for hist, device in zip(hists, ("reference", "cpu"), strict=True):
+            hist.update(data_of(kind, 5000 + 17 * i, seed), device=device)
+    assert state(hists[0]) == state(hists[1])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, cases.FLOAT_MAX])
+def test_more_of_one_bin_than_a_small_counter_holds(value: float):
+    x = np.full(300_000, value, np.float32)
+    x[::2] = np.nextafter(np.float32(value), np.float32(0))  # no block is constant
+    states = []
+    for device in ("reference", "cpu"):
+        hist = Histogram(half=2, tail=3)
+        hist.update(x, device=device)
+        hist.update(np.full(9, 1e-3, np.float32), device=device)
+        states.append(state(hist))
+    assert states[0] == states[1]

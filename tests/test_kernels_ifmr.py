@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 
@@ -24,6 +25,10 @@ from kernels import (
     percentile_range,
     tail_rank,
 )
+from kernels.cpu.codegen import errors
+from kernels.cpu.codegen.microkernels import choice
+from kernels.cpu.codegen.native import compile_text
+from kernels.dispatch import backend
 from kernels.ifmr import IfmrCandidates
 
 DEVICES = cases.DEVICES
@@ -350,3 +355,81 @@ def test_bits_out_of_range_are_refused():
 def test_a_tie_of_the_ends_counts_as_negative(device: str):
     p = ifmr(np.array([1, -1], np.float32), (1.0, 1.5), 0.5, asymmetric=False, device=device)
     assert p.scale == 1 / 128
+
+
+SIZES = st.sampled_from([0, 1, 7, 255, 256, 257, 511, 512, 1000, 4096])
+KINDS = st.sampled_from(["normal", "relu", "negative", "constant", "zeros", "ties", "huge"])
+
+
+def data_of(kind: str, size: int, seed: int, scale: np.float32) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = {
+        "normal": lambda: rng.standard_normal(size),
+        "relu": lambda: np.maximum(rng.standard_normal(size), 0),
+        "negative": lambda: -np.abs(rng.standard_normal(size)),
+        "constant": lambda: np.full(size, -0.7),
+        "zeros": lambda: np.zeros(size) * rng.choice([-1, 1], size),
+        "huge": lambda: rng.uniform(-1, 1, size) * 2.0 ** rng.integers(-100, 60, size),
+        # half-way between two steps, and one float32 beside it
+        "ties": lambda: (rng.integers(-200, 200, size) + 0.5) * np.float64(scale),
+    }[kind]()
+    out = x.astype(np.float32)
+    side = rng.integers(-1, 2, size).astype(np.float32)
+    return np.where(side == 0, out, np.nextafter(out, side * np.float32(9e9))).astype(np.float32)
+
+
+def candidates(scale: np.float32, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scales = scale * (1 + np.arange(count, dtype=np.float32) / 8)
+    return -scales * np.float32(100), scales * np.float32(155), scales
+
+
+def lanes_here() -> list[int]:
+    able = (k for k in choice.all_kernels() if choice.runs_here(k))
+    return sorted({k.lanes for k in able if k.operands.data == "float32"})
+
+
+@cases.examples(150)
+@given(KINDS, SIZES, st.integers(0, 99), st.sampled_from([1e-6, 0.0123, 1.0, 3e4, 1e36]))
+def test_squared_errors_of_any_data_equal_the_reference(kind, size, seed, scale):
+    given_as = candidates(np.float32(scale), 5)
+    x = data_of(kind, size, seed, np.float32(scale))
+    one, two = (backend(d, "ifmr").squared_errors(x, *given_as) for d in ("reference", "cpu"))
+    np.testing.assert_allclose(two, one, rtol=1e-13)
+    steps = given_as[0], given_as[1], given_as[2] / np.float32(97)  # far more than 8 bits
+    one, two = (backend(d, "ifmr").squared_errors(x, *steps) for d in ("reference", "cpu"))
+    np.testing.assert_allclose(two, one, rtol=1e-13)
+
+
+def test_values_that_do_not_lie_together_are_weighed_alike():
+    lows, highs, scales = candidates(np.float32(0.01), 6)
+    for x in (np.linspace(-1, 2, 3000, dtype=np.float32)[::3], np.broadcast_to(np.float32(1), 700)):
+        for lo in (lows[::2], lows[::2] + np.float32(1.5)):  # the second do not hold zero
+            given_as = x, lo, highs[::2], scales[::2]
+            one, two = (backend(d, "ifmr").squared_errors(*given_as) for d in ("reference", "cpu"))
+            np.testing.assert_allclose(two, one, rtol=1e-13)
+
+
+@pytest.mark.parametrize("lanes", lanes_here())
+@cases.examples(40)
+@given(KINDS, st.integers(1, 3), st.integers(0, 99))
+def test_errors_of_every_instruction_set(lanes, kind, blocks, seed):
+    lows, highs, scales = candidates(np.float32(0.01), 4)
+    x = data_of(kind, blocks * errors.BLOCK, seed, np.float32(0.01))
+    shares, sums = np.float32(1) / scales, np.zeros((4, lanes))
+    code = compile_text(errors.errors_text(lanes), "add_errors")
+    shares[3] = np.nan  # divides always
+    at = [a.ctypes.data for a in (x, lows, highs, scales, shares, sums)]
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(code)
+    function(at[0], blocks, *at[1:5], 4, at[5])
+    want = backend("reference", "ifmr").squared_errors(x, lows, highs, scales)
+    np.testing.assert_allclose(sums.sum(axis=1), want, rtol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("size", [5, 256, 600])
+def test_data_that_is_not_finite_has_no_finite_error(bad: float, size: int):
+    for at in (0, size // 2, size - 1):
+        x = np.full(size, 0.5, np.float32)
+        x[at] = bad
+        losses = backend("cpu", "ifmr").squared_errors(x, *candidates(np.float32(0.01), 3))
+        assert not np.isfinite(losses).any()

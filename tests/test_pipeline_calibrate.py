@@ -117,6 +117,20 @@ def test_infinite_input_names_its_batch(net):
         observe(net, plans_for(net, kernels.Ifmr()), bad, 3)
 
 
+def test_parts_of_a_batch_are_counted_together(net, monkeypatch):
+    plans, x = plans_for(net, kernels.Ifmr()), {"data": samples(4)}
+    whole = observe(net, plans, [x], 1)
+    monkeypatch.setattr(net, "_part_once", lambda *of: 1)
+    parts = observe(net, plans, [x], 1)
+    assert parts.shapes == whole.shapes
+    for value, hist in whole.histograms.items():
+        assert parts.histograms[value].counts.tolist() == hist.counts.tolist()
+        assert parts.histograms[value].largest.tolist() == hist.largest.tolist()
+    x["data"][0, 0, 0, 0], x["data"][3, 0, 0, :2] = np.nan, np.inf
+    with pytest.raises(PipelineError, match=r"'data'.*batch 0 holds 1 NaN and 2 infinite"):
+        observe(net, plans, [x], 1)
+
+
 def test_data_too_large_to_scale_names_the_layer(net):
     plans = plans_for(net, kernels.MinMax())
     seen = observe(net, plans, [{"data": samples(2) * 1e12}], 1)

@@ -2,32 +2,31 @@
 
 The data is read a block at a time, small enough for the first cache: its extremes and the
 places of its values by vector instructions, then one increment after the other. Every thread
-counts in a table of its own. Where a block does not fit in the bins of its table, these are
-joined first: joining bins gives the same counts as if they had been as wide from the start.
+counts in tables of its own: one of small counters, which stays in the first cache, and one of
+large ones. Where a block does not fit in the bins, these are joined first: joining bins gives
+the same counts as if they had been as wide from the start.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numba
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
+from kernels.cpu.codegen.native import call
+from kernels.cpu.codegen.places import RUN, TURNS, compiled
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
+from kernels.cpu.lines import BLOCK, Lines, block, lines_of
 from kernels.histogram import LEAST_EXPONENT, Seen, join
 
 __all__ = ["count"]
 
-#: Values that are counted together; long, so that memory is read ahead.
-_BLOCK = 1 << 12
-#: Values whose extremes are noted, so that most are not read again for the tails.
-_RUN = 1 << 9
-_RUNS = _BLOCK // _RUN
-_TURNS = 16
+#: Runs of a block; their extremes are noted, so that most are not read again for the tails.
+_RUNS = BLOCK // RUN
+#: The most that a table of uint16 may hold before another block.
+_FULL = (1 << 16) - 1 - BLOCK
 #: So many runs are searched for extremes in any order.
 _FEW_RUNS = 32
 #: Counters of a table are int32.
@@ -35,66 +34,22 @@ _MOST = 1 << 30
 _INFINITY = 0x7F800000
 _LEAST = LEAST_EXPONENT
 
-_FIRST = np.zeros(1, np.int64)
+#: Of each thread: tables of uint16 and of int32, see `_scan`.
+_Tables = tuple[np.ndarray, np.ndarray]
+
 _LOCAL = threading.local()
 
 
 @jit
-def _extreme_keys(bits):
-    """Return the least and greatest key of float32 bits.
-
-    Keys are integers in the order of the floats; the key of -x is -1 minus that of x. They
-    have no NaN, so the comparison is a vector instruction; a NaN's key lies beyond infinity's.
-    """
-    low, high = np.int32(2147483647), np.int32(-2147483648)
-    for i in range(bits.size):
-        b = bits[i]
-        key = b if b >= 0 else np.int32(b ^ np.int32(0x7FFFFFFF))
-        low, high = np.int32(min(low, key)), np.int32(max(high, key))
-    return low, high
-
-
-@jit
-def _extremes(bits, lows, highs):
-    """Note the extreme keys of every run; return those of all."""
-    low, high = np.int32(2147483647), np.int32(-2147483648)
-    for r in range(lows.size):
-        lows[r], highs[r] = _extreme_keys(bits[r * _RUN : (r + 1) * _RUN])
-        low, high = min(low, lows[r]), max(high, highs[r])
-    return low, high
-
-
-@jit
-def _places(x, factor, half, turns, place):
-    """Fill in where each value is counted: a float32 product truncates to the right bin.
-
-    Zeros, which may be half of the data, take turns in places behind the bins: one counter
-    incremented again and again would have to wait for itself.
-    """
-    for i in range(x.size):
-        v = x[i]
-        signed = np.int32(np.int32(half + np.int32(v * factor)) - np.int32(v < 0))
-        place[i] = turns[i] if v == 0 else signed
-
-
-@jit
-def _increment(table, place):
+def _increment(recent, place):
     for i in range(place.size):
-        table[np.uint32(place[i])] += np.int32(1)
-
-
-@jit
-def _block(starts, length, b):
-    """Return where a block begins and ends; none reaches into another line."""
-    per = (length + _BLOCK - 1) // _BLOCK
-    start, part = starts[b // per], b % per
-    return start + part * _BLOCK, start + min((part + 1) * _BLOCK, length)
+        recent[np.uint32(place[i])] += np.uint16(1)
 
 
 @jit
 def _join_table(table, steps):
     """Join the bins of a table in pairs, `steps` times, outwards from zero and in place."""
-    half = (table.size - _TURNS) // 2
+    half = (table.size - TURNS) // 2
     group = 1
     while steps > 0 and group < half:
         group, steps = 2 * group, steps - 1
@@ -112,18 +67,56 @@ def _join_table(table, steps):
 
 
 @jit
-def _scan(x, bits, starts, length, begin, end, exponent, table, lows, highs):
+def _place(address, x, exponent, half, place, lows, highs, b, kept):
+    """Find where the values of block b are counted; return their extreme keys."""
+    runs = slice(b * _RUNS, (b + 1) * _RUNS)
+    lows, highs = lows[runs], highs[runs]
+    # 2.0**-exponent by its bits; 2.0**-127 is below the powers that are an exponent alone
+    factor = (127 - exponent) << 23 if exponent < 127 else 1 << 22
+    ends = lows.ctypes.data, highs.ctypes.data, kept.ctypes.data
+    call(address, (x.ctypes.data, x.size, factor, half, place.ctypes.data, *ends))
+    used = (x.size + RUN - 1) // RUN
+    low, high = lows[0], highs[0]
+    for r in range(_RUNS):
+        if r >= used:  # no values, no extremes
+            lows[r], highs[r] = np.int32(2147483647), np.int32(-2147483648)
+        low, high = min(low, lows[r]), max(high, highs[r])
+    return low, high
+
+
+@jit
+def _flush(recent, table, exponent, low, high):
+    """Move the recent counts to the table; `low` and `high` are the extreme keys they have."""
+    half = (table.size - TURNS) // 2
+    below, above = _outermost(low, exponent, half), _outermost(high, exponent, half)
+    for first, last in ((half - 1 - below, half + 1 + above), (2 * half, table.size)):
+        _add(recent[first:last], table[first:last])
+
+
+@jit
+def _outermost(key, exponent, half):
+    """Return how far from zero a key's magnitude is counted, at most."""
+    bits = np.int64(max(key, -1 - key))
+    # of the powers of two around a magnitude the greater one
+    return min(half - 1, 1 << max(0, min(62, (bits >> 23) - 126 - exponent)))
+
+
+@jit
+def _scan(address, x, starts, length, begin, end, exponent, recent, table, lows, highs):
     """Count blocks begin..end; where one does not fit in the bins, widen those of the table.
 
     Parameters
     ----------
-    x, bits : float32 array (n,), and the same as int32
+    address : int
+        Of ``place``, see `kernels.cpu.codegen.places`.
+    x : float32 array (n,)
     starts, length : int64 array (lines,), int
         Where lines begin in `x`, and how long they are.
     begin, end : int
     exponent : int
         Bins are ``2.0 ** exponent`` wide.
-    table : int32 array (2 * half + _TURNS,)
+    recent, table : uint16 and int32 array (2 * half + TURNS,)
+        Of zeros. What the first has counted is moved to the second before it overflows.
     lows, highs : int32 array (runs,)
         Filled with the extreme keys of all runs.
 
@@ -132,47 +125,50 @@ def _scan(x, bits, starts, length, begin, end, exponent, table, lows, highs):
     int
         The exponent of the table now. After a value that is not finite nothing is counted.
     """
-    half, size = np.int32((table.size - _TURNS) // 2), 0
+    half, size = (table.size - TURNS) // 2, 0
     while half >> size > 1:
         size += 1
-    # the key of the first magnitude beyond the bins: a power of two, or infinity
-    limit = min((exponent + size + 127) << 23, _INFINITY)
-    factor, finite = np.float32(2.0**-exponent), True
-    place, turns = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
-    for i in range(_BLOCK):
-        turns[i] = 2 * half + i % _TURNS
+    place, kept = np.empty(BLOCK + TURNS, np.int32), np.empty(1, np.int64)
+    finite, held, lowest, highest = True, 0, np.int32(0), np.int32(0)
     for b in range(begin, end):
-        first, last = _block(starts, length, b)
-        runs = slice(b * _RUNS, (b + 1) * _RUNS)
-        low, high = _extremes(bits[first:last], lows[runs], highs[runs])
+        first, last = block(starts, length, b)
+        low, high = _place(address, x[first:last], exponent, half, place, lows, highs, b, kept)
         finite = finite and high < _INFINITY and low >= -_INFINITY
         if not finite:
             continue
+        # the key of the first magnitude beyond the bins: a power of two, or infinity
+        limit = min((exponent + size + 127) << 23, _INFINITY)
         if high >= limit or low < -limit:
             # the exponent of a float is in its bits above the 23rd
             wider = max(_LEAST, (max(high, -1 - low) >> 23) - 126 - size)
             if b > begin:  # else it is empty
+                _flush(recent, table, exponent, lowest, highest)
                 _join_table(table, wider - exponent)
-            exponent = wider
-            limit = min((exponent + size + 127) << 23, _INFINITY)
-            factor = np.float32(2.0**-exponent)
-        if low == high:
-            _places(x[first : first + 1], factor, half, turns, place)
-            table[place[0]] += np.int32(last - first)
-        else:
-            _places(x[first:last], factor, half, turns, place)
-            _increment(table, place[: last - first])
+            exponent, held = wider, 0
+            _place(address, x[first:last], exponent, half, place, lows, highs, b, kept)
+        lowest, highest = min(lowest, low), max(highest, high)
+        table[2 * half] += last - first - kept[0]
+        if low == high and kept[0] > 0:
+            table[place[0]] += kept[0]
+            continue
+        _increment(recent, place[: kept[0]])
+        held += kept[0]
+        if held > _FULL:
+            _flush(recent, table, exponent, lowest, highest)
+            held = 0
+    if finite:
+        _flush(recent, table, exponent, lowest, highest)
     return exponent
 
 
 @parallel_jit
-def _scan_parts(x, bits, starts, length, begins, ends, exponents, tables, lows, highs):
+def _scan_parts(address, x, starts, length, begins, ends, exponents, tables, lows, highs):
     """Scan several parts at once; `exponents` becomes those of their tables."""
+    recent, table = tables
     for part in prange(begins.size):
         p = np.int64(part)
-        exponents[p] = _scan(
-            x, bits, starts, length, begins[p], ends[p], exponents[p], tables[p], lows, highs
-        )
+        part_of = begins[p], ends[p], exponents[p], recent[p], table[p]
+        exponents[p] = _scan(address, x, starts, length, *part_of, lows, highs)
 
 
 @jit
@@ -220,12 +216,12 @@ def _settle(tables, exponents, counts, exponent, low, high):
     return zeros
 
 
-def _tables(parts: int, size: int) -> np.ndarray:
+def _tables(parts: int, size: int) -> _Tables:
     """Return so many tables of zeros, or more, to be put back when they are zero again."""
     kept = getattr(_LOCAL, "tables", None)
     _LOCAL.tables = None  # whoever is interrupted leaves no half-filled table behind
-    if kept is None or kept.shape[0] < parts or kept.shape[1] != size:
-        kept = np.zeros((parts, size), np.int32)
+    if kept is None or kept[0].shape[0] < parts or kept[0].shape[1] != size:
+        kept = np.zeros((parts, size), np.uint16), np.zeros((parts, size), np.int32)
     return kept
 
 
@@ -238,17 +234,18 @@ def count(
     x: np.ndarray, counts: np.ndarray, exponent: int, ends: tuple[np.ndarray, np.ndarray], tail: int
 ) -> Seen:
     """See `kernels.reference.histogram.count`; lines that lie together are not copied."""
-    data = _lines(x)
-    parts, blocks = _parts(x.size), data.starts.size * -(-data.length // _BLOCK)
+    data = lines_of(x)
+    parts, blocks = _parts(x.size), data.starts.size * -(-data.length // BLOCK)
     lows, highs = np.empty((2, blocks * _RUNS), np.int32)
     begins = [blocks * part // parts for part in range(parts)]
     until = [*begins[1:], blocks]
-    kept = _tables(parts, counts.size + _TURNS)
-    tables = kept[:parts]
-    exponents = _scan_all(data, begins, until, exponent, tables, lows, highs)
+    kept = _tables(parts, counts.size + TURNS)
+    tables = kept[1][:parts]
+    exponents = _scan_all(data, begins, until, exponent, kept, lows, highs)
     low, high = _ends(lows, highs)
     if not (math.isfinite(low) and math.isfinite(high)):
-        tables[:] = 0
+        for table in kept:
+            table[:] = 0
         _LOCAL.tables = kept
         bad = int(np.isnan(x).sum()), int(np.isinf(x).sum())
         return Seen(low, high, *bad, 0, exponent, *ends)
@@ -264,59 +261,21 @@ def count(
     return Seen(low, high, 0, 0, zeros, wider, smallest, largest)
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """Data as lines of one length in memory."""
-
-    memory: np.ndarray
-    starts: np.ndarray
-    length: int
-
-
-@lru_cache(maxsize=256)
-def _starts(
-    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
-) -> tuple[np.ndarray, int] | None:
-    """Return where the lines of an array begin, in values, and their length; None if short."""
-    axis, length = len(shape), 1
-    while axis and strides[axis - 1] == itemsize * length:
-        axis -= 1
-        length *= shape[axis]
-    whole = all(step >= 0 and step % itemsize == 0 for step in strides[:axis])
-    if not axis or length < _RUN or not whole:
-        return None
-    starts = np.zeros(1, np.int64)
-    for size, step in zip(shape[:axis], strides[:axis], strict=True):
-        starts = (starts[:, None] + np.arange(size) * (step // itemsize)).reshape(-1)
-    return starts, length
-
-
-def _lines(x: np.ndarray) -> _Lines:
-    """Return an array as lines; it is copied if they were short."""
-    found = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
-    if found is None:
-        flat = x.reshape(-1)
-        return _Lines(flat, _FIRST, flat.size)
-    starts, length = found
-    memory = as_strided(x, (int(starts[-1]) + length,), (x.itemsize,))
-    return _Lines(memory, starts, length)
-
-
 def _scan_all(
-    data: _Lines,
+    data: Lines,
     begins: list[int],
     until: list[int],
     exponent: int,
-    tables: np.ndarray,
+    tables: _Tables,
     lows: np.ndarray,
     highs: np.ndarray,
 ) -> np.ndarray:
     """Scan the parts of the data; return the exponents of their tables."""
-    x = data.memory
-    lines = x, x.view(np.int32), data.starts, data.length
+    lines = compiled(), data.memory, data.starts, data.length
     exponents = np.full(len(begins), exponent)
     if len(begins) == 1:
-        exponents[0] = _scan(*lines, begins[0], until[0], exponent, tables[0], lows, highs)
+        first = tables[0][0], tables[1][0]
+        exponents[0] = _scan(*lines, begins[0], until[0], exponent, *first, lows, highs)
         return exponents
     parts = np.array(begins), np.array(until), exponents
     with parallel_entry():
@@ -326,11 +285,22 @@ def _scan_all(
 
 @jit
 def _key(value):
-    """Return the key of a float32, see `_extreme_keys`."""
+    """Return the key of a float32, see `kernels.cpu.codegen.places`."""
     held = np.empty(1, np.float32)
     held[0] = value
     bits = held.view(np.int32)[0]
     return bits if bits >= 0 else np.int32(bits ^ np.int32(0x7FFFFFFF))
+
+
+@jit
+def _above(x, sign, least, found):
+    """Copy the values of ``sign * x`` above the least; return how many."""
+    n = np.uint64(0)
+    for i in range(x.size):
+        value = sign * x[i]
+        found[n] = value
+        n += np.uint64(value > least)
+    return np.int64(n)
 
 
 @jit
@@ -355,14 +325,15 @@ def _insert(x, starts, length, runs, tops, sign, best, filled):
     int
         How much of `best` is filled now.
     """
-    tail = best.size
+    tail, found = best.size, np.empty(RUN, np.float32)
     for run in runs:
-        if filled == tail and tops[run] <= _key(best[tail - 1]):
+        least = best[tail - 1] if filled == tail else np.float32(-np.inf)
+        if tops[run] <= _key(least):
             continue
-        begin, end = _block(starts, length, run // _RUNS)
-        begin += run % _RUNS * _RUN
-        for i in range(begin, min(begin + _RUN, end)):
-            value = sign * x[i]
+        begin, end = block(starts, length, run // _RUNS)
+        begin += run % _RUNS * RUN
+        some = _above(x[begin : min(begin + RUN, end)], sign, least, found)
+        for value in found[:some]:
             if filled == tail and value <= best[tail - 1]:
                 continue
             filled = min(filled + 1, tail)
@@ -374,7 +345,7 @@ def _insert(x, starts, length, runs, tops, sign, best, filled):
     return filled
 
 
-def _top(kept: np.ndarray, data: _Lines, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
+def _top(kept: np.ndarray, data: Lines, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
     """Return the `tail` greatest of `kept` and ``sign * x``, descending.
 
     Of many runs those with the greatest values come first: soon the least of the best lies
@@ -382,9 +353,8 @@ def _top(kept: np.ndarray, data: _Lines, tops: np.ndarray, sign: int, tail: int)
     """
     threshold = kept[-1] if kept.size == tail else np.float32(-math.inf)
     runs = np.flatnonzero(tops > _key(threshold))
-    if runs.size > tail:  # the greatest of so many runs are all that is needed
-        least = np.partition(tops[runs], runs.size - tail)[runs.size - tail]
-        runs = runs[tops[runs] >= least]
+    if runs.size > tail:  # so many values are at least the greatest of all other runs
+        runs = runs[np.argpartition(tops[runs], runs.size - tail)[runs.size - tail :]]
     if runs.size > _FEW_RUNS:
         runs = runs[np.argsort(tops[runs])[::-1]]
     best = np.empty(tail, np.float32)

@@ -1,7 +1,6 @@
 """The squared errors of IFMR's candidates on data: all cores, a chunk of the data each.
 
-Sums are taken in an order that does not depend on the number of threads: loops over values
-add slices of a block element by element, as vector instructions do.
+Sums are taken in an order that does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -11,12 +10,15 @@ from functools import partial
 import numpy as np
 
 from kernels.cpu.blas import spread
+from kernels.cpu.codegen.errors import BLOCK, MOST, compiled
+from kernels.cpu.codegen.native import call
 from kernels.cpu.jit import jit
 
 __all__ = ["distance", "pair_sum", "squared_errors"]
 
 _CHUNK = 1 << 16
-_BLOCK = 1 << 11
+#: Reciprocals of scales up to here are normal float32.
+_LARGE = np.float32(2.0**100)
 #: The float32 below one half.
 _ALMOST_HALF = np.float32(0.49999997)
 
@@ -31,30 +33,6 @@ def distance(v, low, high, scale):
     inner = inner if inner < high else high
     q = inner / scale
     return np.trunc(q + np.copysign(_ALMOST_HALF, q)) * scale - v
-
-
-@jit
-def _distances(x, low, high, scale, out):
-    for i in range(x.size):
-        out[i] = distance(x[i], low, high, scale)
-
-
-@jit
-def _square(v):
-    wide = np.float64(v)
-    return wide * wide
-
-
-@jit
-def _add_squares(d, sums):
-    """Add the squares of a block to `sums`, an eighth of its size."""
-    n = sums.size
-    a, b, c, e = d[:n], d[n : 2 * n], d[2 * n : 3 * n], d[3 * n : 4 * n]
-    f, g, h, k = d[4 * n : 5 * n], d[5 * n : 6 * n], d[6 * n : 7 * n], d[7 * n : 8 * n]
-    for i in range(n):
-        one = (_square(a[i]) + _square(b[i])) + (_square(c[i]) + _square(e[i]))
-        two = (_square(f[i]) + _square(g[i])) + (_square(h[i]) + _square(k[i]))
-        sums[i] += one + two
 
 
 @jit
@@ -79,19 +57,27 @@ def pair_sum(values):
 
 
 @jit
-def _errors(x, lows, highs, scales, losses):
-    """Fill in the summed squared error of each candidate."""
-    d, sums = np.empty(_BLOCK, np.float32), np.empty(_BLOCK // 8)
+def _shares(lows, highs, scales):
+    """Return the reciprocals of the scales; NaN where a product is too far from a quotient."""
+    shares = np.float32(1) / scales
     for r in range(scales.size):
-        for i in range(sums.size):
-            sums[i] = 0
-        for first in range(0, x.size, _BLOCK):
-            block = x[first : first + _BLOCK]
-            _distances(block, lows[r], highs[r], scales[r], d)
-            for i in range(block.size, _BLOCK):
-                d[i] = 0
-            _add_squares(d, sums)
-        losses[r] = pair_sum(sums)
+        far = max(np.abs(lows[r]), np.abs(highs[r])) > MOST * scales[r]
+        if far or scales[r] > _LARGE:
+            shares[r] = np.nan
+    return shares
+
+
+@jit
+def _errors(code, x, lows, highs, scales, sums, losses):
+    """Fill in the summed squared error of each candidate; `sums` is (R, lanes) zeros."""
+    shares, whole = _shares(lows, highs, scales), x.size // BLOCK
+    if whole:
+        ranges = lows.ctypes.data, highs.ctypes.data, scales.ctypes.data, shares.ctypes.data
+        call(code, (x.ctypes.data, whole, *ranges, scales.size, sums.ctypes.data))
+    for r in range(scales.size):
+        losses[r] = pair_sum(sums[r])
+        for v in x[whole * BLOCK :]:
+            losses[r] += np.float64(distance(v, lows[r], highs[r], scales[r])) ** 2
 
 
 @jit
@@ -114,13 +100,15 @@ def _chunk_errors(
     if with_zero:
         values = np.empty(x.size, np.float32)
         x = values[: _not_zero(x, values)]
-    _errors(x, *ranges, losses)
+    code, lanes = compiled()
+    _errors(code, x, *ranges, np.zeros((losses.size, lanes)), losses)
 
 
 def squared_errors(
     x: np.ndarray, lows: np.ndarray, highs: np.ndarray, scales: np.ndarray
 ) -> np.ndarray:
     """See `kernels.reference.ifmr.squared_errors`; sums agree to rounding of float64."""
+    x, lows, highs, scales = map(np.ascontiguousarray, (x, lows, highs, scales))
     losses = np.zeros((-(-x.size // _CHUNK), scales.size))
     with_zero = bool(lows.max() <= 0 <= highs.min())
     jobs = [

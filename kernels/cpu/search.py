@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.cpu.blas import spread
 from kernels.cpu.ifmr import distance, pair_sum
-from kernels.cpu.jit import jit
+from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
 __all__ = ["bin_errors", "divergences", "hfmg_errors", "hfmg_ranges"]
 
@@ -65,6 +65,17 @@ def _integrals(at, weight, low, high, s, out):
 
 
 @jit
+def _integrals_inside(at, weight, s, out):
+    """As `_integrals` for ends within the range: nothing is cut off."""
+    cube, share = s * s * s, 1 / s
+    for i in range(at.size):
+        q = at[i] * share
+        m = np.rint(q)
+        d = q - m
+        out[i] = weight[i] * (cube * (m * (1 / 12) + d * d * d * (1 / 3)))
+
+
+@jit
 def _point_errors(points, counts, low, high, s):
     """Return the summed squared error of single values, in float32 as on data."""
     low32, high32, step, total = np.float32(low), np.float32(high), np.float32(s), 0.0
@@ -75,17 +86,24 @@ def _point_errors(points, counts, low, high, s):
 
 
 @jit
+def _bin_error(at, weight, points, counts, low, high, s):
+    out, loss = np.empty(_BLOCK), _point_errors(points, counts, low, high, s)
+    for first in range(0, at.size, _BLOCK):
+        block, weights = at[first : first + _BLOCK], weight[first : first + _BLOCK]
+        if low <= block[0] and block[-1] <= high:  # ends ascend
+            _integrals_inside(block, weights, s, out)
+        else:
+            _integrals(block, weights, low, high, s, out)
+        for i in range(block.size, _BLOCK):
+            out[i] = 0
+        loss += pair_sum(out)
+    return loss
+
+
+@parallel_jit
 def _bin_errors(at, weight, points, counts, lows, highs, scales, losses):
-    out = np.empty(_BLOCK)
-    for r in range(scales.size):
-        low, high, s = lows[r], highs[r], scales[r]
-        losses[r] = _point_errors(points, counts, low, high, s)
-        for first in range(0, at.size, _BLOCK):
-            block = at[first : first + _BLOCK]
-            _integrals(block, weight[first : first + _BLOCK], low, high, s, out)
-            for i in range(block.size, _BLOCK):
-                out[i] = 0
-            losses[r] += pair_sum(out)
+    for r in prange(scales.size):
+        losses[r] = _bin_error(at, weight, points, counts, lows[r], highs[r], scales[r])
 
 
 def bin_errors(
@@ -102,10 +120,8 @@ def bin_errors(
     n = _nodes(left, right, counts, at, weight)
     bins = at[:n], weight[:n], left[point], counts[point]
     losses = np.empty(scales.size)
-    _spread(
-        scales.size,
-        lambda part: _bin_errors(*bins, lows[part], highs[part], scales[part], losses[part]),
-    )
+    with parallel_entry():
+        _bin_errors(*bins, lows, highs, scales, losses)
     return losses
 
 

@@ -69,6 +69,11 @@ class Writer:
         """Store to anywhere."""
         self.do(f"store {kind} {value}, ptr {pointer}, align 1")
 
+    def prefetch(self, pointer: str) -> None:
+        """Call for memory that is soon read; it need not exist."""
+        self.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)")
+
     def masked_store(self, lanes: int, kind: str, value: str, pointer: str, mask: str) -> None:
         """Store those elements of a vector that a mask names."""
         whole, bits = vector(lanes, kind), vector(lanes, "i1")

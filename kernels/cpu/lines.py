@@ -1,0 +1,73 @@
+"""Arrays as lines of one length in memory, read in blocks, whatever order their axes have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from kernels.cpu.jit import jit
+
+__all__ = ["BLOCK", "Lines", "block", "lines_of"]
+
+#: Values in a block, at most.
+BLOCK = 1 << 12
+#: Lines shorter than this are copied.
+_SHORT = 1 << 9
+
+_FIRST = np.zeros(1, np.int64)
+
+
+@jit
+def block(starts, length, b):
+    """Return where a block begins and ends; none reaches into another line."""
+    per = (length + BLOCK - 1) // BLOCK
+    start, part = starts[b // per], b % per
+    return start + part * BLOCK, start + min((part + 1) * BLOCK, length)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Data as lines of one length in memory.
+
+    Attributes
+    ----------
+    memory : float32 array (n,)
+    starts : int64 array (lines,)
+    length : int
+    """
+
+    memory: np.ndarray
+    starts: np.ndarray
+    length: int
+
+
+@lru_cache(maxsize=256)
+def _starts(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+) -> tuple[np.ndarray, int] | None:
+    """Return where the lines of an array begin, in values, and their length; None if short."""
+    axis, length = len(shape), 1
+    while axis and strides[axis - 1] == itemsize * length:
+        axis -= 1
+        length *= shape[axis]
+    whole = all(step >= 0 and step % itemsize == 0 for step in strides[:axis])
+    if not axis or length < _SHORT or not whole:
+        return None
+    starts = np.zeros(1, np.int64)
+    for size, step in zip(shape[:axis], strides[:axis], strict=True):
+        starts = (starts[:, None] + np.arange(size) * (step // itemsize)).reshape(-1)
+    return starts, length
+
+
+def lines_of(x: np.ndarray) -> Lines:
+    """Return an array as lines; it is copied if they were short."""
+    found = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
+    if found is None:
+        flat = np.ascontiguousarray(x).reshape(-1)  # a repeated value might stay a step of zero
+        return Lines(flat, _FIRST, flat.size)
+    starts, length = found
+    memory = as_strided(x, (int(starts[-1]) + length,), (x.itemsize,))
+    return Lines(memory, starts, length)
