@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import convs, int8_convs, int8_nets, nets, observing
+from bench import convs, int8_convs, int8_nets, nets, observing, training
 from bench.workload import Workload
 
 __all__ = ["workloads"]
@@ -16,4 +16,5 @@ def workloads(batch: int = 1) -> tuple[Workload, ...]:
         *convs.workloads(batch),
         *nets.workloads(batch),
         *int8_nets.workloads(batch),
+        *training.workloads(),
     )

@@ -1,6 +1,7 @@
 """Quantize Caffe models to INT8: the pipeline that joins `caffeio` and `kernels`.
 
->>> report = pipeline.quantize_model("config.toml")
+>>> report = pipeline.quantize_model("config.toml")  # by calibration
+>>> report = pipeline.retrain_model("config.toml")  # by training; needs PyTorch
 >>> out = pipeline.FloatNet(net).forward({"data": x})
 >>> out = pipeline.Int8Net(net, report.record).forward({"data": x})
 """
@@ -13,10 +14,17 @@ if TYPE_CHECKING:
     from pipeline.executor import FloatNet
     from pipeline.int8 import Int8Net
     from pipeline.job import quantize_model
+    from pipeline.retrain.job import retrain_model, train_model
 
-__all__ = ["FloatNet", "Int8Net", "quantize_model"]
+__all__ = ["FloatNet", "Int8Net", "quantize_model", "retrain_model", "train_model"]
 
-_HOMES = {"FloatNet": "executor", "Int8Net": "int8", "quantize_model": "job"}
+_HOMES = {
+    "FloatNet": "executor",
+    "Int8Net": "int8",
+    "quantize_model": "job",
+    "retrain_model": "retrain.job",
+    "train_model": "retrain.job",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -18,7 +18,7 @@ from pipeline.fuse import Fused
 from pipeline.int8 import Int8Net
 from pipeline.report import Report, to_json
 
-__all__ = ["MODEL_FILES", "Writer", "model_writers", "output_files", "write_files"]
+__all__ = ["MODEL_FILES", "Writer", "model_writers", "output_files", "write_files", "write_text"]
 
 #: Writes one file.
 Writer = Callable[[Path], None]
@@ -84,8 +84,8 @@ def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writ
         "fakequant_weights": lambda path: caffeio.write_caffemodel(fake, path),
         "deploy_prototxt": lambda path: caffeio.write_prototxt(deploy, path),
         "deploy_weights": lambda path: caffeio.write_caffemodel(deploy, path),
-        "node_map": lambda path: _write_text(path, json.dumps({"nodes": nodes}, indent=1) + "\n"),
-        "report": lambda path: _write_text(path, to_json(report)),
+        "node_map": lambda path: write_text(path, json.dumps({"nodes": nodes}, indent=1) + "\n"),
+        "report": lambda path: write_text(path, to_json(report)),
     }
 
 
@@ -99,6 +99,7 @@ def write_files(files: dict[str, Path], writers: dict[str, Writer]) -> None:
             os.replace(Path(temporary) / path.name, path)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with caffeio.atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 import caffeio
 from caffeio import Net
+from caffeio.errors import NetError
 from pipeline.config import CalibrateConfig, Config
 from pipeline.eligibility import Verdict, judge
 from pipeline.errors import PipelineError
 from pipeline.fuse import Fused, fuse
 from pipeline.settings import LayerPlan, check_names, layer_plan, with_quant_cfg
 
-__all__ = ["Prepared", "prepare", "read_model"]
+__all__ = ["Prepared", "prepare", "read_model", "with_blobs"]
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,32 @@ def _batch_norm_notes(net: Net) -> tuple[str, ...]:
         and x.param.batch_norm_param.HasField("use_global_stats")
         and not x.param.batch_norm_param.use_global_stats
     )
+
+
+def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:
+    """Return a net with the blobs of a trained one, by the names of the layers.
+
+    Parameters
+    ----------
+    net : Net
+    blobs : mapping of layer name to tuple of ndarray
+        Layers that are not named keep theirs.
+
+    Raises
+    ------
+    caffeio.NetError
+        If a layer of both has not as many, or other ones.
+    """
+    layers = []
+    for layer in net.layers:
+        own = blobs.get(layer.name, layer.blobs)
+        if layer.blobs and [b.size for b in own] != [b.size for b in layer.blobs]:
+            raise NetError(
+                f"has blobs of the shapes {[b.shape for b in own]} in the training net, but "
+                f"{[b.shape for b in layer.blobs]} in '{net.name}'",
+                layer.name,
+            )
+        shapes = [b.shape for b in layer.blobs or own]
+        own = tuple(b.reshape(s) for b, s in zip(own, shapes, strict=True))
+        layers.append(replace(layer, blobs=own))
+    return net.with_layers(tuple(layers))

@@ -17,7 +17,7 @@ from caffeio.record import Record
 from pipeline.evaluate import LayerError, ModelScore
 from pipeline.plan import NetCost
 
-__all__ = ["LayerReport", "Report", "show_plan", "show_report", "to_json"]
+__all__ = ["LayerReport", "Report", "show_files", "show_plan", "show_report", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,14 @@ def show_report(report: Report, console: Console) -> None:
         console.print(_accuracy_table(report))
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-    folder = next(iter(report.files.values())).parent
-    console.print(f"Written to {folder}:", markup=False, highlight=False)
-    for path in report.files.values():
+    show_files(report.files, console)
+
+
+def show_files(files: Mapping[str, Path], console: Console) -> None:
+    """Print what was written."""
+    folder = next(iter(files.values())).parent
+    console.print(f"Written to {folder}:", markup=False, highlight=False, soft_wrap=True)
+    for path in files.values():
         console.print(f"  {path.name}", markup=False, highlight=False)
 
 

@@ -46,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on with a training that was interrupted"
     )
+    parser.add_argument(
+        "--emit-qat", action="store_true",
+        help="write the training net with QAT layers, for training in a Caffe of your own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from-qat", nargs=2, metavar=("PROTOTXT", "CAFFEMODEL"),
+        help="quantize by what such a net has learned",
+    )  # fmt: skip
     parser.add_argument("--threads", type=_positive, help="threads to use (default: all cores)")
     parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -104,6 +112,8 @@ def _run(options: argparse.Namespace) -> int:
         show_plan(cost, c.batch_size, c.batch_size * c.batch_num, _wide(console))
         return DONE
     reporter = Reporter(quiet=options.quiet)
+    if options.emit_qat or options.from_qat:
+        return _qat(config, options, reporter, console)
     if config.retrain is not None:
         return _retrain(config, options, reporter, console)
     if options.resume:
@@ -112,6 +122,18 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError("--resume is for training: the config has no [retrain]")
     report = quantize_model(config, device=options.device, output=options.output, reporter=reporter)
     show_report(report, _wide(console))
+    return DONE
+
+
+def _qat(config: Config, options: argparse.Namespace, reporter: Reporter, console: Console) -> int:
+    from pipeline.qat_job import emit_qat, quantize_trained
+    from pipeline.report import show_files, show_report
+
+    where = {"device": options.device, "output": options.output, "reporter": reporter}
+    if options.from_qat:
+        show_report(quantize_trained(config, *options.from_qat, **where), _wide(console))
+        return DONE
+    show_files(emit_qat(config, **where), console)
     return DONE
 
 

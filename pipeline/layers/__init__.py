@@ -48,10 +48,15 @@ TABLE: dict[str, LayerType] = {
     for name, kind in family.TYPES.items()
 }
 
+_IN_TRAINING = (
+    "it belongs to a training net; python -m pipeline.run --from-qat turns that into a model"
+)
 #: Types that are known but cannot run, and why.
 _REFUSED = {
     "HDF5Output": "it writes its bottoms to a file, which a forward pass here does not; ask for "
     "those blobs by name and save them, and remove the layer",
+    "ActivationQAT": _IN_TRAINING,
+    "WeightQAT": _IN_TRAINING,
     "Python": "its computation is Python code outside the model; replace it by standard layers, "
     "or cut the net before it and compute the rest yourself",
 }

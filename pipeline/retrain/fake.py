@@ -8,7 +8,6 @@ work on the tensors' own memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,73 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from caffeio import Value
 from kernels import ClipRange, QuantParams, UlqGrid
 from pipeline.errors import PipelineError
+from pipeline.fake_plan import DataPlan, WeightPlan
 from pipeline.retrain import formula
 
-__all__ = ["DataPlan", "FakePlan", "Ulq", "WeightPlan", "fake_weights"]
-
-
-@dataclass(frozen=True)
-class DataPlan:
-    """How the data that some layers read is fake-quantized.
-
-    Attributes
-    ----------
-    value : Value
-        What they read.
-    layers : tuple of str
-        Who reads it so.
-    fixed_min : bool
-        It is never negative: the range begins at 0.
-    clips : (float, float) or None
-        clip_max and clip_min to begin with; None: IFMR on the first batch.
-    """
-
-    value: Value
-    layers: tuple[str, ...]
-    fixed_min: bool
-    clips: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """How a layer's weights are fake-quantized.
-
-    Attributes
-    ----------
-    scale_axis : int or None
-        The axis with a scale for each index; None: one scale.
-    channel_axis : int
-        The axis of the output channels.
-    folds : (str, str) or None
-        BatchNorm and Scale layers that they will be folded with: what is quantized is the
-        folded weight.
-    """
-
-    scale_axis: int | None
-    channel_axis: int
-    folds: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class FakePlan:
-    """All that is fake-quantized in a net.
-
-    Attributes
-    ----------
-    data : tuple of DataPlan
-    weights : dict of layer name to WeightPlan
-        Only layers with weights.
-    data_bits, weight_bits : int
-        2..8.
-    """
-
-    data: tuple[DataPlan, ...]
-    weights: dict[str, WeightPlan]
-    data_bits: int = 8
-    weight_bits: int = 8
+__all__ = ["Ulq", "fake_weights"]
 
 
 class Ulq(nn.Module):

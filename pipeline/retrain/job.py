@@ -7,23 +7,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 import caffeio
 from caffeio import Net
-from caffeio.errors import NetError
 from kernels import QuantParams, on_compile
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.executor import FloatNet
+from pipeline.fake_plan import channel_wise, fake_plan
 from pipeline.int8 import Int8Net
 from pipeline.outputs import MODEL_FILES, Writer, model_writers, output_files, write_files
-from pipeline.prepare import Prepared, prepare, read_model
+from pipeline.prepare import Prepared, prepare, read_model, with_blobs
 from pipeline.progress import Reporter
 from pipeline.report import Report
 from pipeline.retrain.curve import draw_curve, write_curve
 from pipeline.retrain.group import Group, join
-from pipeline.retrain.plan import channel_wise, fake_plan
 from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
 from pipeline.retrain.trainer import Plan, Test, Trainer
 from pipeline.settings import LayerPlan
@@ -231,29 +228,6 @@ def _prepared(config: Config, net: Net) -> Prepared:
         for name, plan in work.plans.items()
     }
     return replace(work, plans=plans)
-
-
-def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:
-    """Return a net with the blobs of a trained one, by the names of the layers.
-
-    Raises
-    ------
-    caffeio.NetError
-        If a layer of both has not as many, or other ones.
-    """
-    layers = []
-    for layer in net.layers:
-        own = blobs.get(layer.name, layer.blobs)
-        if layer.blobs and [b.size for b in own] != [b.size for b in layer.blobs]:
-            raise NetError(
-                f"has blobs of the shapes {[b.shape for b in own]} in the training net, but "
-                f"{[b.shape for b in layer.blobs]} in '{net.name}'",
-                layer.name,
-            )
-        shapes = [b.shape for b in layer.blobs or own]
-        own = tuple(b.reshape(s) for b, s in zip(own, shapes, strict=True))
-        layers.append(replace(layer, blobs=own))
-    return net.with_layers(tuple(layers))
 
 
 def _quantize(

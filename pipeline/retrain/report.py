@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from pipeline.report import show_files
 from pipeline.retrain.job import Trained
 
 __all__ = ["show_trained"]
@@ -16,7 +17,6 @@ def show_trained(trained: Trained, console: Console) -> None:
         begin = "" if trained.first is None else f", {trained.first:.4f} before the first"
         lines.append(f"{trained.metric} {trained.best:.4f} at iteration {trained.at}{begin}")
     lines += [f"note: {note}" for note in trained.notes]
-    lines.append(f"Written to {next(iter(trained.files.values())).parent}:")
-    lines += [f"  {path.name}" for path in trained.files.values()]
     for line in lines:
         console.print(line, markup=False, highlight=False)
+    show_files(trained.files, console)

@@ -1,8 +1,9 @@
-"""What is fake-quantized in a training net, and how: from the settings to a `FakePlan`."""
+"""What training fake-quantizes in a net, and how: from the settings to a `FakePlan`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from caffeio import Layer, Net, Value
 from caffeio.errors import NetError
@@ -11,15 +12,75 @@ from pipeline.config import RetrainConfig
 from pipeline.errors import ConfigError
 from pipeline.prepare import Prepared
 from pipeline.quantize import channel_axis
-from pipeline.retrain.fake import DataPlan, FakePlan, WeightPlan
 from pipeline.retrain_config import RetrainAlgorithm, UlqQuantize
 
-__all__ = ["channel_wise", "fake_plan"]
+__all__ = ["DataPlan", "FakePlan", "WeightPlan", "channel_wise", "fake_plan", "not_negative"]
 
 #: Layers that make no negative value.
 _NOT_NEGATIVE = ("ReLU6", "Sigmoid", "Softmax", "AbsVal", "BNLL")
 #: Layers that make a negative value only of one.
 _KEEP_SIGN = ("Pooling", "Dropout", "Split", "Flatten", "Reshape", "Permute", "Crop")
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """How the data that some layers read is fake-quantized.
+
+    Attributes
+    ----------
+    value : Value
+        What they read.
+    layers : tuple of str
+        Who reads it so.
+    fixed_min : bool
+        It is never negative: the range begins at 0.
+    clips : (float, float) or None
+        clip_max and clip_min to begin with; None: IFMR on the first batch.
+    """
+
+    value: Value
+    layers: tuple[str, ...]
+    fixed_min: bool
+    clips: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How a layer's weights are fake-quantized.
+
+    Attributes
+    ----------
+    scale_axis : int or None
+        The axis with a scale for each index; None: one scale.
+    channel_axis : int
+        The axis of the output channels.
+    folds : (str, str) or None
+        BatchNorm and Scale layers that they will be folded with: what is quantized is the
+        folded weight.
+    """
+
+    scale_axis: int | None
+    channel_axis: int
+    folds: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    """All that is fake-quantized in a net.
+
+    Attributes
+    ----------
+    data : tuple of DataPlan
+    weights : dict of layer name to WeightPlan
+        Only layers with weights.
+    data_bits, weight_bits : int
+        2..8.
+    """
+
+    data: tuple[DataPlan, ...]
+    weights: dict[str, WeightPlan]
+    data_bits: int = 8
+    weight_bits: int = 8
 
 
 def fake_plan(
