@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from caffeio.data.batches import Batch, batches
+from caffeio.data.databases import LevelDBSource
 from caffeio.data.mean import read_mean
 from caffeio.data.net_source import NetData, net_source
 from caffeio.data.open import KINDS, detect_kind, open_source
@@ -18,6 +19,7 @@ from caffeio.data.transform import Transform
 __all__ = [
     "KINDS",
     "Batch",
+    "LevelDBSource",
     "NetData",
     "NotEnoughData",
     "Sample",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from caffeio.data import NotEnoughData
+from caffeio.data import LevelDBSource, NotEnoughData
 from caffeio.errors import CaffeFileError
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.feed import Feed
@@ -102,6 +102,12 @@ class TrainingFeed:
         total = len(self._samples.feed)
         if not total:
             raise PipelineError("the training data holds no samples")
+        sources = [source for source, _ in self._samples.feed.inputs.values()]
+        if workers and any(isinstance(s, LevelDBSource) for s in sources):
+            raise ConfigError(
+                "retrain.workers: only one process may open a LevelDB; set workers = 0, or "
+                "convert it to LMDB"
+            )
         self.order = Order(total, batch_size, shuffle, seed)
         self._group = group
         self._workers = workers

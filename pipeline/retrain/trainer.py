@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -217,7 +218,10 @@ class Trainer:
     def _replicated(self) -> torch.nn.Module:
         if self._group.size == 1:
             return self.module
-        return DistributedDataParallel(self.module, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # torch 2.13 renames the setting, which older ones do not know by its new name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(self.module, broadcast_buffers=False)
 
     def _iterate(self, net: torch.nn.Module, batches: Iterator[Mapping[str, Tensor]]) -> None:
         start = time.perf_counter()
