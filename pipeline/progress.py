@@ -35,6 +35,8 @@ class TrainingProgress:
         Done, and in all.
     speed : float
         Samples a second.
+    left : float
+        Seconds to the end, without tests.
     loss, rate : float or None
         Of the last iteration; None for a test.
     metric : float or None
@@ -44,6 +46,7 @@ class TrainingProgress:
     iteration: int
     total: int
     speed: float
+    left: float
     loss: float | None = None
     rate: float | None = None
     metric: float | None = None
@@ -134,8 +137,14 @@ class _Log:
         self._last = time.monotonic()
         self._reporter.say(
             f"train: iteration {now.iteration} of {now.total}, loss {now.loss:.4g}, "
-            f"rate {now.rate:.3g}, {now.speed:.0f} images/s"
+            f"rate {now.rate:.3g}, {now.speed:.0f} images/s, {_duration(now.left)} left"
         )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _test_line(now: TrainingProgress, metric: str) -> str:

@@ -241,7 +241,13 @@ class Trainer:
         samples = self._feed.order.batch_size * p.iter_size
         now = samples / (time.perf_counter() - start)
         self._speed = now if not self._speed else 0.9 * self._speed + 0.1 * now
-        self._report(TrainingProgress(self.iteration, p.max_iter, self._speed, loss_now, rate))
+        self._report(replace(self._progress(), loss=loss_now, rate=rate))
+
+    def _progress(self) -> TrainingProgress:
+        p = self._solver.param
+        samples = (p.max_iter - self.iteration) * self._feed.order.batch_size * p.iter_size
+        left = samples / self._speed if self._speed else 0.0
+        return TrainingProgress(self.iteration, p.max_iter, self._speed, left)
 
     def _check(self, loss: Tensor, inputs: Mapping[str, Tensor], rate: float) -> None:
         if self._group.any(not bool(loss.isfinite())):
@@ -290,8 +296,7 @@ class Trainer:
                 save_snapshot(self._snapshot(), self._plan.best)
         else:
             self.best = replace(self.best, tests_since=self.best.tests_since + 1)
-        total = self._solver.param.max_iter
-        self._report(TrainingProgress(self.iteration, total, self._speed, metric=metric))
+        self._report(replace(self._progress(), metric=metric))
         return self._plan.patience is not None and self.best.tests_since >= self._plan.patience
 
     def _save(self) -> None:
