@@ -197,6 +197,8 @@ def not_negative(net: Net, value: Value) -> bool:
             continue
         if layer.type == "ReLU":
             return not layer.param.relu_param.negative_slope
+        if layer.type == "Clip":
+            return layer.param.clip_param.min >= 0
         if layer.type in _KEEP_SIGN:
             return not_negative(net, link.reads[0])
         if layer.type == "Concat":

@@ -129,7 +129,10 @@ class _FoldedArqFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, k: Tensor, axis: int | None, bits: int) -> Tensor:
         folded = (w.double() * k).float()
-        return (_ArqFunction.apply(folded, axis, bits).double() / k).float()
+        fake = (_ArqFunction.apply(folded, axis, bits).double() / k).float()
+        # a channel that is multiplied by 0 later may compute with any weights; with its own it
+        # can come back to life
+        return torch.where(k == 0, w, fake)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -147,9 +150,8 @@ def fake_weights(w: Tensor, plan: WeightPlan, bits: int, k: Tensor | None = None
     bits : int
     k : float64 tensor, broadcast to the weights, optional
         What folding multiplies each output channel by: then w·k is quantized, and divided by
-        k again, as BatchNorm and Scale still follow. Where k is 0 nothing is left to quantize.
+        k again, as BatchNorm and Scale still follow.
     """
     if k is None:
         return _ArqFunction.apply(w, plan.scale_axis, bits)
-    k = torch.where(k == 0, torch.ones_like(k), k)
     return _FoldedArqFunction.apply(w, k, plan.scale_axis, bits)

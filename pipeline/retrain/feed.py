@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from multiprocessing import resource_tracker
 
 import numpy as np
 import torch
@@ -123,16 +125,18 @@ class TrainingFeed:
         own = self.order.batch_size // self._group.size
         begin = own * self._group.rank
         numbers = count(first) if number is None else range(first, first + number)
+        workers = 0 if number == 1 else self._workers  # one batch is not worth their start
         loader: DataLoader = DataLoader(
             self._samples,
             batch_sampler=_Sampler(self.order, numbers, slice(begin, begin + own)),
             collate_fn=_collate,
-            num_workers=self._workers,
-            multiprocessing_context="spawn" if self._workers else None,
-            worker_init_fn=_ignore_ctrl_c,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
             generator=torch.Generator(),  # else torch's own, which Dropout uses, would move on
         )
-        for rows in loader:
+        with _unheard():
+            found = iter(loader)
+        for rows in found:
             if isinstance(rows, str):
                 raise PipelineError(rows)
             yield {name: x.to(self._group.device) for name, x in rows.items()}
@@ -216,6 +220,12 @@ def _collate(rows: list[_Row]) -> dict[str, Tensor] | str:
     return {name: torch.from_numpy(np.stack([row[name] for row in good])) for name in good[0]}
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Leave Ctrl-C to the process that trains, which stops after a whole iteration."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Let processes begin that never hear of Ctrl-C or SIGTERM: who trains stops them in time."""
+    resource_tracker.ensure_running()  # it would end the blocking when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

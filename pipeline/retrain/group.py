@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,7 @@ class Group:
         """Return the sum of a tensor over all processes, with its gradient."""
         if self.size == 1:
             return x
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(x)
+        return _Total.apply(x)
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean of a detached tensor over all processes."""
@@ -68,6 +67,22 @@ class Group:
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own)
         return torch.cat(parts).cpu().numpy()
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 @contextmanager

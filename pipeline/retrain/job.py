@@ -22,6 +22,7 @@ from pipeline.report import Report
 from pipeline.retrain.curve import draw_curve, write_curve
 from pipeline.retrain.group import Group, join
 from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
+from pipeline.retrain.snapshot import fingerprint
 from pipeline.retrain.trainer import Plan, Test, Trainer
 from pipeline.settings import LayerPlan
 from pipeline.stages import (
@@ -192,6 +193,7 @@ def _train(
     reporter = reporter if group.leads else Reporter(quiet=True)
     work = before = None
     samples = 0
+    model: object = None
     with ExitStack() as opened:
         setup = set_up(config, group, opened)
         if settings.quantize:
@@ -202,11 +204,14 @@ def _train(
                 net = FloatNet(work.fused.net, device=device)
                 ranges = calibrate(config, work, net, reporter, settings.data_bits)
                 starts, samples = ranges.params, ranges.samples
-            setup.module.fake_quantize(fake_plan(setup.net, work, settings, starts))
+            fake = fake_plan(setup.net, work, settings, starts)
+            model = [(d.layers, d.fixed_min) for d in fake.data], sorted(fake.weights.items())
+            setup.module.fake_quantize(fake)
         test = set_up_test(setup, opened)
         snapshots = _snapshot_path(files["course"])
         interval = settings.snapshot_interval or setup.solver.param.snapshot or _INTERVAL
-        plan = Plan(snapshots, setup.fingerprint(), interval, settings.patience)
+        made_of = {**setup.fingerprint(), **fingerprint(model=model)}
+        plan = Plan(snapshots, made_of, interval, settings.patience)
         with reporter.training(test.metric if test else "") as show:
             trainer = Trainer(
                 setup.module, setup.solver, setup.feed, group, plan, test=test, report=show
@@ -315,7 +320,9 @@ def _snapshot_path(course: Path) -> Path:
 
 
 def _remove_snapshots(course: Path) -> None:
-    """Remove what only an unfinished training needs."""
+    """Remove what only an unfinished training needs, and what a killed one has half written."""
     snapshot = _snapshot_path(course)
     for path in (snapshot, snapshot.with_name(snapshot.name.replace("snapshot", "best"))):
         path.unlink(missing_ok=True)
+        for part in path.parent.glob(f".{path.name}.*.tmp"):
+            part.unlink()

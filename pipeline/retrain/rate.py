@@ -38,6 +38,7 @@ def _share(p: SolverParameter, i: int) -> float:
         "inv": lambda: (1 + p.gamma * i) ** -p.power,
         "multistep": lambda: p.gamma ** sum(i >= step for step in p.stepvalue),
         "poly": lambda: (1 - i / p.max_iter) ** p.power,
-        "sigmoid": lambda: 1 / (1 + math.exp(-p.gamma * (i - p.stepsize))),
+        # 1 / (1 + exp(-t)), in a form that cannot overflow
+        "sigmoid": lambda: 0.5 + 0.5 * math.tanh(0.5 * p.gamma * (i - p.stepsize)),
     }
     return shares[p.lr_policy]()

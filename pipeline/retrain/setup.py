@@ -27,7 +27,7 @@ from pipeline.tables import Data
 __all__ = ["Setup", "set_up", "training_device"]
 
 #: Settings that may differ when a training goes on.
-_FREE = ("workers", "snapshot_interval", "patience", "device", "metric")
+_FREE = ("workers", "snapshot_interval", "patience", "device")
 
 
 @dataclass(frozen=True)

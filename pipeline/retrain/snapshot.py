@@ -67,7 +67,7 @@ def load_snapshot(path: Path, made_of: Mapping[str, str]) -> Snapshot:
         which part differs.
     """
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, weights_only=True, map_location="cpu")
         if content["format"] != _FORMAT:
             raise PipelineError(
                 f"{path}: was written by another version of this program; start anew"

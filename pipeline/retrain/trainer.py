@@ -187,7 +187,9 @@ class Trainer:
         net = self._replicated()
         with _stop_requested() as stop:
             while self.iteration < p.max_iter:
-                if self._test_due() and self._tested():
+                if self._test_due():
+                    self._tested()
+                if self._patience_is_over():
                     break
                 if self._group.any(stop.is_set()):
                     self._save()
@@ -230,7 +232,12 @@ class Trainer:
         total = torch.zeros((), device=self._group.device)
         for _ in range(p.iter_size):
             inputs = next(batches)
-            loss = net(inputs, True).loss
+            try:
+                loss = net(inputs, True).loss
+            except PipelineError as error:
+                raise PipelineError(
+                    f"at iteration {self.iteration}, learning rate {rate:g}: {error}"
+                ) from None
             self._check(loss, inputs, rate)
             loss.backward()
             total += loss.detach()
@@ -273,8 +280,8 @@ class Trainer:
         done = bool(self.points) and self.points[-1].iteration == self.iteration
         return not done and (self.iteration > 0 or t.first)
 
-    def _tested(self) -> bool:
-        """Test; keep the state if it is the best. Return whether it is time to stop."""
+    def _tested(self) -> None:
+        """Test; keep the state if it is the best."""
         t = self._test
         assert t is not None
         sums: dict[str, float] = {}
@@ -297,7 +304,10 @@ class Trainer:
         else:
             self.best = replace(self.best, tests_since=self.best.tests_since + 1)
         self._report(replace(self._progress(), metric=metric))
-        return self._plan.patience is not None and self.best.tests_since >= self._plan.patience
+
+    def _patience_is_over(self) -> bool:
+        patience = self._plan.patience
+        return patience is not None and self.best.tests_since >= patience
 
     def _save(self) -> None:
         if self._group.leads:
