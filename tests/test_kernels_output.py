@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import OutputStage, QuantParams, inner_product_int8
+from kernels import OutputStage, QuantParams, conv2d_int8, inner_product_int8
 
 DEVICES = cases.DEVICES
 
@@ -29,6 +29,16 @@ def test_every_step_is_one_float32_operation(device: str, total: int, case: case
     got = through(total, case.output, device)
     assert got.dtype == case.dtype
     assert got.item() == naive.stored(total, case.naive[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pixels", [1, 3, 40])
+@pytest.mark.parametrize("channels", [1, 40])
+def test_sums_whose_bits_would_be_a_nan_stay(device: str, channels: int, pixels: int):
+    totals = np.resize([-4194305, -8388607, -8388609, 2139095041, 2143289343], channels)
+    x, w = np.zeros((1, 1, 1, pixels), np.int8), np.zeros((channels, 1, 1, 1), np.int8)
+    got = conv2d_int8(x, w, totals.astype(np.int32), device=device)
+    assert (got == totals[None, :, None, None]).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -107,13 +107,20 @@ def enter(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
         What integers are stored with.
     """
     if not _turns(x, view, add, inwards=True):
-        _enter_few(x, view, (np.float32 if x.dtype == np.float32 else np.int16)(add))
+        _enter_few(*_as_bits(x, view), np.int16(add))
 
 
 def leave(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
     """Copy the view (N, H, W, C) of an image into an array (N, C, H, W); undoes `enter`."""
     if not _turns(out, view, -less, inwards=False):
-        _leave_few(view, out, (np.float32 if view.dtype == np.float32 else np.int16)(less))
+        _leave_few(*_as_bits(view, out), np.int16(less))
+
+
+def _as_bits(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return floats as integers of the same bits: arithmetic changes some NaN, which may be sums."""
+    if one.dtype != np.float32:
+        return one, other
+    return one.view(np.int32), other.view(np.int32)
 
 
 def enter_last(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
