@@ -23,11 +23,16 @@ from pipeline.fuse import fuse
 from pipeline.quantize import layer_record
 from pipeline.settings import layer_plan
 
-__all__ = ["nncf_int8", "on_cores", "ort_int8", "our_int8"]
+__all__ = ["nncf_int8", "on_cores", "ort_int8", "our_int8", "our_record"]
 
 
 def our_int8(net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False) -> Int8Net:
     """Calibrate with the default settings, or by the whole range as the peers do."""
+    return Int8Net(net, our_record(net, batches, minmax=minmax))
+
+
+def our_record(net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False) -> Record:
+    """Return the record that `our_int8` runs by."""
     common = Algorithm(minmax_quantize=MinmaxQuantize()) if minmax else Algorithm()
     config = CalibrateConfig(common_config=common)
     (blob,) = net.inputs
@@ -47,7 +52,7 @@ def our_int8(net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False) -
         for layer, link in zip(runner.net.layers, runner.net.links, strict=True)
         if layer.name in plans
     }
-    return Int8Net(net, Record(layers))
+    return Record(layers)
 
 
 class _Reader:

@@ -21,7 +21,7 @@ from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
 from kernels.compiling import on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
-from kernels.dispatch import DEVICES
+from kernels.dispatch import DEVICES, best_device, device_count, select_device
 from kernels.histogram import Histogram, NotFiniteError
 from kernels.ifmr import (
     IfmrCandidates,
@@ -35,7 +35,7 @@ from kernels.inner_product import inner_product, inner_product_int8
 from kernels.max_pool import max_pool2d
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
 from kernels.output import OutputStage, check_output, float_stage
-from kernels.packed import packed
+from kernels.packed import packed, resident
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.search import quantization_error, search_params
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
@@ -65,6 +65,7 @@ __all__ = [
     "arq_fake_quantize",
     "avg_pool2d",
     "avg_pool2d_int8",
+    "best_device",
     "check_output",
     "conv2d",
     "conv2d_int8",
@@ -74,6 +75,7 @@ __all__ = [
     "deconv_output_size",
     "dequantize",
     "dequantize_weights",
+    "device_count",
     "fake_quantize",
     "fake_quantize_weights",
     "float_stage",
@@ -93,7 +95,9 @@ __all__ = [
     "quantize",
     "quantize_weights",
     "requantize",
+    "resident",
     "search_params",
+    "select_device",
     "tail_rank",
     "ulq_backward",
     "ulq_forward",

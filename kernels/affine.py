@@ -2,6 +2,9 @@
 
 Division by the scale, not multiplication by its reciprocal: they round differently.
 Rounding is half away from zero. Widths of 2..8 bits are held in int8.
+
+`quantize`, `dequantize`, `fake_quantize` and `requantize` take arrays of a CUDA device as well,
+if that is the device; their results then lie there too.
 """
 
 from __future__ import annotations
@@ -165,10 +168,12 @@ def quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.n
 
     Raises
     ------
+    TypeError
+        If `x` lies on a CUDA device that is not to compute.
     ValueError
         If `x` holds a NaN.
     """
-    return backend(device, "affine").quantize(check_array("x", x, np.float32, None), params)
+    return backend(device, "affine").quantize(check_array("x", x, np.float32, None, device), params)
 
 
 def dequantize(q: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
@@ -180,7 +185,7 @@ def dequantize(q: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np
     params : QuantParams
     device : str
     """
-    return backend(device, "affine").dequantize(check_array("q", q, np.int8, None), params)
+    return backend(device, "affine").dequantize(check_array("q", q, np.int8, None, device), params)
 
 
 def fake_quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
@@ -194,10 +199,13 @@ def fake_quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") ->
 
     Raises
     ------
+    TypeError
+        If `x` lies on a CUDA device that is not to compute.
     ValueError
         If `x` holds a NaN.
     """
-    return backend(device, "affine").fake_quantize(check_array("x", x, np.float32, None), params)
+    x = check_array("x", x, np.float32, None, device)
+    return backend(device, "affine").fake_quantize(x, params)
 
 
 def requantize(
@@ -223,7 +231,7 @@ def requantize(
     ValueError
         If there are neither 1 nor C scales, or one is not positive and finite.
     """
-    acc = check_array("acc", acc, np.int32, None)
+    acc = check_array("acc", acc, np.int32, None, device)
     scales = _scales("scale", scale)
     if scales.size != 1 and (acc.ndim < 2 or scales.size != acc.shape[1]):
         raise ValueError(f"{scales.size} scales do not fit sums of shape {acc.shape}")
@@ -273,7 +281,7 @@ def quantize_weights(
     ValueError
         If the scales do not fit or are not positive and finite, or `w` holds a NaN.
     """
-    w = check_array("w", w, np.float32, None)
+    w = check_array("w", w, np.float32, None, "cpu")
     if np.isnan(w).any():
         raise ValueError("w holds NaN")
     half = 1 << (check_bits(bits) - 1)
@@ -296,7 +304,7 @@ def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int =
     ValueError
         If the scales do not fit or are not positive and finite.
     """
-    q = check_array("q", q, np.int8, None)
+    q = check_array("q", q, np.int8, None, "cpu")
     return q.astype(np.float32) * _channels(q, scales, channel_axis)
 
 

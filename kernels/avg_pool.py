@@ -55,7 +55,7 @@ def avg_pool2d(
     TypeError, ValueError
         If dtype, rank or parameters are wrong, or a window covers nothing.
     """
-    x = check_array("x", x, np.float32, 4)
+    x = check_array("x", x, np.float32, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
     _refuse_empty_windows(x, geometry)
     return backend(device, "avg_pool").avg_pool2d(x, geometry)
@@ -96,7 +96,7 @@ def avg_pool2d_int8(
     OverflowError
         If a sum could leave int32.
     """
-    x = check_array("x", x, np.int8, 4)
+    x = check_array("x", x, np.int8, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
     _refuse_empty_windows(x, geometry)
     if geometry.kernel[0] * geometry.kernel[1] * 255 > np.iinfo(np.int32).max:

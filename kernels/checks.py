@@ -13,8 +13,21 @@ __all__ = [
     "check_kind",
     "check_not_empty",
     "check_pair",
+    "check_place",
     "int32_room",
+    "is_device_array",
 ]
+
+
+def is_device_array(array: object) -> bool:
+    """Whether an array lies on a CUDA device."""
+    return hasattr(array, "__cuda_array_interface__") or hasattr(array, "__cuda_ndarray__")
+
+
+def _dtype(array: np.ndarray) -> np.dtype:
+    """Return an array's dtype as NumPy's: torch has its own."""
+    own = array.dtype
+    return own if isinstance(own, np.dtype) else np.dtype(array.__cuda_array_interface__["typestr"])
 
 
 def check_kind(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> None:
@@ -37,18 +50,34 @@ def check_kind(name: str, array: np.ndarray, dtype: type | None, ndim: int | Non
     ValueError
         If it has another rank.
     """
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) and not is_device_array(array):
         raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
-    if dtype is not None and array.dtype != dtype:
+    if dtype is not None and _dtype(array) != dtype:
         raise TypeError(f"{name} must be {np.dtype(dtype).name}, not {array.dtype}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, not shape {array.shape}")
 
 
-def check_array(name: str, array: np.ndarray, dtype: type | None, ndim: int | None) -> np.ndarray:
-    """Return `array` C-contiguous, having checked it as `check_kind` does."""
+def check_array(
+    name: str, array: np.ndarray, dtype: type | None, ndim: int | None, device: str | None = None
+) -> np.ndarray:
+    """Return `array` C-contiguous, having checked it as `check_kind` does.
+
+    Device arrays are returned as they are: the backend that takes them looks at their order.
+    Where the device that is to work on the array is given, `check_place` is asked too.
+    """
     check_kind(name, array, dtype, ndim)
+    if device is not None:
+        check_place(name, array, device)
+    if not isinstance(array, np.ndarray):
+        return array
     return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def check_place(name: str, array: np.ndarray, device: str) -> None:
+    """Raise `TypeError` if an array lies on a CUDA device and another is to work on it."""
+    if device != "cuda" and is_device_array(array):
+        raise TypeError(f"{name} lies on a CUDA device, but device '{device}' takes NumPy arrays")
 
 
 def check_pair(name: str, pair: int | tuple[int, int], least: int) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.checks import check_array, check_integer, check_not_empty, check_pair, int32_room
+from kernels.checks import check_array, check_integer, check_not_empty, check_pair
 from kernels.dispatch import backend
-from kernels.output import OutputStage, check_bias, check_output, float_stage
+from kernels.output import OutputStage, check_bias, check_output, check_room, float_stage
 
 __all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size", "prepare_conv2d"]
 
@@ -122,9 +122,9 @@ def conv2d(
     TypeError, ValueError
         If dtypes, ranks, shapes or parameters do not fit together.
     """
-    x = check_array("x", x, np.float32, 4)
-    w = check_array("w", w, np.float32, 4)
-    bias = check_bias(bias, w.shape[0], np.float32)
+    x = check_array("x", x, np.float32, 4, device)
+    w = check_array("w", w, np.float32, 4, device)
+    bias = check_bias(bias, w.shape[0], np.float32, device)
     geometry = _geometry(x, w, stride, pad, dilation, group)
     return backend(device, "conv").conv2d(x, w, bias, geometry)
 
@@ -172,11 +172,11 @@ def conv2d_int8(
     OverflowError
         If a sum could leave int32.
     """
-    x = check_array("x", x, np.int8, 4)
-    w = check_array("w", w, np.int8, 4)
-    bias = check_bias(bias, w.shape[0], np.int32)
+    x = check_array("x", x, np.int8, 4, device)
+    w = check_array("w", w, np.int8, 4, device)
+    bias = check_bias(bias, w.shape[0], np.int32, device)
     geometry = _geometry(x, w, stride, pad, dilation, group)
-    int32_room(w, bias, channel_axis=0)
+    check_room(w, bias, device)
     stage = check_output(output, w.shape[0], x_offset)
     return backend(device, "conv").conv2d_int8(x, w, bias, int(x_offset), geometry, stage)
 
@@ -223,15 +223,16 @@ def prepare_conv2d(
     TypeError, ValueError, OverflowError
         As `conv2d_int8`; ``run`` raises for data of another shape or dtype.
     """
-    check_array("w", w, None, 4)
-    integers = w.dtype != np.float32
-    w = check_array("w", w, np.int8 if integers else np.float32, 4)
-    bias = check_bias(bias, w.shape[0], np.int32 if integers else np.float32)
+    check_array("w", w, None, 4, device)
+    integers = not str(w.dtype).endswith("float32")  # torch has names of its own
+    dtype = np.int8 if integers else np.float32
+    w = check_array("w", w, dtype, 4, device)
+    bias = check_bias(bias, w.shape[0], np.int32 if integers else np.float32, device)
     if len(shape) != 4:
         raise ValueError(f"shape must be (N, C, H, W), not {shape}")
-    g = _geometry(np.broadcast_to(w.dtype.type(0), shape), w, stride, pad, dilation, group)
+    g = _geometry(np.broadcast_to(dtype(0), shape), w, stride, pad, dilation, group)
     if integers:
-        int32_room(w, bias, channel_axis=0)
+        check_room(w, bias, device)
         stage = check_output(output, w.shape[0], x_offset)
     elif output is not None or x_offset:
         raise ValueError("x_offset and output are for int8 weights")
@@ -239,7 +240,8 @@ def prepare_conv2d(
         stage = float_stage(w.shape[0])
     made = backend(device, "conv").prepare(shape, w, bias, x_offset, g, stage, channels_last)
     n, c, height, width = shape
-    return PreparedConv((n, height, width, c) if channels_last else shape, w.dtype.type, made)
+    taken = (n, height, width, c) if channels_last else shape
+    return PreparedConv(taken, dtype, made, device)
 
 
 @dataclass(frozen=True)
@@ -256,12 +258,13 @@ class PreparedConv:
     shape: tuple[int, ...]
     dtype: type
     _made: Any
+    _device: str
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Run it on data of its shape and dtype."""
-        x = check_array("x", x, self.dtype, 4)
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape}, prepared was {self.shape}")
+        x = check_array("x", x, self.dtype, 4, self._device)
+        if tuple(x.shape) != tuple(self.shape):
+            raise ValueError(f"x has shape {tuple(x.shape)}, prepared was {self.shape}")
         return self._made(x)
 
     def in_place(self) -> AbstractContextManager[InPlace]:

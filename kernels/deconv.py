@@ -6,12 +6,14 @@ Each input value adds ``w[c, o] * x[n, c, i, j]`` to the window of outputs that 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from kernels.checks import check_array, check_integer, check_not_empty, check_pair, int32_room
+from kernels.checks import check_array, check_integer, check_not_empty, check_pair
 from kernels.conv import ConvGeometry
 from kernels.dispatch import backend
-from kernels.output import OutputStage, check_bias, check_output
+from kernels.output import OutputStage, check_bias, check_output, check_room
 
 __all__ = ["deconv2d", "deconv2d_int8", "deconv_output_size"]
 
@@ -62,6 +64,12 @@ def _geometry(
     return ConvGeometry((kh, kw), (sh, sw), (ph, pw), (dh, dw), group, out_size)
 
 
+def _by_output(w: np.ndarray, group: int) -> np.ndarray:
+    """Return weights (C, O/group, kh, kw) as (O, the rest)."""
+    outs = w.shape[1] * group
+    return np.moveaxis(w.reshape(group, -1, *w.shape[1:]), 1, 2).reshape(outs, -1)
+
+
 def deconv2d(
     x: np.ndarray,
     w: np.ndarray,
@@ -94,10 +102,10 @@ def deconv2d(
     TypeError, ValueError
         If dtypes, ranks, shapes or parameters do not fit together.
     """
-    x = check_array("x", x, np.float32, 4)
-    w = check_array("w", w, np.float32, 4)
+    x = check_array("x", x, np.float32, 4, device)
+    w = check_array("w", w, np.float32, 4, device)
     geometry = _geometry(x, w, stride, pad, dilation, group)
-    bias = check_bias(bias, w.shape[1] * group, np.float32)
+    bias = check_bias(bias, w.shape[1] * group, np.float32, device)
     return backend(device, "deconv").deconv2d(x, w, bias, geometry)
 
 
@@ -141,12 +149,11 @@ def deconv2d_int8(
     OverflowError
         If a sum could leave int32.
     """
-    x = check_array("x", x, np.int8, 4)
-    w = check_array("w", w, np.int8, 4)
+    x = check_array("x", x, np.int8, 4, device)
+    w = check_array("w", w, np.int8, 4, device)
     geometry = _geometry(x, w, stride, pad, dilation, group)
     outs = w.shape[1] * group
-    bias = check_bias(bias, outs, np.int32)
-    by_output = np.moveaxis(w.reshape(group, -1, *w.shape[1:]), 1, 2).reshape(outs, -1)
-    int32_room(by_output, bias, channel_axis=0)
+    bias = check_bias(bias, outs, np.int32, device)
+    check_room(w, bias, device, partial(_by_output, group=group))
     stage = check_output(output, outs, x_offset)
     return backend(device, "deconv").deconv2d_int8(x, w, bias, int(x_offset), geometry, stage)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
-__all__ = ["DEVICES", "backend", "check_device"]
+__all__ = [
+    "DEVICES",
+    "backend",
+    "best_device",
+    "check_device",
+    "device_count",
+    "select_device",
+]
 
 #: Devices a caller can name. ``reference`` defines the results; the others must equal it.
-DEVICES = ("reference", "cpu")
+DEVICES = ("reference", "cpu", "cuda")
 
 
 def check_device(device: str) -> None:
@@ -22,8 +30,8 @@ def backend(device: str, operation: str) -> ModuleType:
 
     Parameters
     ----------
-    device : {"reference", "cpu"}
-        NumPy definition, or numba on all cores.
+    device : {"reference", "cpu", "cuda"}
+        NumPy definition, numba on all cores, or numba on a CUDA device.
     operation : str
         Name of the operation's file, the same under every device.
 
@@ -34,3 +42,56 @@ def backend(device: str, operation: str) -> ModuleType:
     """
     check_device(device)
     return importlib.import_module(f"kernels.{device}.{operation}")
+
+
+def best_device() -> tuple[str, str]:
+    """Return the fastest device of this machine, and its name for people.
+
+    Returns
+    -------
+    device, name : str
+        ``"cuda"`` where numba-cuda is installed and finds a device, else ``"cpu"``.
+    """
+    if importlib.util.find_spec("numba_cuda") is not None:
+        name = backend("cuda", "jit").device_name()
+        if name:
+            return "cuda", name
+    return "cpu", "the processor"
+
+
+def device_count(device: str) -> int:
+    """Return how many devices of a kind there are; all processors of the host are one.
+
+    Parameters
+    ----------
+    device : str
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    check_device(device)
+    return backend(device, "jit").device_count() if device == "cuda" else 1
+
+
+def select_device(device: str, number: int) -> None:
+    """Let this thread compute on one of several devices of a kind.
+
+    Parameters
+    ----------
+    device : str
+    number : int
+        From 0 to `device_count` - 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if device_count(device) > 1:
+        backend(device, "jit").select_device(number)

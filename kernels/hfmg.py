@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.affine import QuantParams
-from kernels.checks import check_bits
+from kernels.checks import check_bits, check_place
 from kernels.dispatch import backend
 from kernels.histogram import Histogram
 from kernels.rounding import round_half_away
@@ -75,6 +75,7 @@ def hfmg_search(
         range.
     """
     check_bits(bits)
+    check_place("counts", counts, device)
     counts = np.asarray(counts, np.int64)
     if not counts.size:
         raise ValueError("counts is empty: there is nothing to search a scale for")

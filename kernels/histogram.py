@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_integer, check_kind
+from kernels.checks import check_integer, check_kind, check_place
 from kernels.dispatch import backend
 
 __all__ = [
@@ -133,7 +133,8 @@ class Histogram:
         Parameters
         ----------
         x : float32 array, any shape; may be empty
-            Where it is a part of a larger array, long lines are not copied.
+            Where it is a part of a larger array, long lines are not copied. May lie on a CUDA
+            device, if that is the one to count.
         device : str
 
         Raises
@@ -142,7 +143,9 @@ class Histogram:
             If there is a NaN or an infinity; the histogram is then unchanged.
         """
         check_kind("x", x, np.float32, None)
-        if not x.size:
+        check_place("x", x, device)
+        size = math.prod(x.shape)
+        if not size:
             return
         code = backend(device, "histogram")
         ends = self.smallest, self.largest
@@ -152,7 +155,7 @@ class Histogram:
         self.exponent = seen.exponent
         self.zeros += seen.zeros
         self.smallest, self.largest = seen.smallest, seen.largest
-        self._widen(seen.low, seen.high, x.size)
+        self._widen(seen.low, seen.high, size)
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen; the order of merging makes no difference.

@@ -9,12 +9,13 @@ float32 arithmetic, as in the tool whose results it reproduces; losses are summe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.affine import QuantParams, guard_scales
-from kernels.checks import check_array, check_bits
+from kernels.checks import check_array, check_bits, is_device_array
 from kernels.dispatch import backend
 from kernels.histogram import Histogram
 from kernels.methods import Ifmr, Percentile
@@ -142,12 +143,12 @@ class IfmrPass:
     def update(self, x: np.ndarray, *, device: str = "cpu") -> None:
         """Add the squared errors of a float32 array under every candidate.
 
-        NaN and infinity are found by `params`: they leave a loss that is not finite.
+        The array may lie on a CUDA device, if that is the one to compute. NaN and infinity are
+        found by `params`: they leave a loss that is not finite.
         """
-        x = check_array("x", x, np.float32, None).reshape(-1)
-        c = self.candidates
+        x, c = _flat(x, device), self.candidates
         self.losses += backend(device, "ifmr").squared_errors(x, c.lows, c.highs, c.scales)
-        self.total += x.size
+        self.total += math.prod(x.shape)
 
     def params(self) -> QuantParams:
         """Return the parameters of the best candidate.
@@ -178,6 +179,7 @@ def ifmr(
     Parameters
     ----------
     x : float32 array, any shape, not empty
+        May lie on a CUDA device, if that is the one to search.
     search_range, search_step, max_percentile, min_percentile, asymmetric
         See `kernels.Ifmr`.
     bits : int
@@ -195,15 +197,22 @@ def ifmr(
     ValueError
         If `x` is empty, a setting is out of range, or the data is too large to scale.
     """
-    x = check_array("x", x, np.float32, None).reshape(-1)
-    if not x.size:
+    x = _flat(x, device)
+    size = math.prod(x.shape)
+    if not size:
         raise ValueError("x is empty: there is nothing to search a scale for")
     settings = Ifmr(search_range, search_step, max_percentile, min_percentile, asymmetric)
-    first = Histogram(tail=_tail_for(x.size, settings))
+    first = Histogram(tail=_tail_for(size, settings))
     first.update(x, device=device)
     second = IfmrPass(ifmr_candidates(*percentile_range(first, settings), settings, bits))
     second.update(x, device=device)
     return second.params()
+
+
+def _flat(x: np.ndarray, device: str) -> np.ndarray:
+    """Return clean data as one axis, device arrays as they are: their backend lays them flat."""
+    x = check_array("x", x, np.float32, None, device)
+    return x if is_device_array(x) else x.reshape(-1)
 
 
 def _tail_for(total: int, settings: Ifmr) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_array, check_not_empty, int32_room
+from kernels.checks import check_array, check_not_empty
 from kernels.dispatch import backend
-from kernels.output import OutputStage, check_bias, check_output
+from kernels.output import OutputStage, check_bias, check_output, check_room
 
 __all__ = ["inner_product", "inner_product_int8"]
 
@@ -39,10 +39,10 @@ def inner_product(
     TypeError, ValueError
         If dtypes, ranks or shapes do not fit together.
     """
-    x = check_array("x", x, np.float32, 2)
-    w = check_array("w", w, np.float32, 2)
+    x = check_array("x", x, np.float32, 2, device)
+    w = check_array("w", w, np.float32, 2, device)
     _check_shapes(x, w)
-    bias = check_bias(bias, w.shape[0], np.float32)
+    bias = check_bias(bias, w.shape[0], np.float32, device)
     return backend(device, "inner_product").inner_product(x, w, bias)
 
 
@@ -81,10 +81,10 @@ def inner_product_int8(
     OverflowError
         If a sum could leave int32.
     """
-    x = check_array("x", x, np.int8, 2)
-    w = check_array("w", w, np.int8, 2)
+    x = check_array("x", x, np.int8, 2, device)
+    w = check_array("w", w, np.int8, 2, device)
     _check_shapes(x, w)
-    bias = check_bias(bias, w.shape[0], np.int32)
-    int32_room(w, bias, channel_axis=0)
+    bias = check_bias(bias, w.shape[0], np.int32, device)
+    check_room(w, bias, device)
     stage = check_output(output, w.shape[0], x_offset)
     return backend(device, "inner_product").inner_product_int8(x, w, bias, int(x_offset), stage)

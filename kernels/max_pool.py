@@ -44,7 +44,7 @@ def max_pool2d(
     TypeError, ValueError
         If dtype, rank or parameters are wrong.
     """
-    x = check_array("x", x, np.float32, 4)
+    x = check_array("x", x, np.float32, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
     y, indices = backend(device, "max_pool").max_pool2d(x, geometry)
     return (y, indices) if return_indices else y

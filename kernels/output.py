@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 
 from kernels.affine import QuantParams
-from kernels.checks import check_integer
+from kernels.checks import check_integer, check_kind, check_place, int32_room, is_device_array
+from kernels.dispatch import backend
 
-__all__ = ["OutputStage", "check_bias", "check_output", "float_stage"]
+__all__ = ["OutputStage", "check_bias", "check_output", "check_room", "float_stage"]
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,68 @@ class CheckedStage:
         return np.dtype(("int32", "float32", "int8")[self.kind])
 
 
-def check_bias(bias: np.ndarray | None, channels: int, dtype: type) -> np.ndarray:
+def check_bias(
+    bias: np.ndarray | None, channels: int, dtype: type, device: str = "cpu"
+) -> np.ndarray:
     """Return the bias as an array (channels,) of `dtype`: zeros for None.
 
     Raises
     ------
     TypeError, ValueError
-        If its dtype or shape is another.
+        If its dtype or shape is another, or it lies where `device` does not take it from.
     """
     if bias is None:
         return np.zeros(channels, dtype)
-    if not isinstance(bias, np.ndarray):
-        raise TypeError(f"bias must be a NumPy array, not {type(bias).__name__}")
-    if bias.dtype != dtype or bias.shape != (channels,):
-        raise (TypeError if bias.dtype != dtype else ValueError)(
+    check_kind("bias", bias, None, None)
+    check_place("bias", bias, device)
+    if is_device_array(bias):
+        check_kind("bias", bias, dtype, None)
+    elif bias.dtype != dtype:
+        raise TypeError(
             f"bias must be {np.dtype(dtype).name} of shape ({channels},), "
             f"not {bias.dtype} {bias.shape}"
         )
-    return np.ascontiguousarray(bias)
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(
+            f"bias must be {np.dtype(dtype).name} of shape ({channels},), "
+            f"not {bias.dtype} {tuple(bias.shape)}"
+        )
+    return np.ascontiguousarray(bias) if isinstance(bias, np.ndarray) else bias
+
+
+def check_room(
+    w: np.ndarray,
+    bias: np.ndarray,
+    device: str,
+    by_output: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> None:
+    """Raise unless every sum fits in int32, see `kernels.checks.int32_room`.
+
+    Weights that lie on the device are fetched only where the largest there could be would not
+    do; the bias always is.
+
+    Parameters
+    ----------
+    w : int8 array
+    bias : int32 array (O,)
+    device : str
+    by_output : callable
+        Turns the weights, as NumPy's, so that outputs are their first axis.
+
+    Raises
+    ------
+    OverflowError
+        Naming the first channel whose sum could leave int32.
+    """
+    if is_device_array(bias):
+        bias = backend(device, "arrays").on_host(bias)
+    if is_device_array(w):
+        try:
+            int32_room(by_output(np.broadcast_to(np.int8(-128), tuple(w.shape))), bias, 0)
+            return
+        except OverflowError:
+            w = backend(device, "arrays").on_host(w)
+    int32_room(by_output(w), bias, channel_axis=0)
 
 
 def _per_channel(name: str, values: object, channels: int) -> np.ndarray:

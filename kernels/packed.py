@@ -11,7 +11,7 @@ from types import ModuleType
 
 from kernels.dispatch import backend
 
-__all__ = ["packed"]
+__all__ = ["packed", "resident"]
 
 
 def packed(device: str) -> ModuleType | None:
@@ -28,3 +28,19 @@ def packed(device: str) -> ModuleType | None:
         output stage), and the rules for borders.
     """
     return backend(device, "packed") if device == "cpu" else None
+
+
+def resident(device: str) -> ModuleType | None:
+    """Return what nets that stay on a device need, or None for the host's own.
+
+    Parameters
+    ----------
+    device : str
+
+    Returns
+    -------
+    module or None
+        With `on_device` and `on_host`, and the maps, sums and moves that are no operations of
+        this package.
+    """
+    return backend(device, "resident") if device == "cuda" else None

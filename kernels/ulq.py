@@ -152,7 +152,8 @@ def ulq_forward(x: np.ndarray, grid: UlqGrid, *, device: str = "cpu") -> np.ndar
     Parameters
     ----------
     x : float32 array, any shape
-        NaN stays NaN: training finds it in the loss.
+        NaN stays NaN: training finds it in the loss. May lie on a CUDA device, if that is the
+        one to compute; the result then lies there too, and likewise that of `ulq_backward`.
     grid : UlqGrid
     device : str
 
@@ -160,7 +161,7 @@ def ulq_forward(x: np.ndarray, grid: UlqGrid, *, device: str = "cpu") -> np.ndar
     -------
     float32 array, shape of `x`
     """
-    return backend(device, "ulq").forward(check_array("x", x, np.float32, None), grid)
+    return backend(device, "ulq").forward(check_array("x", x, np.float32, None, device), grid)
 
 
 def ulq_backward(
@@ -188,8 +189,8 @@ def ulq_backward(
     ValueError
         If the shapes differ.
     """
-    x = check_array("x", x, np.float32, None)
-    gradient = check_array("gradient", gradient, np.float32, None)
-    if x.shape != gradient.shape:
+    x = check_array("x", x, np.float32, None, device)
+    gradient = check_array("gradient", gradient, np.float32, None, device)
+    if tuple(x.shape) != tuple(gradient.shape):
         raise ValueError(f"x has the shape {x.shape}, its gradient {gradient.shape}")
     return backend(device, "ulq").backward(x, gradient, grid)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from types import ModuleType
+
 import numpy as np
 
 from kernels.affine import guard_scales
-from kernels.checks import check_array, check_bits
+from kernels.checks import check_array, check_bits, is_device_array
 from kernels.dispatch import backend
 
 __all__ = ["arq", "arq_fake_quantize"]
@@ -37,7 +40,7 @@ def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.nda
         If `w` is empty, holds NaN or infinity (the first such channel is named), or the axis
         is wrong.
     """
-    w, half = _check(w, channel_axis, bits)
+    w, half = _check(w, channel_axis, bits, "cpu")
     rows = w.reshape(1, -1) if channel_axis is None else _rows(w, channel_axis)
     return _scales(rows.min(axis=1), rows.max(axis=1), half, channel_axis)
 
@@ -52,12 +55,13 @@ def arq_fake_quantize(
     Parameters
     ----------
     w, channel_axis, bits
-        As for `arq`.
+        As for `arq`; `w` may lie on a CUDA device, if that is the one to compute.
     device : str
 
     Returns
     -------
     fake : float32 array, shape of `w`
+        Where `w` lies.
     scales : float32 array (channels,) or (1,)
 
     Raises
@@ -65,26 +69,31 @@ def arq_fake_quantize(
     ValueError
         As `arq`.
     """
-    w, half = _check(w, channel_axis, bits)
+    w, half = _check(w, channel_axis, bits, device)
     axis = channel_axis or 0
-    rows = _rows(w, axis) if w.ndim else w.reshape(1, 1)
     kernels = backend(device, "weights")
+    rows = _device_rows(w, axis, kernels) if is_device_array(w) else _rows(w, axis)
     low, high = kernels.row_ranges(rows)
     if channel_axis is None:
         low, high = low.min(keepdims=True), high.max(keepdims=True)
     scales = _scales(low, high, half, channel_axis)
     fake = kernels.fake_quantize_rows(rows, np.broadcast_to(scales, len(rows)), half)
+    if is_device_array(w):
+        outer, count, inner = _around(w, axis)
+        return kernels.swapped(fake.reshape(count, outer, inner)).reshape(tuple(w.shape)), scales
     if axis == 0:
         return fake.reshape(w.shape), scales
     moved = fake.reshape(np.moveaxis(w, axis, 0).shape)
     return np.ascontiguousarray(np.moveaxis(moved, 0, axis)), scales
 
 
-def _check(w: np.ndarray, channel_axis: int | None, bits: int) -> tuple[np.ndarray, int]:
+def _check(
+    w: np.ndarray, channel_axis: int | None, bits: int, device: str
+) -> tuple[np.ndarray, int]:
     """Return the clean weights and half the number of levels."""
-    w = check_array("w", w, np.float32, None)
+    w = check_array("w", w, np.float32, None, device)
     half = 1 << (check_bits(bits) - 1)
-    if not w.size:
+    if not math.prod(w.shape):
         raise ValueError("w is empty: there is no range to take a scale from")
     if channel_axis is not None and not -w.ndim <= channel_axis < w.ndim:
         raise ValueError(f"channel_axis {channel_axis} is not an axis of shape {w.shape}")
@@ -101,5 +110,20 @@ def _scales(low: np.ndarray, high: np.ndarray, half: int, channel_axis: int | No
     return guard_scales(scales.astype(np.float32))
 
 
+def _around(w: np.ndarray, axis: int) -> tuple[int, int, int]:
+    """Return how long the axes before one are together, the axis, and those behind it."""
+    shape = tuple(w.shape) or (1,)
+    at = axis % len(shape)
+    return math.prod(shape[:at]), shape[at], math.prod(shape[at + 1 :])
+
+
+def _device_rows(w: np.ndarray, axis: int, code: ModuleType) -> np.ndarray:
+    """Return the rows of a device array."""
+    shape = _around(w, axis)
+    return code.swapped(w.reshape(shape)).reshape(shape[1], -1)
+
+
 def _rows(w: np.ndarray, axis: int) -> np.ndarray:
+    if not w.ndim:
+        return w.reshape(1, 1)
     return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))

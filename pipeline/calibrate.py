@@ -7,12 +7,15 @@ batches weighs IFMR's candidates on the data itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
+import kernels
 from caffeio import Layer, Net, Value
 from kernels import (
     Histogram,
@@ -31,7 +34,7 @@ from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
 from pipeline.settings import LayerPlan
 
-__all__ = ["Observations", "observe", "search", "search_exactly"]
+__all__ = ["Observations", "observe", "observe_shards", "search", "search_exactly"]
 
 #: Extreme values kept at either end of a histogram: at least, and at most.
 _TAIL = 128
@@ -77,9 +80,72 @@ def observe(
     PipelineError
         If a value holds NaN or infinity: it names layer, blob and batch.
     """
+    return _observe(net, plans, enumerate(batches), batch_num)
+
+
+def observe_shards(
+    nets: Sequence[FloatNet],
+    plans: Mapping[str, LayerPlan],
+    batches: Iterable[Inputs],
+    batch_num: int,
+) -> Observations:
+    """As `observe`, with the batches shared among several devices of one kind.
+
+    Whichever device is free takes the next batch. Histograms merge exactly in any order, so
+    the result does not depend on who took what.
+
+    Parameters
+    ----------
+    nets : sequence of FloatNet
+        The same net, one for each device, in the order of the devices.
+    plans, batches, batch_num
+        As for `observe`.
+    """
+    if len(nets) == 1:
+        return observe(nets[0], plans, batches, batch_num)
+    queue, lock = enumerate(batches), threading.Lock()
+
+    def taken() -> Iterator[tuple[int, Inputs]]:
+        while True:
+            with lock:
+                found = next(queue, None)
+            if found is None:
+                return
+            yield found
+
+    def work(number: int) -> Observations:
+        kernels.select_device(nets[number].device, number)
+        return _observe(nets[number], plans, taken(), batch_num)
+
+    with ThreadPoolExecutor(len(nets), "observe") as pool:
+        parts = list(pool.map(work, range(len(nets))))
+    return _merged(parts)
+
+
+def _merged(parts: Iterable[Observations]) -> Observations:
+    """Return what all have seen together."""
+    whole = Observations({}, {}, 0)
+    for part in parts:
+        for value, histogram in part.histograms.items():
+            if value in whole.histograms:
+                whole.histograms[value].merge(histogram)
+            else:
+                whole.histograms[value] = histogram
+        whole.shapes.update(part.shapes)
+        whole = replace(whole, samples=whole.samples + part.samples)
+    return whole
+
+
+def _observe(
+    net: FloatNet,
+    plans: Mapping[str, LayerPlan],
+    batches: Iterable[tuple[int, Inputs]],
+    batch_num: int,
+) -> Observations:
+    """Count what the planned layers read in numbered batches."""
     readers = _first_readers(net.net, plans)
     seen = Observations({}, {}, 0)
-    for index, inputs in enumerate(batches):
+    for index, inputs in batches:
         shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
         seen.shapes.update({value: shapes[value] for value in readers})
         bad: dict[Value, list[NotFiniteError]] = {}

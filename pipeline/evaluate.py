@@ -13,9 +13,10 @@ from caffeio import Layer, Net
 from caffeio.data import Batch
 from kernels import QuantParams
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.executor import FloatNet, Observer
+from pipeline.executor import FloatNet
 from pipeline.int8 import Int8Net
 from pipeline.layers import layer_type
+from pipeline.loop import Observer
 from pipeline.measure import Closeness, TopK
 from pipeline.quantize import QuantizedLayer
 

@@ -1,124 +1,40 @@
 """Running a net: compiled for the device where that is possible, or layer after layer.
 
-`run` is the loop over layers: it keeps the values, hands them to the layers and frees them
-after their last reader. It defines what a net computes. `Executor` runs a net on it, or
-compiled (`pipeline.compile`), which is faster; layers that `numbers` names run on integers.
-`FloatNet` is an executor without any.
+The loop over layers (`pipeline.loop`) defines what a net computes. `Executor` runs a net on it,
+on a device whose memory the data never leaves (`pipeline.resident`), or compiled
+(`pipeline.compile`), which is faster; layers that `numbers` names run on integers. `FloatNet` is
+an executor without any.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 import kernels
-from caffeio.errors import NetError
 from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
 from pipeline.compile import compile_net
 from pipeline.compiled import CompiledNet, Watch
 from pipeline.inference import behind_data, check_inputs, infer, input_shapes
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
-from pipeline.parts import images_at_once
+from pipeline.loop import Forward, Observer, guarded, owned, run
+from pipeline.parts import images_at_once, in_halves, splits
 from pipeline.quantize import QuantizedLayer
+from pipeline.resident import Resident
 from pipeline.schedule import Schedule, schedule
 
-__all__ = ["Executor", "FloatNet", "Forward", "Observer", "run"]
+__all__ = ["Executor", "FloatNet"]
 
 #: Watching costs something for every call, so that many parts are run at once.
 _WATCHED_PARTS = 4
 
 #: Inputs by name, sorted, with their shapes.
 Shapes = tuple[tuple[str, Shape], ...]
-
-#: The computation of one layer: its bottoms in, its tops out.
-Forward = Callable[[Sequence[np.ndarray]], tuple[np.ndarray, ...]]
-
-#: ``observer(position, layer, bottoms, tops)``; it must not change the arrays.
-Observer = Callable[[int, Layer, Sequence[np.ndarray], Sequence[np.ndarray]], None]
-
-
-def run(
-    net: Net,
-    plan: Schedule,
-    inputs: Mapping[str, np.ndarray],
-    forward_of: Callable[[int], Forward],
-    observer: Observer | None = None,
-) -> dict[str, np.ndarray]:
-    """Run the layers of a plan.
-
-    Parameters
-    ----------
-    net : Net
-    plan : Schedule
-        From `schedule`, for the names in `inputs`.
-    inputs : mapping of str to ndarray
-        Clean arrays: what the first layers read.
-    forward_of : callable
-        ``forward_of(position)`` returns the computation of that layer.
-    observer : callable, optional
-        Called after each layer with its position, the layer, bottoms and tops.
-
-    Returns
-    -------
-    dict of str to ndarray
-        The plan's results, in arrays that belong to the caller alone.
-
-    Raises
-    ------
-    caffeio.NetError
-        If a layer fails: with its name, type and the shapes it was given.
-    """
-    values = {
-        v: inputs[v.blob]
-        for layer, link in zip(net.layers, net.links, strict=True)
-        if layer.type in SOURCE_TYPES
-        for v in link.writes
-        if v.blob in inputs
-    }
-    for i, dead in zip(plan.layers, plan.frees, strict=True):
-        layer, link = net.layers[i], net.links[i]
-        bottoms = [values[v] for v in link.reads]
-        tops = _guarded(layer, bottoms, forward_of(i))
-        values.update(zip(link.writes, tops, strict=True))
-        if observer is not None:
-            observer(i, layer, bottoms, tops)
-        del bottoms, tops
-        for value in dead:
-            del values[value]
-    found = {name: values[value] for name, value in plan.results.items()}
-    return _owned(found, inputs)
-
-
-def _guarded(
-    layer: Layer, bottoms: Sequence[np.ndarray], forward: Forward
-) -> tuple[np.ndarray, ...]:
-    try:
-        # Overflow and division by zero give inf and NaN in Caffe, too: not a warning.
-        with np.errstate(all="ignore"):
-            return forward(bottoms)
-    except NetError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(x.shape) for x in bottoms) or "no bottoms"
-        raise NetError(f"{layer.type} failed on {shapes}: {error}", layer.name) from error
-
-
-def _owned(
-    found: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Copy those results that share memory with an input, a weight or each other."""
-    taken = {id(x) for x in inputs.values()}
-    results = {}
-    for name, x in found.items():
-        shared = x.base is not None or id(x) in taken
-        results[name] = x.copy() if shared else x
-        taken.add(id(results[name]))
-    return results
 
 
 class Executor:
@@ -131,7 +47,8 @@ class Executor:
     numbers : mapping of layer name to QuantizedLayer
         Layers that run on integers.
     device : str
-        One of `kernels.DEVICES`: ``"reference"`` (NumPy) or ``"cpu"`` (compiled kernels).
+        One of `kernels.DEVICES`: ``"reference"`` (NumPy), ``"cpu"`` (compiled kernels) or
+        ``"cuda"``, where data stays from the first layer to the last.
 
     Raises
     ------
@@ -154,6 +71,7 @@ class Executor:
         self.device = device
         self._numbers = numbers
         self._packed: dict[object, object] = {}
+        self._resident = Resident(device) if kernels.resident(device) else None
         self._types = tuple(layer_type(layer) for layer in net.layers)
         self._declared = input_shapes(net)
         self._unsure = behind_data(net, self._types)
@@ -228,7 +146,9 @@ class Executor:
         self._infer_once(shapes)
         if observer is None and kernels.packed(self.device):
             return self._run_compiled(arrays, shapes, asked, (), None)
-        return run(self.net, plan, arrays, self.forward_of, observer)
+        if self._resident is not None:
+            return self._run_resident(self._resident, plan, arrays, observer)
+        return owned(run(self.net, plan, arrays, self.forward_of, observer), arrays)
 
     def watch(
         self, inputs: Mapping[str, np.ndarray], values: Collection[Value], watch: Watch
@@ -268,22 +188,53 @@ class Executor:
                     watch(value, top)
 
         plan = self._plan_once(tuple(sorted(inputs)), (), True)
-        run(self.net, plan, arrays, self.forward_of, after)
+        where = arrays if self._resident is None else self._resident.enter(arrays)
+        run(self.net, plan, where, self.forward_of, after)
 
     def forward_of(self, position: int) -> Forward:
         """Return the computation of one layer, for use in `run`."""
         layer, kind = self.net.layers[position], self._types[position]
         numbers = self._numbers.get(layer.name)
         if numbers is not None:
+            there = self._resident
+            if there is not None:
+                return lambda bottoms: (there.run_int8(layer, numbers, bottoms[0]),)
             operation = INT8_FORWARD[layer.type]
             return lambda bottoms: (operation(layer, numbers, bottoms[0], self.device),)
 
         def forward(bottoms: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
             if position in self._unsure:
                 kind.shapes(layer, [x.shape for x in bottoms])
+            if self._resident is not None:
+                return self._resident.run(layer, bottoms)
             return kind.forward(layer, bottoms, self.device)
 
         return forward
+
+    def _run_resident(
+        self,
+        resident: Resident,
+        plan: Schedule,
+        arrays: Mapping[str, np.ndarray],
+        observer: Observer | None,
+    ) -> dict[str, np.ndarray]:
+        """Run on the device; results, and what an observer sees, come back to the host."""
+        host = resident.parts.on_host
+
+        def seen(
+            i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
+        ) -> None:
+            assert observer is not None
+            observer(i, layer, [host(x) for x in bottoms], [host(x) for x in tops])
+
+        watching = seen if observer else None
+
+        def whole(taken: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            entered = resident.enter(taken)
+            return resident.leave(run(self.net, plan, entered, self.forward_of, watching))
+
+        shapes = self._infer_once(tuple(sorted((n, x.shape) for n, x in arrays.items())))
+        return dict(in_halves(whole, arrays, splits(self.net, plan.layers, shapes)))
 
     def _run_compiled(
         self,
@@ -296,7 +247,7 @@ class Executor:
         """Run compiled, a part of the batch after the other."""
 
         def run_layer(position: int, bottoms: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-            return _guarded(self.net.layers[position], bottoms, self.forward_of(position))
+            return guarded(self.net.layers[position], bottoms, self.forward_of(position))
 
         size = self._part_once(shapes, blobs, values)
         batch = shapes[0][1][0] if shapes else size
@@ -311,7 +262,7 @@ class Executor:
             found = compiled.run(taken, run_layer, watch)
             parts.append({name: found[v] for name, v in compiled.results.items()})
         if len(parts) == 1:
-            return _owned(parts[0], arrays)
+            return owned(parts[0], arrays)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _plan(

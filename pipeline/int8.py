@@ -13,8 +13,9 @@ import numpy as np
 
 from caffeio import Net
 from caffeio.record import Record
-from pipeline.executor import Executor, Observer
+from pipeline.executor import Executor
 from pipeline.fuse import fuse
+from pipeline.loop import Observer
 from pipeline.quantize import quantize_layers
 
 __all__ = ["Int8Net", "unfused"]

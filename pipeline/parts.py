@@ -6,14 +6,19 @@ numbers, and what one step writes is still near the core when the next one reads
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+
+import numpy as np
 
 from caffeio.graph import Layer, Net, Value
 from pipeline.layers import Shape
 from pipeline.layers.normalization import uses_global_stats
 
-__all__ = ["images_at_once"]
+__all__ = ["images_at_once", "in_halves", "splits"]
+
+Arrays = Mapping[str, np.ndarray]
 
 #: What the largest values of a part may take together with what they are made of.
 _CACHE_BYTES = 8 << 20
@@ -45,8 +50,8 @@ def _alone(layer: Layer, rank: int) -> bool:
     return rule() if rule else layer.type in _ALONE
 
 
-def images_at_once(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape]) -> int:
-    """Return the size of parts in which to run a batch; the whole batch if it must stay one.
+def splits(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape]) -> bool:
+    """Whether a batch may be run in parts: every layer treats every image alone.
 
     Parameters
     ----------
@@ -57,9 +62,56 @@ def images_at_once(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape
     """
     values = [v for i in layers for v in (*net.links[i].reads, *net.links[i].writes)]
     batches = {shapes[v][0] if shapes.get(v) else 0 for v in values}
-    batch = max(batches, default=1)
-    alone = all(_alone(net.layers[i], len(shapes.get(net.links[i].reads[0], (1,)))) for i in layers)
-    if len(batches) != 1 or not alone:
+    return len(batches) == 1 and all(
+        _alone(net.layers[i], len(shapes.get(net.links[i].reads[0], (1,)))) for i in layers
+    )
+
+
+def images_at_once(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape]) -> int:
+    """Return the size of parts in which to run a batch; the whole batch if it must stay one.
+
+    Parameters
+    ----------
+    net, layers, shapes
+        As for `splits`.
+    """
+    values = [v for i in layers for v in (*net.links[i].reads, *net.links[i].writes)]
+    batch = max((shapes[v][0] if shapes.get(v) else 0 for v in values), default=1)
+    if not splits(net, layers, shapes):
         return batch
     largest = max(4 * prod(shapes[v][1:]) for v in values)
     return min(batch, max(1, _CACHE_BYTES // (2 * largest)))
+
+
+def in_halves(run: Callable[[Arrays], Arrays], inputs: Arrays, may_split: bool) -> Arrays:
+    """Run a batch; where the device's memory does not suffice, its halves one after the other.
+
+    Parameters
+    ----------
+    run : callable
+        Takes inputs, returns results, by name.
+    inputs : mapping of str to ndarray
+    may_split : bool
+        From `splits`.
+
+    Raises
+    ------
+    MemoryError
+        If one image is too much, or the batch must stay whole.
+    """
+    try:
+        return run(inputs)
+    except MemoryError:
+        batch = max((len(x) for x in inputs.values() if x.ndim), default=1)
+        if batch < 2 or not may_split:
+            raise
+    half = batch // 2
+    warnings.warn(
+        f"the device has not enough memory for a batch of {batch}; it is run in halves",
+        stacklevel=2,
+    )
+    parts = [
+        in_halves(run, {name: x[cut] for name, x in inputs.items()}, may_split)
+        for cut in (slice(half), slice(half, None))
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

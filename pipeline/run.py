@@ -37,8 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="show what would be done, without computing"
     )
     parser.add_argument(
-        "--device", choices=("cpu", "reference"), default="cpu",
-        help="cpu: numba on all cores (default); reference: NumPy, slow, defines the results",
+        "--device", choices=("auto", "cpu", "cuda", "reference"), default="auto",
+        help="cuda: a GPU; cpu: numba on all cores; auto (default): cuda where there is one; "
+        "reference: NumPy, slow, defines the results",
     )  # fmt: skip
     parser.add_argument(
         "--retrain", metavar="SOLVER", help="train by this solver, as [retrain] in the config"
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from kernels import best_device
     from pipeline.config import load_config
     from pipeline.job import plan_model, quantize_model
     from pipeline.progress import Reporter
@@ -112,6 +114,10 @@ def _run(options: argparse.Namespace) -> int:
         show_plan(cost, c.batch_size, c.batch_size * c.batch_num, _wide(console))
         return DONE
     reporter = Reporter(quiet=options.quiet)
+    if options.device == "auto":
+        options.device, name = best_device()
+        if options.device != "cpu":
+            reporter.say(f"running on {name}; --device cpu does not")
     if options.emit_qat or options.from_qat:
         return _qat(config, options, reporter, console)
     if config.retrain is not None:

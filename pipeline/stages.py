@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+import kernels
 from caffeio import Layer, Net, Value
 from caffeio.record import Record
 from kernels import QuantParams
-from pipeline.calibrate import observe, search, search_exactly
+from pipeline.calibrate import observe_shards, search, search_exactly
 from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluate import (
@@ -94,7 +95,9 @@ def calibrate(
             found = feed.batches(c.batch_size, c.batch_num)
             return (feed.for_net(b) for b in reporter.track(found, what, c.batch_num))
 
-        seen = observe(net, work.plans, batches("calibrate"), c.batch_num)
+        others = range(1, kernels.device_count(net.device))
+        nets = [net, *(FloatNet(net.net, device=net.device) for _ in others)]
+        seen = observe_shards(nets, work.plans, batches("calibrate"), c.batch_num)
         if c.exact:
             again = batches("calibrate, exactly")
             params = search_exactly(net, work.plans, seen, again, bits=bits)

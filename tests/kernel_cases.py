@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from kernels import OutputStage, QuantParams
 
-DEVICES = ["reference", "cpu"]
+#: Devices that every operation is tested on; ``cuda`` in a process of its own, in the simulator.
+DEVICES = os.environ.get("CAFFE_QUANT_TEST_DEVICES", "reference,cpu").split(",")
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 

@@ -12,6 +12,10 @@ from conftest import ROOT
 PACKAGES = ("kernels", "caffeio", "pipeline")
 #: Parts of the CPU backend that are no operations: they have no twin in the reference.
 PARTS = {"__init__.py", "jit.py", "blas.py", "lines.py", "packed.py"}
+CUDA_PARTS = {
+    "__init__.py", "arrays.py", "gemm.py", "jit.py", "output.py", "packing.py", "ptx.py",
+    "resident.py", "tensor.py", "tiles.py",
+}  # fmt: skip
 LLVM = ("llvmlite", "numba.extending")
 
 
@@ -138,9 +142,10 @@ def test_one_file_owns_the_options_of_the_compiler():
 
 
 def test_every_operation_lies_under_the_same_name_on_every_device():
-    here = {p.name for p in (ROOT / "kernels" / "cpu").glob("*.py")}
-    twins = {p.name for p in files("kernels/reference")}
-    assert here - PARTS == twins - {"__init__.py", "output.py"}  # an output stage is no operation
+    twins = {p.name for p in files("kernels/reference")} - {"__init__.py", "output.py"}
+    for device, parts in (("cpu", PARTS), ("cuda", CUDA_PARTS)):
+        here = {p.name for p in (ROOT / "kernels" / device).glob("*.py")}
+        assert here - parts == twins, device  # an output stage is no operation
 
 
 def public(path: Path) -> set[str]:

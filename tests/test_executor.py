@@ -12,7 +12,8 @@ from layer_nets import one_layer, with_blobs
 
 import caffeio
 from caffeio import NetError, Value
-from pipeline.executor import FloatNet, run
+from pipeline.executor import FloatNet
+from pipeline.loop import run
 from pipeline.schedule import schedule
 
 INPUT = (

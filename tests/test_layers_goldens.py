@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import kernel_cases as cases
 import numpy as np
 import pytest
 from conftest import GOLDENS
 
 import caffeio
-import kernels
 from pipeline.executor import FloatNet
 
 CASES = sorted((GOLDENS / "caffe").glob("*.npz"))
@@ -33,7 +33,7 @@ def test_all_cases_are_here():
     assert len(CASES) == 104
 
 
-@pytest.mark.parametrize("device", kernels.DEVICES)
+@pytest.mark.parametrize("device", cases.DEVICES)
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_equals_caffe(case: Path, device: str, tmp_path: Path):
     net, inputs, expected = load(case, tmp_path)

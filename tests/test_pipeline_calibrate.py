@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kernel_cases as cases
 import numpy as np
 import pytest
 from layer_nets import with_blobs
@@ -9,7 +10,7 @@ from small_nets import samples, small_net
 
 import kernels
 from caffeio import Value
-from pipeline.calibrate import observe, search, search_exactly
+from pipeline.calibrate import observe, observe_shards, search, search_exactly
 from pipeline.eligibility import judge
 from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
@@ -82,7 +83,7 @@ def test_every_method_finds_parameters(net, name):
 
 def test_devices_see_the_same(net):
     plans = plans_for(net, kernels.MinMax())
-    seen = [observe(FloatNet(net.net, device=d), plans, batches(), 3) for d in kernels.DEVICES]
+    seen = [observe(FloatNet(net.net, device=d), plans, batches(), 3) for d in cases.DEVICES]
     first = Value("data")
     one, two = (s.histograms[first] for s in seen)
     np.testing.assert_array_equal(one.counts, two.counts)
@@ -136,3 +137,24 @@ def test_data_too_large_to_scale_names_the_layer(net):
     seen = observe(net, plans, [{"data": samples(2) * 1e12}], 1)
     with pytest.raises(PipelineError, match=r"layer 'conv1'.*scale.*skip_layers"):
         search(net.net, plans, seen, "cpu")
+
+
+def test_shares_of_several_devices_are_what_one_sees(net):
+    plans = plans_for(net, kernels.Ifmr())
+    whole = observe(net, plans, batches(5), 5)
+    shared = observe_shards([FloatNet(net.net) for _ in range(3)], plans, batches(5), 5)
+    assert (shared.samples, shared.shapes) == (whole.samples, whole.shapes)
+    for value, one in whole.histograms.items():
+        two = shared.histograms[value]
+        assert (one.exponent, one.total, one.zeros) == (two.exponent, two.total, two.zeros)
+        assert (one.low, one.high) == (two.low, two.high)
+        assert (one.counts == two.counts).all()
+        assert (one.largest == two.largest).all()
+        assert (one.smallest == two.smallest).all()
+
+
+def test_nan_in_a_share_names_its_batch(net):
+    found = batches(5)
+    found[3]["data"][0, 0, 0, 0] = np.nan
+    with pytest.raises(PipelineError, match="in batch 3"):
+        observe_shards([FloatNet(net.net)] * 2, plans_for(net, kernels.Ifmr()), found, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import kernel_cases as cases
 import numpy as np
 import pytest
 from layer_nets import with_blobs
@@ -307,7 +308,7 @@ def test_one_net_serves_several_threads():
         assert (y == wanted[i % 12]).all()
 
 
-@pytest.mark.parametrize("device", kernels.DEVICES)
+@pytest.mark.parametrize("device", cases.DEVICES)
 def test_watching_shows_every_value_once(device: str):
     net, x = build("concat"), data("concat", 2)
     seen: dict[Value, np.ndarray] = {}

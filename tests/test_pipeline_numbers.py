@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import kernel_cases as cases
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -155,7 +156,7 @@ def test_integer_net_equals_the_simulation_and_all_devices_agree(net, channel_wi
     simulation = FloatNet(fakequant_net(fused.net, quantize_layers(fused.net, record)))
     blobs = ["conv1", "dw", "branch", "sum", "up_scale", "avg", "max", "fc", "prob"]
     faked = simulation.forward({"data": X}, blobs)
-    found = {d: Int8Net(net, record, device=d).forward({"data": X}, blobs) for d in kernels.DEVICES}
+    found = {d: Int8Net(net, record, device=d).forward({"data": X}, blobs) for d in cases.DEVICES}
     for blob in blobs:
         np.testing.assert_array_equal(found["cpu"][blob], found["reference"][blob])
         step = steps.get(blob, np.abs(faked[blob]).max() / 255)

@@ -1,13 +1,15 @@
 """Fake quantization inside training: this project's kernels as torch functions.
 
 Data passes through `Ulq`, whose range is learned; weights through ARQ with a straight-through
-gradient, their scales taken from the float weights at each forward. On the CPU the kernels
-work on the tensors' own memory.
+gradient, their scales taken from the float weights at each forward. The kernels work on the
+tensors' own memory, on the CPU and, with numba-cuda, on a CUDA device.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,27 @@ class Ulq(nn.Module):
         return self._grid().params()
 
 
+@cache
+def _with_kernels() -> bool:
+    """Whether this project's CUDA kernels are at hand."""
+    return importlib.util.find_spec("numba_cuda") is not None
+
+
+def _reached(x: Tensor) -> bool:
+    """Whether the CUDA kernels work on a tensor: else `formula` does."""
+    return x.device.type == "cuda" and _with_kernels()
+
+
+def _shared(x: Tensor) -> np.ndarray:
+    """Return a CUDA tensor as the kernels take it: the same memory, in C order."""
+    kernels.select_device("cuda", x.device.index or 0)
+    return x.detach().contiguous()  # type: ignore[return-value]
+
+
+def _one(value: float) -> np.ndarray:
+    return np.array([value], np.float32)
+
+
 class _UlqFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip_max: Tensor, clip_min: Tensor, grid: UlqGrid) -> Tensor:
@@ -106,6 +129,10 @@ class _UlqFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
+        if _reached(x):
+            found = kernels.ulq_backward(_shared(x), _shared(gradient), ctx.grid, device="cuda")
+            there = (torch.as_tensor(v, device=x.device) for v in (found[0], *map(_one, found[1:])))
+            return (*there, None)
         if x.device.type != "cpu":
             return (*formula.ulq_backward(x, gradient, ctx.grid), None)
         dx, by_max, by_min = kernels.ulq_backward(x.numpy(), gradient.numpy(), ctx.grid)

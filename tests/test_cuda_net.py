@@ -1,0 +1,111 @@
+"""Nets whose data stays on a CUDA device: layers, whole nets, calibration, halved batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from cuda_simulator import SIMULATED, simulator
+from small_nets import samples, small_net, write_job
+from test_layers_goldens import load
+
+import kernels
+import pipeline
+from pipeline.calibrate import observe
+from pipeline.eligibility import judge
+from pipeline.executor import FloatNet
+from pipeline.fuse import fuse
+from pipeline.int8 import Int8Net
+from pipeline.parts import in_halves
+from pipeline.settings import LayerPlan
+
+pytestmark = [
+    pytest.mark.skipif(
+        not SIMULATED and kernels.best_device()[0] != "cuda",
+        reason="needs a CUDA device, or NUMBA_ENABLE_CUDASIM=1",
+    ),
+    # a device overflows in silence, the simulator's NumPy does not
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+]
+
+#: Goldens of layers that have a form on the device, small enough for a simulator.
+CASES = [
+    "absval_0", "batchnorm_0", "bias_0", "bnll_0", "clip_0", "concat_0", "concat_1", "dropout_0",
+    "eltwise_0", "eltwise_1", "eltwise_2", "eltwise_3", "elu_0", "exp_0", "flatten_0",
+    "innerproduct_00", "innerproduct_01", "log_0", "lrn_0", "pool_ave_00", "pool_max_00",
+    "power_0", "power_1", "prelu_0", "relu_0", "relu_1", "reshape_0", "scale_0", "scale_1",
+    "sigmoid_0", "slice_0", "softmax_0", "softmax_1", "swish_0", "tanh_0", "threshold_0",
+    "reduction_0",  # has no form there: it runs on the host
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_equal_caffe(case: str, tmp_path: Path):
+    net, inputs, expected = load(GOLDENS / "caffe" / f"{case}.npz", tmp_path)
+    out = FloatNet(net, device="cuda").forward(inputs)
+    for name, want in expected.items():
+        assert isinstance(out[name], np.ndarray)
+        assert out[name].shape == want.shape
+        np.testing.assert_allclose(out[name], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _simulated():
+    with simulator():
+        yield
+
+
+@pytest.fixture(scope="module")
+def net():
+    return small_net()
+
+
+def test_a_float_net_is_that_of_the_cpu(net):
+    x = {"data": samples(1)}
+    blobs = ["conv1", "dw", "sum", "up", "avg", "prob"]
+    want = FloatNet(net).forward(x, blobs)
+    got = FloatNet(net, device="cuda").forward(x, blobs)
+    for name in blobs:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_integer_net_is_that_of_the_cpu(net, tmp_path):
+    record = pipeline.quantize_model(write_job(tmp_path)).record
+    x = {"data": samples(1)}
+    want = Int8Net(net, record, device="reference").forward(x, ["conv1", "sum", "fc"])
+    got = Int8Net(net, record, device="cuda").forward(x, ["conv1", "sum", "fc"])
+    for name, values in want.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, atol=1e-5)
+
+
+def test_calibration_sees_what_the_cpu_sees(net):
+    fused = fuse(net).net
+    plans = {v.layer: LayerPlan(kernels.Ifmr(), False) for v in judge(fused) if v.quantize}
+    batches = [{"data": samples(1)}]
+    one, two = (observe(FloatNet(fused, device=d), plans, batches, 1) for d in ("cpu", "cuda"))
+    assert one.histograms.keys() == two.histograms.keys()
+    data = next(value for value in one.histograms if value.blob == "data")
+    assert (one.histograms[data].counts == two.histograms[data].counts).all()
+    for value, histogram in one.histograms.items():
+        assert histogram.total == two.histograms[value].total
+        assert two.histograms[value].high == pytest.approx(histogram.high, rel=1e-4)
+
+
+def test_a_batch_is_halved_where_memory_does_not_suffice():
+    sizes: list[int] = []
+
+    def run(inputs):
+        sizes.append(len(inputs["x"]))
+        if len(inputs["x"]) > 2:
+            raise MemoryError("out of memory")
+        return {"y": inputs["x"] * 2}
+
+    x = np.arange(7.0)
+    with pytest.warns(UserWarning, match="run in halves"):
+        found = in_halves(run, {"x": x}, True)
+    assert (found["y"] == 2 * x).all()
+    assert max(s for s in sizes if s <= 2) == 2
+    with pytest.raises(MemoryError):
+        in_halves(run, {"x": x}, False)
