@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -32,6 +32,7 @@ from kernels import (
 from pipeline.compiled import Watch
 from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
+from pipeline.parts import in_halves, splits
 from pipeline.settings import LayerPlan
 
 __all__ = ["Observations", "observe", "observe_shards", "search", "search_exactly"]
@@ -53,11 +54,14 @@ class Observations:
     shapes : dict of Value to tuple of int
         Of the last batch.
     samples : int
+    room : dict of Value to int
+        How many values to expect, where that is known before.
     """
 
     histograms: dict[Value, Histogram]
     shapes: dict[Value, tuple[int, ...]]
     samples: int
+    room: dict[Value, int] = field(default_factory=dict)
 
 
 def observe(
@@ -143,17 +147,55 @@ def _observe(
     batch_num: int,
 ) -> Observations:
     """Count what the planned layers read in numbered batches."""
-    readers = _first_readers(net.net, plans)
     seen = Observations({}, {}, 0)
     for index, inputs in batches:
-        shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
-        seen.shapes.update({value: shapes[value] for value in readers})
-        bad: dict[Value, list[NotFiniteError]] = {}
-        net.watch(inputs, readers, _counter(net, plans, seen, batch_num, bad))
-        for value in (value for value in readers if value in bad):
-            raise _not_finite(readers[value], value, index, bad[value])
-        seen = replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
+        if kernels.resident(net.device) is None:
+            seen = _count(net, plans, seen, index, inputs, batch_num)
+        else:
+            parts = _fitting(net, plans, index, inputs, batch_num)
+            seen = _merged([seen, *parts])
     return seen
+
+
+def _count(
+    net: FloatNet,
+    plans: Mapping[str, LayerPlan],
+    seen: Observations,
+    index: int,
+    inputs: Inputs,
+    batch_num: int,
+) -> Observations:
+    """Return what was seen, and now in this batch."""
+    readers = _first_readers(net.net, plans)
+    shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
+    seen.shapes.update({value: shapes[value] for value in readers})
+    bad: dict[Value, list[NotFiniteError]] = {}
+    net.watch(inputs, readers, _counter(net, plans, seen, batch_num, bad))
+    for value in (value for value in readers if value in bad):
+        raise _not_finite(readers[value], value, index, bad[value])
+    return replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
+
+
+def _fitting(
+    net: FloatNet, plans: Mapping[str, LayerPlan], index: int, inputs: Inputs, batch_num: int
+) -> list[Observations]:
+    """Return what a batch shows; where the device's memory does not suffice, its halves.
+
+    Each part is counted anew, so that nothing of one that failed is left.
+    """
+    # the tails are sized by the whole batch: histograms of other tails do not merge
+    whole = net.shapes({name: np.shape(x) for name, x in inputs.items()})
+    room = {value: prod(whole[value]) * batch_num for value in _first_readers(net.net, plans)}
+    parts: list[Observations] = []
+
+    def run(part: Inputs) -> Inputs:
+        fresh = Observations({}, {}, 0, room)
+        parts.append(_count(net, plans, fresh, index, part, batch_num))
+        return {}
+
+    layers = [i for i, link in enumerate(net.net.links) if link.reads]
+    in_halves(run, inputs, splits(net.net, layers, whole))
+    return parts
 
 
 def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[Value, Layer]:
@@ -173,7 +215,7 @@ def _counter(
 ) -> Watch:
     def watch(value: Value, numbers: np.ndarray) -> None:
         if value not in seen.histograms:
-            total = prod(seen.shapes[value]) * batch_num
+            total = seen.room.get(value, prod(seen.shapes[value]) * batch_num)
             seen.histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
         try:
             seen.histograms[value].update(numbers, device=net.device)

@@ -187,7 +187,7 @@ def test_convolutions_at_random(data: st.DataObject):
             pad=pad,
             dilation=dilation,
             group=group,
-        )  # fmt: skip
+        )
     )
 
 
@@ -242,7 +242,7 @@ def test_deconvolutions_at_random(data: st.DataObject):
             pad=pad,
             dilation=dilation,
             group=group,
-        )  # fmt: skip
+        )
     )
 
 
@@ -412,13 +412,13 @@ def test_device_arrays_stay_on_the_device():
         (partial(kernels.avg_pool2d_int8, kernel=2, output=OUTPUTS["float"]), (x,)),
         (partial(kernels.max_pool2d, kernel=2), (f,)),
     ):
-        arrays = [np.ascontiguousarray(a) for a in arrays]
-        got = call(*(held(a) for a in arrays), device="cuda")
+        parts = [np.ascontiguousarray(a) for a in arrays]
+        got = call(*(held(a) for a in parts), device="cuda")
         assert not isinstance(got, np.ndarray)
-        exact = arrays[0].dtype == np.int8 or len(arrays) == 1
-        agree(got.copy_to_host(), call(*arrays, device="reference"), exact)
-        if len(arrays) == 3:  # data of the host, weights of the device
-            mixed = call(arrays[0], *(held(a) for a in arrays[1:]), device="cuda")
+        exact = parts[0].dtype == np.int8 or len(parts) == 1
+        agree(got.copy_to_host(), call(*parts, device="reference"), exact)
+        if len(parts) == 3:  # data of the host, weights of the device
+            mixed = call(parts[0], *(held(a) for a in parts[1:]), device="cuda")
             agree(mixed, got.copy_to_host())
 
 

@@ -109,3 +109,24 @@ def test_a_batch_is_halved_where_memory_does_not_suffice():
     assert max(s for s in sizes if s <= 2) == 2
     with pytest.raises(MemoryError):
         in_halves(run, {"x": x}, False)
+
+
+def test_calibration_halves_a_batch_that_does_not_fit(net, monkeypatch):
+    fused = fuse(net).net
+    plans = {v.layer: LayerPlan(kernels.MinMax(), False) for v in judge(fused) if v.quantize}
+    batches = [{"data": samples(2)}]
+    whole = observe(FloatNet(fused), plans, batches, 1)
+    watch = FloatNet.watch
+
+    def narrow(self, inputs, values, shown):
+        if len(inputs["data"]) > 1:
+            raise MemoryError("out of memory")
+        watch(self, inputs, values, shown)
+
+    monkeypatch.setattr(FloatNet, "watch", narrow)
+    with pytest.warns(UserWarning, match="batch of 2"):
+        halved = observe(FloatNet(fused, device="cuda"), plans, batches, 1)
+    assert halved.samples == whole.samples == 2
+    data = next(value for value in whole.histograms if value.blob == "data")
+    assert (halved.histograms[data].counts == whole.histograms[data].counts).all()
+    assert (halved.histograms[data].largest == whole.histograms[data].largest).all()

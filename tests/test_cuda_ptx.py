@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import types
 from functools import cache
@@ -42,6 +43,8 @@ def compiler() -> Any:
     if SIMULATED:
         pytest.skip("the simulator compiles nothing")
     pytest.importorskip("numba_cuda", reason="needs numba-cuda")
+    if importlib.util.find_spec("nvidia") is None:
+        pytest.skip("needs the CUDA compiler: pip install 'caffe-quant[cuda]'")
     from numba import cuda
     from numba.cuda import dispatcher
 
@@ -91,3 +94,19 @@ def spills(ptx: str, capability: tuple[int, int]) -> list[str]:
     found = re.findall(r"(\d+) bytes spill", log.decode())
     assert found
     return found
+
+
+@pytest.mark.filterwarnings("ignore::Warning:numba")
+@pytest.mark.parametrize(
+    ("module", "name", "instruction"),
+    [
+        ("tiles", "dp4a_tiles", r"dp4a\.s32\.s32 "),
+        ("tensor", "mma_tiles", r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32 "),
+        ("tiles", "float_tiles", r"ld\.shared\.v4\.f32"),
+    ],
+)
+def test_kernels_use_the_instructions_they_are_named_for(module, name, instruction, capability):
+    function = getattr(importlib.import_module(f"kernels.cuda.{module}"), name).py_func
+    signature = SIGNATURES[module][name]
+    ptx, _ = compiler()[0].compile(function, signature, cc=capability, abi="numba", device=False)
+    assert re.search(instruction, ptx)

@@ -117,7 +117,7 @@ def leave(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
 
 
 def _as_bits(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return floats as integers of the same bits: arithmetic changes some NaN, which may be sums."""
+    """Return floats as integers of the same bits: arithmetic would change sums that look NaN."""
     if one.dtype != np.float32:
         return one, other
     return one.view(np.int32), other.view(np.int32)
