@@ -71,7 +71,7 @@ class Executor:
         self.device = device
         self._numbers = numbers
         self._packed: dict[object, object] = {}
-        self._resident = Resident(device) if kernels.resident(device) else None
+        self._resident = Resident(device) if device == "cuda" else None
         self._types = tuple(layer_type(layer) for layer in net.layers)
         self._declared = input_shapes(net)
         self._unsure = behind_data(net, self._types)

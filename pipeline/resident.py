@@ -19,6 +19,7 @@ import kernels
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import EltwiseParameter, LRNParameter
 from kernels import OutputStage
+from pipeline.errors import PipelineError
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import layer_type
 from pipeline.layers.activation import natural_log
@@ -50,9 +51,19 @@ class Resident:
     ----------
     device : str
     parts : module
+
+    Raises
+    ------
+    PipelineError
+        If there is no such device.
     """
 
     def __init__(self, device: str) -> None:
+        if kernels.best_device()[0] != device:
+            raise PipelineError(
+                f"device '{device}': no device is found, or numba-cuda is not installed: "
+                "pip install 'caffe-quant[cuda]', or take --device cpu"
+            )
         parts = kernels.resident(device)
         assert parts is not None
         self.device = device

@@ -11,7 +11,9 @@ import pytest
 from layer_nets import one_layer, with_blobs
 
 import caffeio
+import kernels
 from caffeio import NetError, Value
+from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
 from pipeline.loop import run
 from pipeline.schedule import schedule
@@ -303,3 +305,9 @@ def test_one_net_serves_several_threads():
         got = list(pool.map(lambda x: runner.forward({"x": x})["i"], inputs))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(kernels.best_device()[0] == "cuda", reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named_with_the_cure():
+    with pytest.raises(PipelineError, match=r"no device is found.*--device cpu"):
+        FloatNet(one_layer("ReLU", "", [(1, 2)]), device="cuda")
