@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,5 +106,7 @@ def join(device: str) -> Iterator[Group]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), where)
+        dist.barrier()  # nobody leaves while others still talk
     finally:
+        gc.collect()  # what holds the group, and refers to itself, must go before it
         dist.destroy_process_group()
