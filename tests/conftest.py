@@ -18,3 +18,12 @@ def assets() -> Path:
     if not (ASSETS / "models").is_dir():
         pytest.skip(f"needs the shared models and data (CAFFE_QUANT_ASSETS, looked in {ASSETS})")
     return ASSETS
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _simulated():
+    """Make numba's CUDA simulator safe and quick where a process runs in it."""
+    from cuda_simulator import simulator
+
+    with simulator():
+        yield

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import GOLDENS
-from cuda_simulator import SIMULATED, simulator
+from cuda_simulator import SIMULATED
 from small_nets import samples, small_net, write_job
 from test_layers_goldens import load
 
@@ -49,12 +49,6 @@ def test_layers_equal_caffe(case: str, tmp_path: Path):
         assert isinstance(out[name], np.ndarray)
         assert out[name].shape == want.shape
         np.testing.assert_allclose(out[name], want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _simulated():
-    with simulator():
-        yield
 
 
 @pytest.fixture(scope="module")

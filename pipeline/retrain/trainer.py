@@ -294,6 +294,11 @@ class Trainer:
                     if value.numel() == 1:
                         mean = float(self._group.mean(value.float()).reshape(()))
                         sums[name] = sums.get(name, 0.0) + mean
+        if t.metric not in sums:
+            raise PipelineError(
+                f"retrain.metric: the test net's output '{t.metric}' is not one number; "
+                f"{', '.join(sums) or 'none of its outputs'} would do"
+            )
         metric = sums[t.metric] / t.batches
         self._add(Point(self.iteration, metric=metric, test_loss=loss / t.batches))
         better = metric > self.best.metric if t.rising else metric < self.best.metric
