@@ -1,7 +1,9 @@
 """2-D average pooling, float32 and INT8.
 
 The divisor is the size of the window clipped to the padded image, so padded positions
-count, as real zeros: in INT8 that is ``x_q = x_offset``.
+count, as real zeros: in INT8 that is ``x_q = x_offset``. A window that strides beyond the kernel
+put outside the padded image has Caffe's value: its sum, 0, over a size that is 0 (NaN) or
+negative along an axis.
 """
 
 from __future__ import annotations
@@ -11,20 +13,9 @@ import numpy as np
 from kernels.checks import check_array
 from kernels.dispatch import backend
 from kernels.output import OutputStage, check_output
-from kernels.pool import PoolGeometry, pool_geometry
+from kernels.pool import divisors, pool_geometry
 
 __all__ = ["avg_pool2d", "avg_pool2d_int8"]
-
-
-def _refuse_empty_windows(x: np.ndarray, g: PoolGeometry) -> None:
-    """Raise where a last window covers nothing, as strides beyond the kernel can make it."""
-    for axis, name in enumerate(("row", "column")):
-        start = (g.out_size[axis] - 1) * g.stride[axis] - g.pad[axis]
-        if start >= x.shape[2 + axis] + g.pad[axis]:
-            raise ValueError(
-                f"the last window starts at {name} {start}, beyond x of shape {x.shape}: it has no "
-                "average; use ceil_mode=False or a stride not above the kernel"
-            )
 
 
 def avg_pool2d(
@@ -53,11 +44,10 @@ def avg_pool2d(
     Raises
     ------
     TypeError, ValueError
-        If dtype, rank or parameters are wrong, or a window covers nothing.
+        If dtype, rank or parameters are wrong.
     """
     x = check_array("x", x, np.float32, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
-    _refuse_empty_windows(x, geometry)
     return backend(device, "avg_pool").avg_pool2d(x, geometry)
 
 
@@ -92,16 +82,20 @@ def avg_pool2d_int8(
     Raises
     ------
     TypeError, ValueError
-        If dtype, rank or parameters are wrong, or a window covers nothing.
+        If dtype, rank or parameters are wrong.
     OverflowError
         If a sum could leave int32.
     """
     x = check_array("x", x, np.int8, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
-    _refuse_empty_windows(x, geometry)
     if geometry.kernel[0] * geometry.kernel[1] * 255 > np.iinfo(np.int32).max:
         raise OverflowError(f"a window of {geometry.kernel} can sum beyond int32")
     stage = check_output(output, x.shape[1], x_offset)
     if stage.power.any():
         raise ValueError("output.shift is not for pooling")
+    if stage.kind == 2 and (divisors((x.shape[2], x.shape[3]), geometry) == 0).any():
+        raise ValueError(
+            f"a window of kernel {geometry.kernel} and stride {geometry.stride} lies outside x of "
+            f"shape {x.shape}: it has no average to quantize"
+        )
     return backend(device, "avg_pool").avg_pool2d_int8(x, int(x_offset), geometry, stage)

@@ -71,7 +71,8 @@ def check_array(
         check_place(name, array, device)
     if not isinstance(array, np.ndarray):
         return array
-    return np.ascontiguousarray(array).reshape(array.shape)
+    ordered = np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED"))
+    return np.asarray(ordered).reshape(array.shape)
 
 
 def check_place(name: str, array: np.ndarray, device: str) -> None:

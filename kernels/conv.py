@@ -41,7 +41,10 @@ class ConvGeometry:
 
 
 def conv_output_size(size: int, kernel: int, stride: int, pad: int, dilation: int = 1) -> int:
-    """Return the output size along one axis: ``(size + 2*pad - extent) // stride + 1``.
+    """Return the output size along one axis: ``(size + 2*pad - extent) / stride + 1``.
+
+    Caffe divides integers of C++, towards zero: a kernel larger than the padded image by less
+    than its stride has one window, which reads zeros beyond.
 
     Parameters
     ----------
@@ -51,14 +54,17 @@ def conv_output_size(size: int, kernel: int, stride: int, pad: int, dilation: in
     Raises
     ------
     ValueError
-        If a number is out of range, or the kernel is larger than the padded image.
+        If a number is out of range, or the kernel is so much larger than the padded image that
+        there is no window.
     """
     check_integer("kernel", kernel, 1)
     check_integer("stride", stride, 1)
     extent = dilation * (kernel - 1) + 1
-    if extent > size + 2 * pad:
+    span = size + 2 * pad - extent
+    out = (span // stride if span >= 0 else -(-span // stride)) + 1
+    if out < 1:
         raise ValueError(f"kernel extent {extent} is larger than the padded size {size + 2 * pad}")
-    return (size + 2 * pad - extent) // stride + 1
+    return out
 
 
 def _geometry(

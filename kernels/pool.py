@@ -37,7 +37,8 @@ def pool_output_size(
 ) -> int:
     """Return the output size along one axis.
 
-    ``ceil((size + 2*pad - kernel) / stride) + 1`` (floor without `ceil_mode`); with padding,
+    ``ceil((size + 2*pad - kernel) / stride) + 1`` (floor without `ceil_mode`), so that a kernel
+    larger than the image by less than its stride has one window; with padding,
     a last window that would start beyond the image and its left padding is dropped. Caffe
     does so on both axes where either has padding.
 
@@ -52,17 +53,17 @@ def pool_output_size(
     Raises
     ------
     ValueError
-        If a number is out of range, the kernel is larger than the padded image, or the padding
-        not below the kernel.
+        If a number is out of range, the kernel is so much larger than the padded image that
+        there is no window, or the padding is not below the kernel.
     """
     check_integer("kernel", kernel, 1)
     check_integer("stride", stride, 1)
     if pad >= kernel:
         raise ValueError(f"pad {pad} must be less than the kernel {kernel}")
     span = size + 2 * pad - kernel
-    if span < 0:
-        raise ValueError(f"kernel {kernel} is larger than the padded size {size + 2 * pad}")
     out = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if out < 1:
+        raise ValueError(f"kernel {kernel} is larger than the padded size {size + 2 * pad}")
     if (pad > 0 if padded is None else padded) and (out - 1) * stride >= size + pad:
         out -= 1
     return out
@@ -89,7 +90,11 @@ def pool_geometry(
 
 
 def divisors(size: tuple[int, int], g: PoolGeometry) -> np.ndarray:
-    """Return float32 (H', W'): how many padded positions each window of an average covers."""
+    """Return float32 (H', W'): how many padded positions each window of an average covers.
+
+    As in Caffe, where strides beyond the kernel put a window outside the padded image, its
+    extent along that axis is 0 or negative.
+    """
     counts = []
     for axis in range(2):
         start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]

@@ -12,15 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Any
 
-import numpy as np
-
 import kernels
-from caffeio.graph import Layer, Net, Value
+from caffeio.graph import Net, Value
 from kernels import ConvGeometry, OutputStage, QuantParams
 from pipeline.compiled import Action, CompiledNet
+from pipeline.identity import Same
 from pipeline.layers import Shape
-from pipeline.layers.convolution import conv_params
-from pipeline.nodes import Affine, Node, make_nodes, pool_geometry
+from pipeline.layers.convolution import conv_params, weight_shape
+from pipeline.nodes import Node, make_nodes, pool_geometry
+from pipeline.packing import Operands, PackedWeights
 from pipeline.quantize import QuantizedLayer
 from pipeline.schedule import Schedule
 
@@ -40,7 +40,7 @@ def compile_net(
     *,
     watched: Collection[Value] = (),
     plain: Collection[int] = (),
-    packed: dict[object, Any],
+    packed: PackedWeights,
 ) -> CompiledNet:
     """Compile a net.
 
@@ -57,8 +57,8 @@ def compile_net(
         Values that an observer will ask for.
     plain : collection of int
         Positions of layers that must run as they are, for their shapes depend on data.
-    packed : dict
-        Where packed weights are kept from one shape to the next.
+    packed : PackedWeights
+        Kept from one shape to the next.
     """
     keep = {*plan.results.values(), *watched}
     nodes, same = make_nodes(net, plan.layers, shapes, keep, plain, numbers)
@@ -77,7 +77,7 @@ class _Compiler:
         nodes: Sequence[Node],
         shapes: Mapping[Value, Shape],
         numbers: Mapping[str, QuantizedLayer],
-        packed: dict[object, Any],
+        packed: PackedWeights,
     ) -> None:
         engine: Any = kernels.packed("cpu")
         self.engine = engine
@@ -319,45 +319,29 @@ class _Compiler:
         return ConvGeometry(kernel, stride, pad, dilation, p.group, (top[2], top[3]))
 
     def _weights(self, node: Node, numbers: QuantizedLayer | None, source: Any) -> Any:
-        """Return a layer's packed weights: packed once, whatever the size of the images."""
+        """Return a layer's packed weights."""
         layer, g = self.net.layers[node.position], self._geometry(node)
-        whole = source.pixel == source.channels
-        phases = tuple(map(min, g.stride, g.out_size))
-        key = layer.name, whole, g.kernel, phases, node.affine is None
-        if key not in self.packed:
-            w, bias = _operands(layer, numbers, self.shapes[node.writes[0]][1])
-            if node.kind == "inner":
-                w = w.reshape(bias.size, -1, *g.kernel)
-            if node.affine is not None:
-                w, bias = _scaled(w, bias, node.affine, g.group if node.kind == "deconv" else None)
-            offset = 0 if numbers is None else numbers.data.offset
-            if node.kind == "deconv":
-                self.packed[key] = self.engine.DeconvWeights.pack(w, bias, g, offset)
-            else:
-                self.packed[key] = self.engine.ConvWeights.pack(w, bias, g, offset, whole)
-        return self.packed[key].over(g)
-
-
-def _operands(
-    layer: Layer, numbers: QuantizedLayer | None, channels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights and bias of a layer, float32 or, where it is quantized, integers."""
-    if numbers is not None:
-        assert numbers.weights is not None
-        bias = numbers.bias
-        return numbers.weights, np.zeros(channels, np.int32) if bias is None else bias
-    if len(layer.blobs) > 1:
-        return layer.blobs[0], layer.blobs[1].reshape(-1)
-    return layer.blobs[0], np.zeros(channels, np.float32)
-
-
-def _scaled(
-    w: np.ndarray, bias: np.ndarray, affine: Affine, deconv_group: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (O, ...), of a deconvolution (C, O/g, ...), that scale their result."""
-    if deconv_group is None:
-        scaled = w * affine.k.reshape(-1, *(1,) * (w.ndim - 1))
-    else:
-        k = affine.k.reshape(deconv_group, 1, -1, 1, 1)
-        scaled = (w.reshape(deconv_group, -1, *w.shape[1:]) * k).reshape(w.shape)
-    return scaled.astype(np.float32), (bias * affine.k + affine.shift).astype(np.float32)
+        channels = self._image_shape(node.reads[0])[1]
+        if node.kind == "inner":
+            shape: Shape = (layer.param.inner_product_param.num_output, channels, *g.kernel)
+        else:
+            p = conv_params(layer, self.shapes[node.reads[0]])
+            shape = weight_shape(p, channels, node.kind == "deconv")
+        if numbers is None:
+            w, bias = layer.blobs[0], layer.blobs[1] if len(layer.blobs) > 1 else None
+        else:
+            assert numbers.weights is not None
+            w, bias = numbers.weights, numbers.bias
+        return self.packed.of(
+            Operands(
+                self.engine.choose("float" if numbers is None else "int8"),
+                Same(w),
+                None if bias is None else Same(bias),
+                shape,
+                node.kind == "deconv",
+                g,
+                0 if numbers is None else numbers.data.offset,
+                source.pixel == source.channels,
+                Operands.of_affine(node.affine),
+            )
+        )

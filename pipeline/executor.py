@@ -9,7 +9,7 @@ an executor without any.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -23,6 +23,7 @@ from pipeline.inference import behind_data, check_inputs, infer, input_shapes
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
 from pipeline.loop import Forward, Observer, guarded, owned, run
+from pipeline.packing import PackedWeights
 from pipeline.parts import images_at_once, in_halves, splits
 from pipeline.quantize import QuantizedLayer
 from pipeline.resident import Resident
@@ -70,7 +71,8 @@ class Executor:
         self.net = net
         self.device = device
         self._numbers = numbers
-        self._packed: dict[object, object] = {}
+        engine = kernels.packed(device)
+        self._packed = None if engine is None else PackedWeights(engine)
         self._resident = Resident(device) if device == "cuda" else None
         self._types = tuple(layer_type(layer) for layer in net.layers)
         self._declared = input_shapes(net)
@@ -234,7 +236,8 @@ class Executor:
             return resident.leave(run(self.net, plan, entered, self.forward_of, watching))
 
         shapes = self._infer_once(tuple(sorted((n, x.shape) for n, x in arrays.items())))
-        return dict(in_halves(whole, arrays, splits(self.net, plan.layers, shapes)))
+        results = plan.results.values()
+        return dict(in_halves(whole, arrays, splits(self.net, plan.layers, shapes, results)))
 
     def _run_compiled(
         self,
@@ -249,13 +252,8 @@ class Executor:
         def run_layer(position: int, bottoms: list[np.ndarray]) -> tuple[np.ndarray, ...]:
             return guarded(self.net.layers[position], bottoms, self.forward_of(position))
 
-        size = self._part_once(shapes, blobs, values)
-        batch = shapes[0][1][0] if shapes else size
         parts = []
-        for begin in range(0, max(batch, 1), size):
-            taken = {name: x[begin : begin + size] for name, x in arrays.items()}
-            if size >= batch:
-                taken = dict(arrays)
+        for taken in self._taken(arrays, shapes, blobs, values):
             now = tuple((name, taken[name].shape) for name, _ in shapes)
             with self._lock:  # the first of several threads compiles
                 compiled = self._compile_once(now, blobs, values)
@@ -264,6 +262,23 @@ class Executor:
         if len(parts) == 1:
             return owned(parts[0], arrays)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _taken(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        shapes: Shapes,
+        blobs: tuple[str, ...] | None,
+        values: tuple[Value, ...],
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the inputs, or parts of those that the run reads."""
+        size, read = self._part_once(shapes, blobs, values)
+        batch = len(arrays[min(read)]) if read else 1
+        if size is None or size >= batch:
+            yield arrays
+            return
+        for begin in range(0, batch, size):
+            part = slice(begin, begin + size)
+            yield {name: x[part] if name in read else x for name, x in arrays.items()}
 
     def _plan(
         self, given: tuple[str, ...], blobs: tuple[str, ...] | None, everything: bool
@@ -281,22 +296,30 @@ class Executor:
 
     def _part(
         self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
-    ) -> int:
-        plan = self._schedule(shapes, blobs, values)
-        known = self._infer_once(shapes)
-        batches = {shape[0] for _, shape in shapes if shape}
-        if self._unsure or len(batches) != 1:
-            return max(batches, default=1)
-        size = images_at_once(self.net, plan.layers, known)
-        return min(_WATCHED_PARTS * size, *batches) if values else size
+    ) -> tuple[int | None, frozenset[str]]:
+        """Return how many images to run at a time, None for all, and the inputs that are read."""
+        if self._unsure:
+            return None, frozenset()
+        plan, known = self._schedule(shapes, blobs, values), self._infer_once(shapes)
+        shown = {*plan.results.values(), *values}
+        size = images_at_once(self.net, plan.layers, known, shown)
+        if size is None:
+            return None, frozenset()
+        reads = {v.blob for i in plan.layers for v in self.net.links[i].reads}
+        read = frozenset(name for name, _ in shapes) & (reads | {v.blob for v in shown})
+        return size * (_WATCHED_PARTS if values else 1), read
 
     def _compile(
         self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
     ) -> CompiledNet:
+        assert self._packed is not None
+        plan = self._schedule(shapes, blobs, values)
+        # a part of a batch need not fit the layers that it does not pass through
+        known = infer(self.net, self._types, dict(shapes), plan.layers)
         return compile_net(
             self.net,
-            self._schedule(shapes, blobs, values),
-            self._infer_once(shapes),
+            plan,
+            known,
             self._numbers,
             watched=values,
             plain=self._unsure,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -72,15 +72,32 @@ def behind_data(net: Net, types: Sequence[LayerType]) -> frozenset[int]:
     return frozenset(found)
 
 
-def infer(net: Net, types: Sequence[LayerType], given: Mapping[str, Shape]) -> dict[Value, Shape]:
-    """Return the shape of every value that does not depend on a missing label."""
+def infer(
+    net: Net,
+    types: Sequence[LayerType],
+    given: Mapping[str, Shape],
+    layers: Collection[int] | None = None,
+) -> dict[Value, Shape]:
+    """Return the shape of every value that does not depend on a missing label.
+
+    Parameters
+    ----------
+    net : Net
+    types : sequence of LayerType
+        Of each layer.
+    given : mapping of str to shape
+        Of inputs; for others the prototxt's own are taken.
+    layers : collection of int, optional
+        Positions of the layers that matter; by default all. Others, which these shapes
+        may not fit, are left out.
+    """
     schedule(net, {*given, *net.inputs})
     optional = label_inputs(net)
     shapes: dict[Value, Shape] = {}
-    for layer, kind, link in zip(net.layers, types, net.links, strict=True):
+    for i, (layer, kind, link) in enumerate(zip(net.layers, types, net.links, strict=True)):
         if layer.type in SOURCE_TYPES:
             shapes.update(_source_shapes(layer, link.writes, given, optional))
-        elif all(v in shapes for v in link.reads):
+        elif (layers is None or i in layers) and all(v in shapes for v in link.reads):
             tops = kind.shapes(layer, [shapes[v] for v in link.reads])
             shapes.update(zip(link.writes, tops, strict=True))
     return shapes

@@ -7,7 +7,7 @@ numbers, and what one step writes is still near the core when the next one reads
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -50,7 +50,12 @@ def _alone(layer: Layer, rank: int) -> bool:
     return rule() if rule else layer.type in _ALONE
 
 
-def splits(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape]) -> bool:
+def splits(
+    net: Net,
+    layers: Sequence[int],
+    shapes: Mapping[Value, Shape],
+    results: Collection[Value] = (),
+) -> bool:
     """Whether a batch may be run in parts: every layer treats every image alone.
 
     Parameters
@@ -59,28 +64,43 @@ def splits(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape]) -> bo
     layers : sequence of int
         Positions of the layers that run.
     shapes : mapping of Value to shape
+    results : collection of Value
+        What is returned, which may be inputs that no layer reads.
     """
-    values = [v for i in layers for v in (*net.links[i].reads, *net.links[i].writes)]
-    batches = {shapes[v][0] if shapes.get(v) else 0 for v in values}
-    return len(batches) == 1 and all(
+    if not all(net.links[i].reads for i in layers):
+        return False  # what a layer makes out of nothing belongs to no image
+    return len(_batches(net, layers, shapes, results)) == 1 and all(
         _alone(net.layers[i], len(shapes.get(net.links[i].reads[0], (1,)))) for i in layers
     )
 
 
-def images_at_once(net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape]) -> int:
-    """Return the size of parts in which to run a batch; the whole batch if it must stay one.
+def _batches(
+    net: Net, layers: Sequence[int], shapes: Mapping[Value, Shape], results: Collection[Value]
+) -> set[int]:
+    """Return the sizes of the first axis of all values of a run; 0 for one without axes."""
+    values = {v for i in layers for v in (*net.links[i].reads, *net.links[i].writes)}
+    return {shapes[v][0] if shapes.get(v) else 0 for v in values | {*results}}
+
+
+def images_at_once(
+    net: Net,
+    layers: Sequence[int],
+    shapes: Mapping[Value, Shape],
+    results: Collection[Value] = (),
+) -> int | None:
+    """Return the size of parts in which to run a batch; None if it must stay whole.
 
     Parameters
     ----------
-    net, layers, shapes
+    net, layers, shapes, results
         As for `splits`.
     """
+    if not layers or not splits(net, layers, shapes, results):
+        return None
     values = [v for i in layers for v in (*net.links[i].reads, *net.links[i].writes)]
-    batch = max((shapes[v][0] if shapes.get(v) else 0 for v in values), default=1)
-    if not splits(net, layers, shapes):
-        return batch
+    (batch,) = _batches(net, layers, shapes, results)
     largest = max(4 * prod(shapes[v][1:]) for v in values)
-    return min(batch, max(1, _CACHE_BYTES // (2 * largest)))
+    return min(batch, max(1, _CACHE_BYTES // (2 * max(largest, 1))))
 
 
 def in_halves(run: Callable[[Arrays], Arrays], inputs: Arrays, may_split: bool) -> Arrays:

@@ -20,6 +20,7 @@ from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import EltwiseParameter, LRNParameter
 from kernels import OutputStage
 from pipeline.errors import PipelineError
+from pipeline.identity import Same
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import layer_type
 from pipeline.layers.activation import natural_log
@@ -68,9 +69,10 @@ class Resident:
         assert parts is not None
         self.device = device
         self.parts: ModuleType = parts
-        self._kept: dict[tuple[str, str], Any] = {}
-        self._numbers: dict[str, QuantizedLayer] = {}
-        self._prepared: dict[tuple[str, tuple[int, ...]], Any] = {}
+        # by identity: a net may hold layers of one name
+        self._kept: dict[tuple[Same[Layer], str], Any] = {}
+        self._numbers: dict[Same[QuantizedLayer], QuantizedLayer] = {}
+        self._prepared: dict[tuple[Same[Layer], tuple[int, ...]], Any] = {}
 
     def enter(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return the arrays on the device."""
@@ -82,29 +84,30 @@ class Resident:
 
     def keep(self, layer: Layer, name: str, make: Callable[[], np.ndarray]) -> Any:
         """Return weights that lie on the device; the first time they are made and taken there."""
-        key = (layer.name, name)
+        key = (Same(layer), name)
         if key not in self._kept:
             self._kept[key] = self.parts.on_device(np.ascontiguousarray(make(), np.float32))
         return self._kept[key]
 
     def numbers(self, q: QuantizedLayer) -> QuantizedLayer:
         """Return a quantized layer's numbers with weights and bias on the device."""
-        if q.name not in self._numbers:
+        key = Same(q)
+        if key not in self._numbers:
             there = self.parts.on_device
-            self._numbers[q.name] = replace(
+            self._numbers[key] = replace(
                 q,
                 weights=None if q.weights is None else there(q.weights),
                 bias=None if q.bias is None else there(q.bias),
             )
-        return self._numbers[q.name]
+        return self._numbers[key]
 
     def prepared(
         self, layer: Layer, shape: tuple[int, ...], make: Callable[[tuple[int, ...]], Any]
     ) -> Any:
         """Return a layer set up for a shape; the last few shapes are kept."""
-        key = (layer.name, tuple(shape))
+        key = (Same(layer), tuple(shape))
         if key not in self._prepared:
-            for old in [k for k in self._prepared if k[0] == layer.name][: -_SHAPES + 1]:
+            for old in [k for k in self._prepared if k[0] == key[0]][: -_SHAPES + 1]:
                 del self._prepared[old]
             self._prepared[key] = make(key[1])
         return self._prepared[key]

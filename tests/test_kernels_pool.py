@@ -107,6 +107,13 @@ def test_float_average_equals_the_oracle(layer: Layer, seed: int):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_a_kernel_larger_than_the_image_by_less_than_its_stride_has_one_window(device: str):
+    x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
+    assert avg_pool2d(x, 3, stride=2, device=device).tolist() == [[[[1.5]]]]
+    assert max_pool2d(x, 3, stride=2, device=device).tolist() == [[[[3]]]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_padding_counts_as_zeros_but_not_beyond_it(device: str):
     x = np.full((1, 1, 3, 3), 4, np.float32)
     got = avg_pool2d(x, 3, stride=2, pad=1, device=device)
@@ -122,14 +129,22 @@ def test_padding_counts_as_zeros_but_not_beyond_it(device: str):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_window_that_covers_nothing_has_no_average(device: str):
+def test_a_window_that_covers_nothing_is_divided_as_in_caffe(device: str):
     x = np.ones((1, 1, 4, 5), np.int8)
     output = OutputStage(1.0)
-    for stride, where in (((2, 1), "row 4"), ((1, 3), "column 6")):
-        with pytest.raises(ValueError, match=f"starts at {where}, beyond x"):
-            avg_pool2d_int8(x, 1, stride=stride, output=output, device=device)
-        with pytest.raises(ValueError, match=f"starts at {where}, beyond x"):
-            avg_pool2d(x.astype(np.float32), 1, stride=stride, device=device)
+    # Caffe: the sum, 0, over (end - start) of both axes, which is 0 or negative outside
+    for stride, last in (((2, 1), math.nan), ((1, 3), -0.0), ((3, 3), -0.0), ((5, 6), 0.0)):
+        for got in (
+            avg_pool2d_int8(x, 1, stride=stride, output=output, device=device),
+            avg_pool2d(x.astype(np.float32), 1, stride=stride, device=device),
+        ):
+            assert got[0, 0, 0, 0] == 1
+            np.testing.assert_array_equal(got[0, 0, -1, -1], last)
+            assert math.isnan(last) or np.signbit(got[0, 0, -1, -1]) == np.signbit(last)
+    store = OutputStage(1.0, params=QuantParams(0.5, 3))
+    with pytest.raises(ValueError, match="no average to quantize"):
+        avg_pool2d_int8(x, 1, stride=2, output=store, device=device)
+    assert avg_pool2d_int8(x, 1, stride=3, output=store, device=device)[0, 0, -1, -1] == 3
     got = avg_pool2d_int8(x, 1, stride=2, ceil_mode=False, output=output, device=device)
     assert got.tolist() == [[[[1, 1, 1], [1, 1, 1]]]]
 
@@ -235,6 +250,7 @@ X = np.zeros((1, 2, 5, 5), np.float32)
         ({"x": X[:, :, :0]}, ValueError, "x is empty"),
         ({"kernel": 0}, ValueError, "kernel must be"),
         ({"kernel": 6}, ValueError, "kernel 6 is larger than the padded size 5"),
+        ({"kernel": 7, "stride": 2}, ValueError, "kernel 7 is larger than the padded size 5"),
         ({"kernel": 2.0}, TypeError, "kernel must be"),
         ({"stride": 0}, ValueError, "stride must be"),
         ({"stride": (1, 2, 3)}, TypeError, "stride must be"),

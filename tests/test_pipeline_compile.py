@@ -338,17 +338,18 @@ def test_nan_in_the_input_of_an_integer_net_is_refused():
 def test_weights_are_packed_once_for_all_shapes():
     runner = FloatNet(build("residual"))
     runner.forward({"x": data("residual")})
-    packed = dict(runner._packed)
+    packed = dict(runner._packed._packed)
     runner.forward({"x": data("residual", 3)})
-    assert runner._packed == packed
-    assert all(runner._packed[k] is v for k, v in packed.items())
+    assert runner._packed._packed == packed
+    assert all(runner._packed._packed[k] is v for k, v in packed.items())
 
 
 def test_a_plan_may_leave_layers_out():
     net = build("concat")
     plan = schedule(net, {"x"}, ["m"])
-    shapes = FloatNet(net).shapes()
-    compiled = compile_net(net, plan, shapes, {}, packed={})
+    runner = FloatNet(net)
+    shapes = runner.shapes()
+    compiled = compile_net(net, plan, shapes, {}, packed=runner._packed)
     assert not any(action.kind == "layer" for action in compiled.actions)
 
 
@@ -358,7 +359,7 @@ def test_a_large_batch_is_run_in_parts_with_the_same_numbers(monkeypatch: pytest
     factors = record(net, x)
     for runner in (FloatNet(net), Int8Net(net, factors)._executor):
         found = runner.forward({"x": x}, ["g", "z"])
-        assert runner._part_once((("x", x.shape),), ("g", "z"), ()) == 2
+        assert runner._part_once((("x", x.shape),), ("g", "z"), ()) == (2, {"x"})
         for i in range(7):
             alone = runner.forward({"x": x[i : i + 1]}, ["g", "z"])
             for blob in ("g", "z"):
@@ -374,7 +375,7 @@ def test_nets_that_mix_images_stay_whole():
     runner = FloatNet(net)
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 5)).astype(np.float32)
     assert runner.forward({"x": x})["r"].shape == (2, 200)
-    assert runner._part_once((("x", x.shape),), None, ()) == 4
+    assert runner._part_once((("x", x.shape),), None, ()) == (None, set())
 
 
 def test_nan_within_a_net_names_the_layer():

@@ -6,7 +6,7 @@ import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.cpu.engine.grids import conv_border
-from kernels.cpu.engine.layers import ConvWeights
+from kernels.cpu.engine.layers import ConvWeights, kernel_for
 from kernels.cpu.engine.single import Single
 from kernels.output import CheckedStage, float_stage
 
@@ -23,7 +23,7 @@ def prepare(
     channels_last: bool = False,
 ) -> Single:
     """See `kernels.prepare_conv2d`."""
-    layer = ConvWeights.pack(w, bias, g, x_offset)
+    layer = ConvWeights.pack(kernel_for(w), w, bias, g, x_offset)
     return Single.make(
         layer.add,
         layer.packed.kernel,

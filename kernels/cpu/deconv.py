@@ -6,7 +6,7 @@ import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.cpu.engine.grids import deconv_border
-from kernels.cpu.engine.layers import DeconvWeights
+from kernels.cpu.engine.layers import DeconvWeights, kernel_for
 from kernels.cpu.engine.single import Single
 from kernels.output import CheckedStage, float_stage
 
@@ -21,7 +21,7 @@ def _run(
     g: ConvGeometry,
     stage: CheckedStage,
 ) -> np.ndarray:
-    layer = DeconvWeights.pack(w, bias, g, x_offset)
+    layer = DeconvWeights.pack(kernel_for(w), w, bias, g, x_offset)
     return Single.make(
         layer.add,
         layer.packed[0].kernel,

@@ -41,8 +41,8 @@ def as_float32(v):
 def put_scaled(out, at, v, scale, kind, stage):
     """Store the value ``v * scale`` clamped, as float32 (1) or quantized (2)."""
     y = mul(v, scale)
-    y = y if y > stage[0] else stage[0]
-    y = y if y < stage[1] else stage[1]
+    y = stage[0] if y < stage[0] else y  # NaN, the average of nothing, stays
+    y = stage[1] if y > stage[1] else y
     if kind == 1:
         out[at] = y
     else:

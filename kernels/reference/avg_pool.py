@@ -27,7 +27,8 @@ def _sums(x: np.ndarray, g: PoolGeometry) -> np.ndarray:
 
 def avg_pool2d(x: np.ndarray, g: PoolGeometry) -> np.ndarray:
     """See `kernels.avg_pool2d`."""
-    return _sums(x, g) / divisors((x.shape[2], x.shape[3]), g)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a window outside covers nothing
+        return _sums(x, g) / divisors((x.shape[2], x.shape[3]), g)
 
 
 def avg_pool2d_int8(

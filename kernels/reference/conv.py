@@ -16,7 +16,10 @@ __all__ = ["conv2d", "conv2d_int8", "prepare"]
 def _windows(x: np.ndarray, g: ConvGeometry) -> np.ndarray:
     """Return (N, C, kh, kw, H', W'): for each tap the values under it."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = g.kernel, g.stride, g.pad, g.dilation
-    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    # the one window of a kernel larger than the padded image reads zeros beyond it
+    below = max(ph, (kh - 1) * dh + 1 - ph - x.shape[2])
+    right = max(pw, (kw - 1) * dw + 1 - pw - x.shape[3])
+    padded = np.pad(x, ((0, 0), (0, 0), (ph, below), (pw, right)))
     taps = [
         [
             padded[:, :, u * dh :, v * dw :][:, :, ::sh, ::sw][

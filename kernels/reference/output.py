@@ -20,7 +20,8 @@ def store(acc: np.ndarray, stage: CheckedStage, divisor: np.ndarray | None = Non
     shape = (1, -1) + (1,) * (acc.ndim - 2)
     scale, power = stage.scale.reshape(shape), stage.power.reshape(shape)
     if divisor is not None:
-        scale = scale / divisor
+        with np.errstate(divide="ignore"):  # a window outside covers nothing
+            scale = scale / divisor
     v = acc.astype(np.float32)
     if power.any():
         safe = np.where(power > 0, power, np.float32(1))

@@ -24,6 +24,7 @@ __all__ = [
     "ConvParams",
     "check_groups",
     "conv_params",
+    "margins",
     "taps",
     "weight_shape",
     "window_counts",
@@ -197,8 +198,17 @@ def taps(p: ConvParams, size: Shape) -> Iterator[tuple[slice, ...]]:
         )
 
 
+def margins(spatial: Shape, p: ConvParams) -> tuple[int, ...]:
+    """Return by how much the kernel of a convolution is larger than the padded image."""
+    return tuple(
+        max(0, d * (k - 1) + 1 - n - 2 * b)
+        for n, k, b, d in zip(spatial, p.kernel, p.pad, p.dilation, strict=True)
+    )
+
+
 def _padded(x: np.ndarray, p: ConvParams) -> np.ndarray:
-    return np.pad(x, [(0, 0), (0, 0), *((n, n) for n in p.pad)])
+    beyond = margins(x.shape[2:], p)
+    return np.pad(x, [(0, 0), (0, 0), *((n, n + m) for n, m in zip(p.pad, beyond, strict=True))])
 
 
 def window_counts(spatial: Shape, p: ConvParams) -> Shape:

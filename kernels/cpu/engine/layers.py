@@ -20,15 +20,12 @@ from kernels.cpu.engine.packing import Packed, pack_channels, pack_outputs
 from kernels.cpu.engine.steps import Builder
 from kernels.pool import PoolGeometry, divisors
 
-__all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest"]
+__all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest", "kernel_for"]
 
 
-def _kernel_for(w: np.ndarray, bias: np.ndarray, channel_axis: int) -> MicroKernel:
-    """Return the micro-kernel for weights; integers must sum within int32."""
-    if w.dtype == np.float32:
-        return choose("float")
-    int32_room(w, bias, channel_axis=channel_axis)
-    return choose("int8")
+def kernel_for(w: np.ndarray) -> MicroKernel:
+    """Return the fastest micro-kernel for weights of that type."""
+    return choose("float" if w.dtype == np.float32 else "int8")
 
 
 def _alone(w: np.ndarray, group: int) -> bool:
@@ -74,12 +71,20 @@ class ConvWeights:
 
     @classmethod
     def pack(
-        cls, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int, whole: bool = True
+        cls,
+        kernel: MicroKernel,
+        w: np.ndarray,
+        bias: np.ndarray,
+        g: ConvGeometry,
+        offset: int,
+        whole: bool = True,
     ) -> ConvWeights:
         """Pack weights (O, C/g, kh, kw) and bias (O,).
 
         Parameters
         ----------
+        kernel : MicroKernel
+            That will read them.
         w, bias : arrays
             int8 and int32, or both float32.
         g : ConvGeometry
@@ -93,7 +98,8 @@ class ConvWeights:
         OverflowError
             If a sum could leave int32.
         """
-        kernel = _kernel_for(w, bias, 0)
+        if w.dtype == np.int8:
+            int32_room(w, bias, channel_axis=0)
         zero = kernel.operands.zero(offset)
         if _alone(w, g.group):
             columns = _shares_columns(g, kernel)
@@ -129,9 +135,12 @@ class DeconvWeights:
     alone: bool
 
     @classmethod
-    def pack(cls, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int) -> DeconvWeights:
+    def pack(
+        cls, kernel: MicroKernel, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, offset: int
+    ) -> DeconvWeights:
         """Pack weights (C, O/g, kh, kw) and bias (O,), as `ConvWeights.pack`."""
-        kernel = _kernel_for(w, bias, 1)
+        if w.dtype == np.int8:
+            int32_room(w, bias, channel_axis=1)
         zero = kernel.operands.zero(offset)
         alone = _alone(w, g.group)
         by_out = w.reshape(g.group, -1, *w.shape[1:]).transpose(0, 2, 3, 4, 1)
@@ -180,7 +189,8 @@ def add_average(to: Builder, source: Image, g: PoolGeometry, writes: Writes) -> 
         chosen = np.flatnonzero(covered == divisor)
         n, i, j = (a[chosen] for a in grid.where)
         part = Grid(grid.bases[chosen], grid.taps, (n, i, j))
-        stage = replace(writes.stage, scale=writes.stage.scale / (1 if real else divisor))
+        with np.errstate(divide="ignore"):  # a window outside the image covers nothing
+            stage = replace(writes.stage, scale=writes.stage.scale / (1 if real else divisor))
         parted = replace(writes, stage=stage, divisor=float(divisor) if real else 1.0)
         to.channels(source, packed, part, parted)
 

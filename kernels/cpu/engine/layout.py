@@ -99,13 +99,30 @@ def _turns(image: np.ndarray, view: np.ndarray, add: int, *, inwards: bool) -> b
 def enter(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
     """Copy (N, C, H, W) into the view (N, H, W, C) of an image.
 
+    This is where arrays come into the engine, from wherever they come: what lies behind it
+    computes with addresses, so that the order, shape and type of an array are settled here.
+
     Parameters
     ----------
-    x : float32 or int8 array, in C order
+    x : float32 or int8 array
+        In any order; what does not lie in C order is copied first.
     view : float32, int16 or uint8 array
     add : int
         What integers are stored with.
+
+    Raises
+    ------
+    TypeError
+        If `x` has a type that the image does not hold.
+    ValueError
+        If `x` has another shape than the image.
     """
+    n, height, width, channels = view.shape
+    if x.shape != (n, channels, height, width):
+        raise ValueError(f"an array of shape {x.shape} does not fit the image {view.shape}")
+    if x.dtype != (np.float32 if view.dtype == np.float32 else np.int8):
+        raise TypeError(f"an array of {x.dtype} does not fit an image of {view.dtype}")
+    x = np.require(x, requirements=("C_CONTIGUOUS", "ALIGNED"))
     if not _turns(x, view, add, inwards=True):
         _enter_few(*_as_bits(x, view), np.int16(add))
 

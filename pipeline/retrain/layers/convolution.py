@@ -15,6 +15,7 @@ from pipeline.layers.convolution import (
     ConvParams,
     check_groups,
     conv_params,
+    margins,
     taps,
     weight_shape,
     window_counts,
@@ -67,11 +68,21 @@ def _forward(
     tops = []
     for bottom in bottoms:
         x = bottom if p.axis == 1 else bottom.reshape(-1, *bottom.shape[p.axis :])
+        if not deconv:
+            x = _widened(x, p)
         y = function(
             x, w, bias, stride=p.stride, padding=p.pad, dilation=p.dilation, groups=p.group
         )
         tops.append(y if p.axis == 1 else y.reshape(*bottom.shape[: p.axis], *y.shape[1:]))
     return tuple(tops)
+
+
+def _widened(x: Tensor, p: ConvParams) -> Tensor:
+    """Return images with the zeros that a kernel larger than a padded image reads beyond it."""
+    beyond = margins(tuple(x.shape[2:]), p)
+    if not any(beyond):
+        return x
+    return functional.pad(x, [n for more in reversed(beyond) for n in (0, more)])
 
 
 def _conv(
@@ -93,7 +104,7 @@ def _im2col(
     p = conv_params(layer, tuple(bottom.shape))
     x = bottom.reshape(-1, *bottom.shape[p.axis :])
     size = window_counts(tuple(x.shape[2:]), p)
-    source = functional.pad(x, [n for pad in reversed(p.pad) for n in (pad, pad)])
+    source = functional.pad(_widened(x, p), [n for pad in reversed(p.pad) for n in (pad, pad)])
     columns = torch.stack([source[:, :, *where] for where in taps(p, size)], dim=2)
     channels = x.shape[1] * prod(p.kernel)
     return (columns.reshape(*bottom.shape[: p.axis], channels, *size),)
