@@ -25,7 +25,8 @@ from caffeio.record import (
     record_to_text,
     write_record,
 )
-from caffeio.solver import Solver, read_solver
+from caffeio.solver import Solver, read_solver, read_solver_net
+from caffeio.solver_state import SolverState, read_solver_state, write_solver_state
 
 __all__ = [
     "SOURCE_TYPES",
@@ -38,6 +39,7 @@ __all__ = [
     "QuantConfig",
     "Record",
     "Solver",
+    "SolverState",
     "Value",
     "atomic_write",
     "expected_blobs",
@@ -48,9 +50,12 @@ __all__ = [
     "read_quant_cfg",
     "read_record",
     "read_solver",
+    "read_solver_net",
+    "read_solver_state",
     "record_to_text",
     "to_prototxt",
     "write_caffemodel",
     "write_prototxt",
     "write_record",
+    "write_solver_state",
 ]

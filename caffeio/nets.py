@@ -20,20 +20,22 @@ __all__ = ["parse_net", "read_net", "to_prototxt", "write_prototxt"]
 
 
 def read_net(
-    prototxt: str | Path,
+    prototxt: str | Path | pb.NetParameter,
     weights: str | Path | None = None,
     phase: str = "TEST",
     *,
     level: int = 0,
     stages: Sequence[str] = (),
     partial: bool = False,
+    state: pb.NetState | None = None,
+    path: str | Path | None = None,
 ) -> Net:
     """Read a net and its weights.
 
     Parameters
     ----------
-    prototxt : path-like
-        The net as text, in the current format, V1 or V0.
+    prototxt : path-like or NetParameter
+        The net as text, in the current format, V1 or V0, or the message of such a text.
     weights : path-like, optional
         A .caffemodel of any format, or an HDF5 snapshot; told apart by the content.
     phase : {"TEST", "TRAIN"}
@@ -44,6 +46,11 @@ def read_net(
         For the layers' stage and not_stage rules.
     partial : bool
         The weights may lack layers of the net, which stay without any.
+    state : NetState, optional
+        A solver's train_state or test_state. It goes before the state that the net gives
+        itself, and its stages are added, as in Caffe.
+    path : path-like, optional
+        The file that a message is from, for errors and notes.
 
     Returns
     -------
@@ -57,8 +64,16 @@ def read_net(
     NetError
         If the net is wrong, or the weights do not fit it.
     """
-    text = read_text_file(prototxt)
-    net = parse_net(text, prototxt, phase, level=level, stages=stages)
+    notes: tuple[str, ...] = ()
+    if isinstance(prototxt, pb.NetParameter):
+        path = "<message>" if path is None else path
+        message = prototxt
+    else:
+        path = prototxt
+        message, notes = parse_text(read_text_file(path), pb.NetParameter(), path)
+    if state is not None:
+        message = _with_state(message, state, path, phase)
+    net = _net(message, notes, path, phase, level, stages)
     if weights is None:
         return net
     read = read_hdf5_weights if is_hdf5(weights) else read_caffemodel
@@ -92,9 +107,38 @@ def parse_net(
     CaffeFileError, NetError
         As for `read_net`.
     """
+    message, notes = parse_text(text, pb.NetParameter(), path)
+    return _net(message, notes, path, phase, level, stages)
+
+
+def _with_state(
+    message: pb.NetParameter, state: pb.NetState, path: str | Path, phase: str
+) -> pb.NetParameter:
+    """Return a net with a solver's state put over its own, as Caffe's ``InitTrainNet``."""
+    net = pb.NetParameter()
+    net.CopyFrom(message)
+    net.state.MergeFrom(state)
+    if net.state.HasField("phase") and pb.Phase.Name(net.state.phase) != phase:
+        # Caffe would build the net for that phase: train it without Dropout, say.
+        raise CaffeFileError(
+            path,
+            f"the {phase} net is given the phase {pb.Phase.Name(net.state.phase)}; "
+            "remove it from the net's state and from the solver's",
+        )
+    return net
+
+
+def _net(
+    message: pb.NetParameter,
+    notes: tuple[str, ...],
+    path: str | Path,
+    phase: str,
+    level: int,
+    stages: Sequence[str],
+) -> Net:
+    """Make a net of a message, without weights; `notes` are those of its text."""
     if phase not in {"TEST", "TRAIN"}:
         raise ValueError(f"phase is 'TEST' or 'TRAIN', not {phase!r}")
-    message, notes = parse_text(text, pb.NetParameter(), path)
     upgraded, more = upgrade_net(message)
     if not upgraded.layer:
         raise CaffeFileError(path, "describes no layers; is it the prototxt of a net?")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caffeio.errors import CaffeFileError
+from caffeio.graph import Net
+from caffeio.nets import read_net
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import parse_text, read_text_file
 
-__all__ = ["POLICIES", "SOLVERS", "Solver", "read_solver"]
+__all__ = ["POLICIES", "SOLVERS", "Solver", "read_solver", "read_solver_net"]
 
 SOLVERS = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
@@ -37,13 +39,15 @@ class Solver:
     type : str
         One of `SOLVERS`.
     train_net : Path
-        The net's file, as found.
+        The net's file, as found; the solver's own if the net stands within it.
     test_net : Path or None
-        The file whose TEST phase is the test net; None if the solver does not test.
+        The file whose TEST phase is the test net, likewise; None if the solver does not test.
     test_iter : int
         Batches of one test.
     notes : tuple of str
         What the file holds that is not used, a sentence each.
+    train_net_param, test_net_param : NetParameter or None
+        The net if it stands within the solver; `read_solver_net` reads either kind.
     """
 
     path: Path
@@ -53,6 +57,8 @@ class Solver:
     test_net: Path | None
     test_iter: int
     notes: tuple[str, ...] = ()
+    train_net_param: pb.NetParameter | None = None
+    test_net_param: pb.NetParameter | None = None
 
 
 def read_solver(path: str | Path) -> Solver:
@@ -70,7 +76,8 @@ def read_solver(path: str | Path) -> Solver:
     ------
     CaffeFileError
         If the file cannot be read, is no solver, or lacks a setting that its policy or type
-        needs; it names the setting.
+        needs, or does not give one training net and as many test nets as it tests; it names
+        the setting.
 
     Notes
     -----
@@ -81,22 +88,64 @@ def read_solver(path: str | Path) -> Solver:
     param, notes = parse_text(read_text_file(path), pb.SolverParameter(), path)
     kind = _type(path, param)
     _check(path, param)
-    train, train_key = _net(path, param, ("net", "train_net"))
-    test, _ = _net(path, param, ("net", "test_net"))
-    if train is None:
-        raise CaffeFileError(path, "names no 'net' or 'train_net'; is it a solver?")
+    train, train_param = _train_net(path, param)
     tests = bool(param.test_iter) and param.test_interval > 0
-    if len(param.test_net) + len(param.test_net_param) > 1:
+    test, test_param = _test_net(path, param) if tests else (None, None)
+    if tests and len(param.test_iter) > 1:
         notes += (f"{path}: tests more than one net; the first is tested",)
     return Solver(
         path=path,
         param=param,
         type=kind,
-        train_net=_existing(path, train, train_key),
-        test_net=_existing(path, test, "test_net") if tests and test else None,
+        train_net=train,
+        test_net=test,
         test_iter=param.test_iter[0] if tests else 0,
         notes=notes,
+        train_net_param=train_param,
+        test_net_param=test_param,
     )
+
+
+def read_solver_net(
+    solver: Solver,
+    phase: str = "TRAIN",
+    weights: str | Path | None = None,
+    *,
+    partial: bool = False,
+) -> Net:
+    """Read the net that a solver trains, or the one that it tests.
+
+    Its state is that of Caffe's solver: the phase, then the net's own state, then the solver's
+    train_state, or the first test_state.
+
+    Parameters
+    ----------
+    solver : Solver
+    phase : {"TRAIN", "TEST"}
+    weights, partial
+        As for `read_net`.
+
+    Returns
+    -------
+    Net
+
+    Raises
+    ------
+    CaffeFileError, NetError
+        As for `read_net`; the file of a net within the solver is the solver's.
+    ValueError
+        If the test net of a solver is asked for that does not test.
+    """
+    param = solver.param
+    if phase == "TRAIN":
+        path, message, state = solver.train_net, solver.train_net_param, param.train_state
+    elif solver.test_net is None:
+        raise ValueError(f"{solver.path}: the solver has no {phase} net")
+    else:
+        path, message = solver.test_net, solver.test_net_param
+        state = param.test_state[0] if param.test_state else pb.NetState()
+    source = path if message is None else message
+    return read_net(source, weights, phase, partial=partial, state=state, path=path)
 
 
 def _type(path: Path, param: pb.SolverParameter) -> str:
@@ -138,17 +187,46 @@ def _check(path: Path, param: pb.SolverParameter) -> None:
     need(not param.test_iter or min(param.test_iter) > 0, "test_iter must be 1 or more")
 
 
-def _net(path: Path, param: pb.SolverParameter, keys: tuple[str, str]) -> tuple[str | None, str]:
-    """Return the name of the net's file and the key that gives it."""
-    given = {f.name: value for f, value in param.ListFields()}
-    for key in keys:
-        if f"{key}_param" in given:
-            raise CaffeFileError(
-                path, f"holds a net within it ({key}_param); write it to a file of its own"
-            )
-        if key in given:
-            return (given[key] if isinstance(given[key], str) else given[key][0]), key
-    return None, keys[0]
+def _train_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParameter | None]:
+    """Return the training net's file, and the net if it stands within the solver."""
+    keys = ("net", "net_param", "train_net", "train_net_param")
+    given = [key for key in keys if param.HasField(key)]
+    if not given:
+        raise CaffeFileError(path, "names no 'net' or 'train_net'; is it a solver?")
+    if len(given) > 1:
+        raise CaffeFileError(path, f"has more than one training net: {', '.join(given)}; keep one")
+    return _place(path, given[0], getattr(param, given[0]))
+
+
+def _test_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParameter | None]:
+    """Return the first test net, as `_train_net`; the order is that of ``InitTestNets``."""
+    own: list[tuple[str, str | pb.NetParameter]]
+    own = [("test_net_param", net) for net in param.test_net_param]
+    own += [("test_net", name) for name in param.test_net]
+    shared = next((key for key in ("net", "net_param") if param.HasField(key)), None)
+    count = len(param.test_iter)
+    if count < len(own) or (count > len(own) and shared is None):
+        raise CaffeFileError(
+            path, f"has {count} test_iter for {len(own)} test nets; give one for each"
+        )
+    if len(param.test_state) not in {0, count}:
+        raise CaffeFileError(
+            path,
+            f"has {len(param.test_state)} test_state for {count} test_iter; "
+            "give one for each or none",
+        )
+    if own:
+        return _place(path, *own[0])
+    assert shared is not None
+    return _place(path, shared, getattr(param, shared))
+
+
+def _place(path: Path, key: str, net: str | pb.NetParameter) -> tuple[Path, pb.NetParameter | None]:
+    if isinstance(net, str):
+        return _existing(path, net, key), None
+    if not net.layer and not net.layers:
+        raise CaffeFileError(path, f"{key} describes no layers")
+    return path, net
 
 
 def _existing(path: Path, name: str, key: str) -> Path:

@@ -32,6 +32,8 @@ class HDF5Source(Source):
         The name of the labels; None: there are none.
     order : {"BGR", "RGB"} or None
         What three channels are.
+    exact : bool
+        Rows keep their shape, as for Caffe's HDF5Data layer; else H×W is a grey image.
 
     Raises
     ------
@@ -41,10 +43,11 @@ class HDF5Source(Source):
 
     def __init__(
         self, path: Path, files: Sequence[Path], dataset: str, labels: str | None,
-        order: Order = None,
+        order: Order = None, exact: bool = False,
     ) -> None:  # fmt: skip
         self.path = path
         self._order = order
+        self._exact = exact
         self._lock = threading.Lock()  # h5py objects are not for several threads at once
         self._files: list[Any] = []
         self._parts: list[tuple[Path, Any, Any]] = []
@@ -92,8 +95,9 @@ class HDF5Source(Source):
                 label = None if labels is None else labels[row]
         except OSError as error:
             raise CaffeFileError(file, f"sample {row} cannot be read: {error}") from None
+        data = as_sample(array)
         return Sample(
-            as_sample(array),
+            data.reshape(array.shape) if self._exact else data,
             None if label is None else as_label(label),
             f"{file}[{row}]",
             order=self._order,
@@ -125,7 +129,7 @@ def open_hdf5(
 
 def open_hdf5_list(
     path: str | Path, dataset: str = "data", labels: str | None = None,
-    root: str | Path | None = None, order: Order = None,
+    root: str | Path | None = None, order: Order = None, exact: bool = False,
 ) -> HDF5Source:  # fmt: skip
     """Open a text file that names an HDF5 file on each line.
 
@@ -139,6 +143,8 @@ def open_hdf5_list(
         Where relative paths begin; the list's own folder if not given.
     order : {"BGR", "RGB"} or None
         What three channels are.
+    exact : bool
+        See `HDF5Source`.
 
     Raises
     ------
@@ -156,4 +162,5 @@ def open_hdf5_list(
                                      number)  # fmt: skip
     if not files:
         raise CaffeFileError(path, "lists no files")
-    return HDF5Source(path, files, dataset, labels or _usual_label(files[0], dataset), order)
+    labels = labels or _usual_label(files[0], dataset)
+    return HDF5Source(path, files, dataset, labels, order, exact)

@@ -138,7 +138,10 @@ def _hdf5_data(layer: Layer, base: Path) -> NetData:
     label = "label" if "label" in layer.tops[1:] else None
     data = [top for top in layer.tops if top != label]
     inputs = {
-        top: (open_hdf5_list(path, top, label if i == 0 else None, base), Transform())
+        top: (
+            open_hdf5_list(path, top, label if i == 0 else None, base, exact=True),
+            Transform(),
+        )
         for i, top in enumerate(data)
     }
     return NetData(inputs, label, _batch_size(layer, p.batch_size), p.shuffle)
