@@ -84,7 +84,7 @@ def emit_qat(
         raise ConfigError("[retrain] is missing: it names the solver")
     files = output_files(config, output, _QAT_FILES)
     solver = caffeio.read_solver(settings.solver)
-    train = caffeio.read_net(solver.train_net, config.model.caffemodel, "TRAIN")
+    train = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel)
     work = prepare(config, read_model(config))
     starts: dict[str, QuantParams] = {}
     if config.calibrate.data:
@@ -99,11 +99,11 @@ def emit_qat(
 
     whole = put_in(train)
     if solver.test_net is not None:
-        test = caffeio.read_net(solver.test_net, config.model.caffemodel, "TEST")
+        test = caffeio.read_solver_net(solver, "TEST", config.model.caffemodel)
         whole = merge_phases(whole, put_in(test))
     param = caffe_pb2.SolverParameter()
     param.CopyFrom(solver.param)
-    for key in ("train_net", "test_net"):
+    for key in ("net_param", "train_net", "train_net_param", "test_net", "test_net_param"):
         param.ClearField(key)
     param.net = files["qat_prototxt"].name
     writers: dict[str, Writer] = {

@@ -45,8 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         "--retrain", metavar="SOLVER", help="train by this solver, as [retrain] in the config"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with a training that was interrupted"
-    )
+        "--resume", nargs="?", const=True, default=False, metavar="SOLVERSTATE",
+        help="go on with a training that was interrupted; or, with the .solverstate of one that "
+        "ended (here or in Caffe), begin where it ended",
+    )  # fmt: skip
     parser.add_argument(
         "--emit-qat", action="store_true",
         help="write the training net with QAT layers, for training in a Caffe of your own",

@@ -21,8 +21,9 @@ import caffeio  # noqa: E402
 from pipeline.config import load_config  # noqa: E402
 from pipeline.retrain.group import Group  # noqa: E402
 from pipeline.retrain.job import train_model  # noqa: E402
+from pipeline.retrain.plan import Plan  # noqa: E402
 from pipeline.retrain.setup import set_up  # noqa: E402
-from pipeline.retrain.trainer import Plan, Trainer  # noqa: E402
+from pipeline.retrain.trainer import Trainer  # noqa: E402
 
 FOLDER = GOLDENS / "train"
 RUNS = sorted(path.stem for path in FOLDER.glob("*.npz"))

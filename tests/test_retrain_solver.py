@@ -292,14 +292,22 @@ def test_updates_equal_the_oracle(kind, data, regularization, decay, clip, iter_
 
 
 @pytest.mark.parametrize("kind", SOLVERS)
-def test_a_parameter_without_a_gradient_stays(kind):
-    still, moved = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-    learned = [Learned("a/0", still, 1.0, 1.0), Learned("b/0", moved, 1.0, 1.0)]
+def test_a_parameter_that_no_loss_depends_on_decays(kind):
+    """As in Caffe, whose solver knows no difference between no gradient and one of zero."""
+    still, zero, free, moved = (torch.nn.Parameter(torch.ones(2)) for _ in range(4))
+    learned = [
+        Learned("a/0", still, 1.0, 1.0),
+        Learned("b/0", zero, 1.0, 1.0),
+        Learned("c/0", free, 1.0, 0.0),
+        Learned("d/0", moved, 1.0, 1.0),
+    ]
     optimizer = Optimizer(solver_of(kind, weight_decay=0.1, clip_gradients=1.0), learned)
-    moved.sum().backward()
+    (moved.sum() + 0 * zero.sum()).backward()
     optimizer.step(0, 0.1)
-    assert still.tolist() == [1.0, 1.0]
-    assert (moved < 1).all()
+    assert still.tolist() == zero.tolist()
+    assert (still < 1).all()
+    assert free.tolist() == [1.0, 1.0]
+    assert (moved < still).all() or kind in ("AdaGrad", "RMSProp", "AdaDelta", "Adam")
 
 
 # --------------------------------------------------------------------------------- the fillers

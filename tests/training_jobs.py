@@ -20,7 +20,10 @@ MODEL_FILES = {
     "net_record.txt", "net_fake_quant_model.prototxt", "net_fake_quant_weights.caffemodel",
     "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json",
 }  # fmt: skip
-COURSE_FILES = {"net_trained.caffemodel", "net_training.csv", "net_training.png"}
+COURSE_FILES = {
+    "net_trained.caffemodel", "net_training.csv", "net_training.png", "net_last.caffemodel",
+    "net_last.solverstate",
+}  # fmt: skip
 
 INPUT = 'layer {{ name: "{0}" type: "Input" top: "{0}" input_param {{ shape {{ {1} }} }} }}\n'
 BODY = """

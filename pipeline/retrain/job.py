@@ -21,14 +21,17 @@ from pipeline.progress import Reporter
 from pipeline.report import Report
 from pipeline.retrain.curve import draw_curve, write_curve
 from pipeline.retrain.group import Group, join
+from pipeline.retrain.plan import Plan, Test
 from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
 from pipeline.retrain.snapshot import fingerprint
-from pipeline.retrain.trainer import Plan, Test, Trainer
+from pipeline.retrain.solver_state import read_state, trained_net
+from pipeline.retrain.trainer import Trainer
 from pipeline.settings import LayerPlan
 from pipeline.stages import (
     Clock,
     Ranges,
     calibrate,
+    check_evaluation,
     evaluate,
     input_shapes,
     make_record,
@@ -41,6 +44,8 @@ _COURSE_FILES = {
     "trained_weights": "_trained.caffemodel",
     "course": "_training.csv",
     "picture": "_training.png",
+    "last_weights": "_last.caffemodel",
+    "last_state": "_last.solverstate",
 }
 _INTERVAL = 1000
 
@@ -92,7 +97,7 @@ def train_model(
     *,
     output: str | Path | None = None,
     reporter: Reporter | None = None,
-    resume: bool = False,
+    resume: bool | str | Path = False,
 ) -> Trained | None:
     """Train a Caffe net as ``[retrain]`` says, and hand over its float weights.
 
@@ -105,8 +110,9 @@ def train_model(
         Folder to write to, instead of the config's.
     reporter : Reporter, optional
         Shows progress; by default nothing is shown.
-    resume : bool
-        Go on from the last snapshot.
+    resume : bool or path-like
+        True: go on from the last snapshot. A .solverstate of Caffe's, or of another training
+        here (``<prefix>_last.solverstate``): begin where that ended, with its weights.
 
     Returns
     -------
@@ -127,7 +133,7 @@ def train_model(
         done = _train(config, group, files, reporter, resume)
     if not group.leads:
         return None
-    write_files(files, _course_writers(done))
+    write_files(files, _course_writers(done, files))
     _remove_snapshots(files["course"])
     return _trained(done, files)
 
@@ -138,7 +144,7 @@ def retrain_model(
     device: str = "cpu",
     output: str | Path | None = None,
     reporter: Reporter | None = None,
-    resume: bool = False,
+    resume: bool | str | Path = False,
 ) -> Report | None:
     """Train a Caffe net with fake quantization in place, then quantize it with what it learned.
 
@@ -184,7 +190,7 @@ def _train(
     group: Group,
     files: Mapping[str, Path],
     reporter: Reporter,
-    resume: bool,
+    resume: bool | str | Path,
     device: str = "cpu",
 ) -> _Done:
     """Set up, calibrate, and train."""
@@ -194,13 +200,20 @@ def _train(
     work = before = None
     samples = 0
     model: object = None
+    follows = None if isinstance(resume, bool) else Path(resume)
     with ExitStack() as opened:
         setup = set_up(config, group, opened)
+        if follows is not None:
+            state, weights = read_state(follows)
+            last = caffeio.read_solver_net(setup.solver, "TRAIN", weights, partial=True)
+            setup.module.load_blobs(last)
         if settings.quantize:
             before = with_blobs(read_model(config), setup.module.trained_blobs())
             work = _prepared(config, before)
+            if settings.deployable:
+                check_evaluation(config, work)
             starts: dict[str, QuantParams] = {}
-            if config.calibrate.data and not resume:
+            if config.calibrate.data and resume is not True:
                 net = FloatNet(work.fused.net, device=device)
                 ranges = calibrate(config, work, net, reporter, settings.data_bits)
                 starts, samples = ranges.params, ranges.samples
@@ -216,8 +229,11 @@ def _train(
             trainer = Trainer(
                 setup.module, setup.solver, setup.feed, group, plan, test=test, report=show
             )
-            if resume:
+            if follows is not None:
+                trainer.follow(state, follows)
+            elif resume:
                 trainer.resume()
+            if resume:
                 reporter.say(f"going on from iteration {trainer.iteration}")
             trainer.run()
     return _Done(setup, trainer, test, work, before, samples)
@@ -258,21 +274,23 @@ def _quantize(
         scores = evaluate(config, work, before, int8, device, reporter)
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, done.samples, clock)
-    writers = {**model_writers(report, work.fused, int8), **_course_writers(done)}
+    writers = {**model_writers(report, work.fused, int8), **_course_writers(done, files)}
     write_files(files, writers)
     return report
 
 
-def _course_writers(done: _Done) -> dict[str, Writer]:
-    blobs = done.setup.module.trained_blobs()
-    net = done.setup.net
-    trained = net.with_layers(tuple(replace(x, blobs=blobs.get(x.name, ())) for x in net.layers))
-    points = done.trainer.points
+def _course_writers(done: _Done, files: Mapping[str, Path]) -> dict[str, Writer]:
+    net, trainer = done.setup.net, done.trainer
+    trained = trained_net(net, done.setup.module.trained_blobs())
+    last, state = trained_net(net, trainer.blobs), trainer.state(files["last_weights"].name)
+    points = trainer.points
     metric = done.test.metric if done.test else ""
     return {
         "trained_weights": lambda path: caffeio.write_caffemodel(trained, path),
         "course": lambda path: write_curve(points, path),
         "picture": lambda path: draw_curve(points, metric, path),
+        "last_weights": lambda path: caffeio.write_caffemodel(last, path),
+        "last_state": lambda path: caffeio.write_solver_state(state, path),
     }
 
 
@@ -303,11 +321,14 @@ def _notes(done: _Done) -> tuple[str, ...]:
 
 
 def _files(
-    config: Config, output: str | Path | None, names: dict[str, str], resume: bool
+    config: Config,
+    output: str | Path | None,
+    names: dict[str, str],
+    resume: bool | str | Path,
 ) -> dict[str, Path]:
     files = output_files(config, output, names)
     snapshot = _snapshot_path(files["course"])
-    if snapshot.exists() and not resume and not config.output.overwrite:
+    if snapshot.exists() and resume is not True and not config.output.overwrite:
         raise ConfigError(
             f"{snapshot} is left from a training that did not end: --resume goes on from it; "
             "remove it, or set output.overwrite = true, to start anew"
@@ -322,6 +343,8 @@ def _snapshot_path(course: Path) -> Path:
 def _remove_snapshots(course: Path) -> None:
     """Remove what only an unfinished training needs, and what a killed one has half written."""
     snapshot = _snapshot_path(course)
+    for path in Plan(snapshot, {}, 1).all_for_caffe():
+        path.unlink()
     for path in (snapshot, snapshot.with_name(snapshot.name.replace("snapshot", "best"))):
         path.unlink(missing_ok=True)
         for part in path.parent.glob(f".{path.name}.*.tmp"):

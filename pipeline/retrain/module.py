@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.layers.fillers import fill
 from pipeline.retrain.fake import Ulq, fake_weights
 from pipeline.retrain.group import Group
 from pipeline.retrain.layers import Context, Shape, torch_layer
+from pipeline.retrain.layers.base import Kept
 from pipeline.retrain.optimizer import Learned
 
 __all__ = ["CaffeModule", "Outcome"]
@@ -78,6 +79,10 @@ class CaffeModule(nn.Module):
         self._kinds = tuple(torch_layer(layer) for layer in net.layers)
         self._blobs: dict[str, tuple[Tensor, ...]] = {}
         self._learned: dict[str, Learned] = {}
+        #: Every blob of the net once, in its order, by the first layer that has it.
+        self.owned: dict[str, Tensor] = {}
+        #: What recurrent layers remember of the batch before, by position.
+        self.kept: dict[int, Kept] = {}
         self._build(dict(shapes), rng or np.random.default_rng(0), trained)
         self.ranges = nn.ModuleList()
         self._fake: FakePlan | None = None
@@ -153,6 +158,22 @@ class CaffeModule(nn.Module):
             if blobs
         }
 
+    @torch.no_grad()
+    def load_blobs(self, net: Net) -> None:
+        """Take the blobs of a net of the same layers; layers without any there keep theirs.
+
+        Raises
+        ------
+        caffeio.NetError
+            If a layer has other blobs there.
+        """
+        for layer in net.layers:
+            own = self._blobs.get(layer.name, ())
+            if layer.blobs and len(layer.blobs) != len(own):
+                raise NetError(f"has {len(layer.blobs)} blobs, needs {len(own)}", layer.name)
+            for index, tensor in enumerate(own if layer.blobs else ()):
+                tensor.copy_(torch.from_numpy(_fitting(layer, index, tuple(tensor.shape))))
+
     @property
     def begun(self) -> bool:
         """Whether every range is known: else the first batch decides it."""
@@ -196,7 +217,10 @@ class CaffeModule(nn.Module):
         """Make, or take, the blobs of every layer, checking each by the shapes it meets."""
         known: dict[Value, Shape] = {}
         shared: dict[str, tuple[str, Tensor]] = {}
+        factors = _factors(self.net)
         useful = _reaches_loss(self.net)
+        # the first user owns a shared blob, whichever user a loss depends on
+        wanted = {s.name for i in useful for s in self.net.layers[i].param.param if s.name}
         for i, (layer, link) in enumerate(zip(self.net.layers, self.net.links, strict=True)):
             if layer.type in SOURCE_TYPES:
                 known.update((v, shapes[v.blob]) for v in link.writes if v.blob in shapes)
@@ -205,7 +229,7 @@ class CaffeModule(nn.Module):
             if trained is not None and layer.name in trained._blobs:
                 blobs = trained._blobs[layer.name]
             else:
-                blobs = self._new_blobs(i, bottoms, rng, shared, i in useful)
+                blobs = self._new_blobs(i, bottoms, rng, shared, factors, i in useful, wanted)
             self._blobs[layer.name] = blobs
             checked = replace(layer, blobs=tuple(b.detach().cpu().numpy() for b in blobs))
             tops = layer_type(layer).shapes(checked, bottoms)
@@ -217,7 +241,9 @@ class CaffeModule(nn.Module):
         bottoms: Sequence[Shape],
         rng: np.random.Generator,
         shared: dict[str, tuple[str, Tensor]],
+        factors: Mapping[str, tuple[float, float]],
         useful: bool,
+        wanted: Collection[str],
     ) -> tuple[Tensor, ...]:
         layer, kind = self.net.layers[i], self._kinds[i]
         specs = kind.blobs(layer, bottoms)
@@ -233,16 +259,19 @@ class CaffeModule(nn.Module):
             if data is None:
                 data = _fitting(layer, index, spec.shape)
             tensor = torch.from_numpy(np.array(data, np.float32)).to(self._group.device)
-            lr = given.lr_mult if given is not None else 1.0
-            decay = given.decay_mult if given is not None else 1.0
             name = f"{layer.name}/{index}"
-            if kind.learned and lr and useful:
-                parameter = nn.Parameter(tensor)
-                self.register_parameter(_attribute(name), parameter)
-                self._learned[name] = Learned(name, parameter, lr, decay)
-                tensor = parameter
+            lr, decay = factors.get(given.name if given is not None else "", (1.0, 1.0))
+            if given is not None and not given.name:
+                lr, decay = given.lr_mult, given.decay_mult
+            learned = bool(kind.learned and lr)
+            if learned and (useful or (given is not None and given.name in wanted)):
+                tensor = nn.Parameter(tensor)
+                self.register_parameter(_attribute(name), tensor)
             else:
                 self.register_buffer(_attribute(name), tensor)
+            self.owned[name] = tensor
+            if learned:  # no loss depends on it: it decays, as in Caffe
+                self._learned[name] = Learned(name, tensor, lr, decay)
             if given is not None and given.name:
                 shared[given.name] = (f"{layer.name}/{index}", tensor)
             made.append(tensor)
@@ -260,6 +289,9 @@ class CaffeModule(nn.Module):
                 plan = self._fake.weights[layer.name]
                 k = self._folding(plan, blobs[0].ndim)
                 blobs[0] = fake_weights(blobs[0], plan, self._fake.weight_bits, k)
+            if kind.resume is not None:
+                tops, self.kept[i] = kind.resume(layer, bottoms, blobs, self.kept.get(i, ()))
+                return tops
             return kind.forward(layer, bottoms, blobs, context)
         except NetError:
             raise
@@ -323,6 +355,32 @@ def _loss_weights(layer: Layer) -> Sequence[float]:
     if layer.param.loss_weight:
         return layer.param.loss_weight
     return (1.0,) if layer.type.endswith("Loss") else ()
+
+
+def _factors(net: Net) -> dict[str, tuple[float, float]]:
+    """Return lr_mult and decay_mult of each shared blob: of the first layer that gives them.
+
+    Raises
+    ------
+    caffeio.NetError
+        If two layers give different ones, as in Caffe.
+    """
+    given: dict[str, dict[str, float]] = {}
+    for layer in net.layers:
+        for spec in layer.param.param:
+            if not spec.name:
+                continue
+            known = given.setdefault(spec.name, {})
+            for key in ("lr_mult", "decay_mult"):
+                if not spec.HasField(key):
+                    continue
+                if known.setdefault(key, getattr(spec, key)) != getattr(spec, key):
+                    raise NetError(
+                        f"shared blob '{spec.name}' has {key} {getattr(spec, key):g} here and "
+                        f"{known[key]:g} in a layer before; give it once",
+                        layer.name,
+                    )
+    return {n: (k.get("lr_mult", 1.0), k.get("decay_mult", 1.0)) for n, k in given.items()}
 
 
 def _reaches_loss(net: Net) -> set[int]:

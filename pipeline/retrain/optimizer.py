@@ -25,12 +25,13 @@ class Learned:
     ----------
     name : str
         E.g. ``"conv1/0"``.
-    tensor : torch.nn.Parameter
+    tensor : Tensor
+        A parameter; one without a gradient only decays.
     lr_mult, decay_mult : float
     """
 
     name: str
-    tensor: torch.nn.Parameter
+    tensor: Tensor
     lr_mult: float
     decay_mult: float
 
@@ -42,15 +43,22 @@ class Optimizer:
     ----------
     solver : Solver
     learned : sequence of Learned
+
+    Attributes
+    ----------
+    history : dict of parameter name to list of Tensor
+        What the solver remembers.
+    each : int
+        How many numbers for each value.
     """
 
     def __init__(self, solver: Solver, learned: Sequence[Learned]) -> None:
         self._type = solver.type
         self._param = solver.param
         self._learned = tuple(learned)
-        count = _HISTORY[solver.type]
+        self.each = _HISTORY[solver.type]
         self.history = {
-            p.name: [torch.zeros_like(p.tensor) for _ in range(count)] for p in self._learned
+            p.name: [torch.zeros_like(p.tensor) for _ in range(self.each)] for p in self._learned
         }
 
     @torch.no_grad()
@@ -71,10 +79,11 @@ class Optimizer:
         """
         used = [p for p in self._learned if p.tensor.grad is not None]
         factor = self._clipping(used) / self._param.iter_size
-        for p in used:
+        for p in self._learned:
             g = p.tensor.grad
-            assert g is not None
-            if factor != 1:
+            if g is None:
+                g = torch.zeros_like(p.tensor)
+            elif factor != 1:
                 g.mul_(factor)
             self._decay(p, g)
             p.tensor.sub_(self._update(g, self.history[p.name], rate * p.lr_mult, iteration))

@@ -20,8 +20,8 @@ from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
 from pipeline.retrain.layers import Shape
 from pipeline.retrain.module import CaffeModule
+from pipeline.retrain.plan import Test
 from pipeline.retrain.snapshot import fingerprint
-from pipeline.retrain.trainer import Test
 from pipeline.tables import Data
 
 __all__ = ["Setup", "set_up", "training_device"]
@@ -101,15 +101,7 @@ def set_up(config: Config, group: Group, opened: ExitStack) -> Setup:
     solver = caffeio.read_solver(settings.solver)
     seed = settings.seed if settings.seed is not None else max(solver.param.random_seed, 0)
     torch.manual_seed(seed + group.rank)
-    state = solver.param.train_state
-    net = caffeio.read_net(
-        solver.train_net,
-        config.model.caffemodel,
-        "TRAIN",
-        level=state.level,
-        stages=tuple(state.stage),
-        partial=True,
-    )
+    net = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel, partial=True)
     feed = _feed(config, net, solver.train_net, "retrain.data", seed, group, opened)
     shapes = _input_shapes(net, feed)
     module = CaffeModule(net, shapes, group, rng=np.random.default_rng(seed))
@@ -133,13 +125,7 @@ def set_up_test(setup: Setup, opened: ExitStack) -> Test | None:
                     "test_interval"
                 )
         return None
-    state = solver.param.test_state[0] if solver.param.test_state else None
-    net = caffeio.read_net(
-        solver.test_net,
-        phase="TEST",
-        level=state.level if state else 0,
-        stages=tuple(state.stage) if state else (),
-    )
+    net = caffeio.read_solver_net(solver, "TEST")
     feed = _feed(
         setup.config, net, solver.test_net, "retrain.test_data", setup.seed, setup.group, opened
     )

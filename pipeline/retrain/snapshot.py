@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 
 __all__ = ["Snapshot", "fingerprint", "load_snapshot", "save_snapshot"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -9,106 +9,31 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from caffeio import Solver
-from pipeline.errors import PipelineError
+import caffeio
+from caffeio import Solver, SolverState
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.progress import TrainingProgress
 from pipeline.retrain.curve import Point
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
 from pipeline.retrain.module import CaffeModule
 from pipeline.retrain.optimizer import Optimizer
+from pipeline.retrain.plan import Best, Interrupted, Plan, Test
 from pipeline.retrain.rate import learning_rate
 from pipeline.retrain.snapshot import Snapshot, load_snapshot, save_snapshot
+from pipeline.retrain.solver_state import history_of, state_of, trained_net
 
-__all__ = ["Best", "Interrupted", "Plan", "Test", "Trainer"]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the training has stopped after a whole iteration, and is kept."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train and what to keep.
-
-    Attributes
-    ----------
-    snapshots : Path
-        The file of the last snapshot; the best one lies beside it.
-    made_of : dict of str to str
-        From `fingerprint`.
-    interval : int
-        Iterations between snapshots.
-    patience : int or None
-        Tests without a better metric after which to stop.
-    """
-
-    snapshots: Path
-    made_of: dict[str, str]
-    interval: int
-    patience: int | None = None
-
-    @property
-    def best(self) -> Path:
-        """The file of the best state."""
-        return self.snapshots.with_name(self.snapshots.name.replace("snapshot", "best"))
-
-
-@dataclass(frozen=True)
-class Test:
-    """How a training is tested.
-
-    Attributes
-    ----------
-    module : CaffeModule
-        The net of phase TEST, on the blobs of the one that is trained.
-    feed : TrainingFeed
-    batches : int
-        Of one test.
-    interval : int
-        Iterations between tests.
-    first : bool
-        Test before the first iteration.
-    metric : str
-        The output to judge by.
-    rising : bool
-        Whether more of it is better.
-    """
-
-    module: CaffeModule
-    feed: TrainingFeed
-    batches: int
-    interval: int
-    first: bool
-    metric: str
-    rising: bool
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best test so far.
-
-    Attributes
-    ----------
-    metric : float
-        NaN before the first test.
-    iteration : int
-        -1 before the first test.
-    tests_since : int
-    """
-
-    metric: float = math.nan
-    iteration: int = -1
-    tests_since: int = 0
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -132,6 +57,9 @@ class Trainer:
     best : Best
     iteration : int
         Iterations done.
+    blobs : dict of layer name to tuple of ndarray
+        When a training has ended: the weights after its last iteration, which need not be the
+        best. With `state` another solver goes on from there.
     """
 
     def __init__(
@@ -156,6 +84,8 @@ class Trainer:
         self._report = report
         self._optimizer = Optimizer(solver, module.learned)
         self.iteration = 0
+        self.blobs: dict[str, tuple[np.ndarray, ...]] = {}
+        self._start = 0
         self._speed = 0.0
 
     def resume(self) -> None:
@@ -170,6 +100,41 @@ class Trainer:
         self._restore(found.state)
         self.iteration = found.iteration
 
+    def follow(self, state: SolverState, path: Path) -> None:
+        """Go on from where a solver of Caffe's, or another training here, has stopped.
+
+        The weights are the module's; as in Caffe, the data begins anew.
+
+        Parameters
+        ----------
+        state : SolverState
+        path : Path
+            Its file, for errors.
+
+        Raises
+        ------
+        ConfigError
+            If there is nothing left to train.
+        PipelineError
+            If the state does not fit the net and the solver.
+        """
+        p = self._solver.param
+        if state.iteration >= p.max_iter:
+            raise ConfigError(
+                f"{path}: has done {state.iteration} iterations, and max_iter of "
+                f"'{self._solver.path}' is {p.max_iter}: there is nothing left to train"
+            )
+        found = history_of(state, path, self.module.owned, self._optimizer.each)
+        for name, own in self._optimizer.history.items():
+            for tensor, array in zip(own, found.get(name, ()), strict=False):  # ranges begin anew
+                tensor.copy_(torch.from_numpy(array))
+        self.iteration = self._start = state.iteration
+
+    def state(self, weights: str) -> SolverState:
+        """Return iteration and history for Caffe; `weights` is the name of their file."""
+        history = self._optimizer.history
+        return state_of(self._solver, self.iteration, self.module.owned, history, weights)
+
     def run(self) -> None:
         """Train to the end, or until no test gets better; then take the best state.
 
@@ -181,7 +146,7 @@ class Trainer:
             If the loss is not finite any more: names the iteration, the layer and the rate.
         """
         p = self._solver.param
-        batches = self._feed.batches(self.iteration * p.iter_size)
+        batches = self._feed.batches((self.iteration - self._start) * p.iter_size)
         if not self.module.begun:
             self._begin()
         net = self._replicated()
@@ -203,18 +168,21 @@ class Trainer:
                 if self._test is not None:
                     self._tested()
         self._save()
+        self.blobs = self.module.trained_blobs()
         if self._group.leads and self.best.iteration >= 0:
             best = load_snapshot(self._plan.best, self._plan.made_of)
             self._restore_weights(best.state)
 
     def _begin(self) -> None:
         """Set the ranges that the first batch decides, and nothing else."""
-        kept = [b.clone() for b in self.module.own_averages()]
+        averages = [b.clone() for b in self.module.own_averages()]
+        kept = dict(self.module.kept)
         random = torch.get_rng_state()
         with torch.no_grad():
             self.module(next(self._feed.batches(0, 1)), True)
         torch.set_rng_state(random)
-        for blob, before in zip(self.module.own_averages(), kept, strict=True):
+        self.module.kept = kept
+        for blob, before in zip(self.module.own_averages(), averages, strict=True):
             blob.copy_(before)
 
     def _replicated(self) -> torch.nn.Module:
@@ -239,7 +207,8 @@ class Trainer:
                     f"at iteration {self.iteration}, learning rate {rate:g}: {error}"
                 ) from None
             self._check(loss, inputs, rate)
-            loss.backward()
+            if loss.requires_grad:  # else no parameter reaches a loss: all of them only decay
+                loss.backward()
             total += loss.detach()
         self._optimizer.step(self.iteration, rate)
         loss_now = float(self._group.mean(total)) / p.iter_size
@@ -315,14 +284,24 @@ class Trainer:
         return patience is not None and self.best.tests_since >= patience
 
     def _save(self) -> None:
-        if self._group.leads:
-            save_snapshot(self._snapshot(), self._plan.snapshots)
+        """Keep the state; files for Caffe carry its iteration, so that they are of one piece."""
+        if not self._group.leads:
+            return
+        save_snapshot(self._snapshot(), self._plan.snapshots)
+        weights, state = self._plan.for_caffe(self.iteration)
+        net = trained_net(self.module.net, self.module.trained_blobs())
+        caffeio.write_caffemodel(net, weights, overwrite=True)
+        caffeio.write_solver_state(self.state(weights.name), state, overwrite=True)
+        for old in {*self._plan.all_for_caffe()} - {weights, state}:
+            old.unlink()
 
     def _snapshot(self) -> Snapshot:
         state = {
             "module": self.module.state_dict(),
             "history": self._optimizer.history,
             "random": torch.get_rng_state(),
+            "kept": [m.kept for m in self._modules()],
+            "start": self._start,
             "points": [asdict(p) for p in self.points],
             "best": asdict(self.best),
         }
@@ -330,12 +309,19 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._restore_weights(state)
+        self._start = state["start"]
+        for module, kept in zip(self._modules(), state["kept"], strict=True):
+            module.kept = kept
         for name, tensors in state["history"].items():
             for own, stored in zip(self._optimizer.history[name], tensors, strict=True):
                 own.copy_(stored)
         torch.set_rng_state(state["random"])
         self.points = [Point(**p) for p in state["points"]]
         self.best = Best(**state["best"])
+
+    def _modules(self) -> list[CaffeModule]:
+        """Return the modules that remember: of the training, and of the tests."""
+        return [self.module, *([self._test.module] if self._test else [])]
 
     def _restore_weights(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])

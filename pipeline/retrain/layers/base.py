@@ -10,9 +10,12 @@ from torch import Tensor
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import FillerParameter
 
-__all__ = ["BlobSpec", "Context", "Shape", "TorchLayer", "no_blobs"]
+__all__ = ["BlobSpec", "Context", "Kept", "Shape", "TorchLayer", "no_blobs"]
 
 Shape = tuple[int, ...]
+
+#: What a layer keeps from one forward pass to the next; nothing before the first.
+Kept = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,13 @@ class TorchLayer:
         ``blobs(layer, bottom_shapes) -> tuple of BlobSpec``.
     learned : bool
         False: the solver leaves the blobs alone (BatchNorm's own averages).
+    resume : callable or None
+        ``resume(layer, bottoms, blobs, kept) -> (tops, kept)``, of a type that remembers (LSTM,
+        RNN): its computation after what it kept, tensors without a gradient; `forward` begins
+        anew.
     """
 
     forward: Callable[[Layer, Sequence[Tensor], Sequence[Tensor], Context], tuple[Tensor, ...]]
     blobs: Callable[[Layer, Sequence[Shape]], tuple[BlobSpec, ...]] = no_blobs
     learned: bool = True
+    resume: Callable[..., tuple[tuple[Tensor, ...], Kept]] | None = None

@@ -26,11 +26,13 @@ from pipeline.retrain.layers.common import weight_and_bias
 __all__ = ["TYPES"]
 
 _CONV: dict[int, Callable[..., Tensor]] = {
+    0: functional.conv1d,
     1: functional.conv1d,
     2: functional.conv2d,
     3: functional.conv3d,
 }
 _DECONV: dict[int, Callable[..., Tensor]] = {
+    0: functional.conv_transpose1d,
     1: functional.conv_transpose1d,
     2: functional.conv_transpose2d,
     3: functional.conv_transpose3d,
@@ -54,7 +56,10 @@ def _spatial(layer: Layer, p: ConvParams, deconv: bool) -> Callable[..., Tensor]
     """Return PyTorch's function for as many spatial axes as the kernel has."""
     functions = _DECONV if deconv else _CONV
     if len(p.kernel) not in functions:
-        fail(layer, f"training needs 1 to 3 spatial axes behind axis {p.axis}, has {len(p.kernel)}")
+        fail(
+            layer,
+            f"training needs at most 3 spatial axes behind axis {p.axis}, has {len(p.kernel)}",
+        )
     return functions[len(p.kernel)]
 
 
@@ -64,15 +69,24 @@ def _forward(
     p = conv_params(layer, tuple(bottoms[0].shape))
     function = _spatial(layer, p, deconv)
     w = blobs[0].reshape(weight_shape(p, bottoms[0].shape[p.axis], deconv))
+    w = w if p.kernel else w.unsqueeze(-1)  # no axes to slide along: a product of channels
     bias = blobs[1].reshape(-1) if p.bias else None
     tops = []
     for bottom in bottoms:
         x = bottom if p.axis == 1 else bottom.reshape(-1, *bottom.shape[p.axis :])
         if not deconv:
             x = _widened(x, p)
+        x = x if p.kernel else x.unsqueeze(-1)
         y = function(
-            x, w, bias, stride=p.stride, padding=p.pad, dilation=p.dilation, groups=p.group
+            x,
+            w,
+            bias,
+            stride=p.stride or 1,
+            padding=p.pad or 0,
+            dilation=p.dilation or 1,
+            groups=p.group,
         )
+        y = y if p.kernel else y.squeeze(-1)
         tops.append(y if p.axis == 1 else y.reshape(*bottom.shape[: p.axis], *y.shape[1:]))
     return tuple(tops)
 

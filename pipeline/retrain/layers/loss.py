@@ -118,7 +118,8 @@ def _hinge(
     x = bottoms[0].flatten(1)
     labels, _ = _checked_labels(layer, bottoms[1], x.shape[1], (len(x), 1))
     signs = torch.ones_like(x).scatter_(1, labels, -1)
-    margins = functional.relu(x * signs + 1)
+    margins = x * signs + 1
+    margins = torch.where(margins > 0, margins, 0)  # as Caffe's max(0, x): NaN counts as 0
     if layer.param.hinge_loss_param.norm == HingeLossParameter.L2:
         margins = margins.square()
     return (margins.sum() / len(x),)

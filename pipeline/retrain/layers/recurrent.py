@@ -1,11 +1,12 @@
 """LSTM and RNN over sequences (T, N, ...), with Caffe's sequence markers.
 
-Every call starts from a zero state, or from the exposed hidden bottoms, as in the NumPy form.
+A batch goes on from the state that the batch before left, as in the NumPy form. As in Caffe no
+gradient flows back into that batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from caffeio.graph import Layer
 from pipeline.layers.recurrent import RecurrentForm, recurrent_form
-from pipeline.retrain.layers.base import BlobSpec, Context, Shape, TorchLayer
+from pipeline.retrain.layers.base import BlobSpec, Context, Kept, Shape, TorchLayer
 
 __all__ = ["TYPES"]
 
@@ -36,28 +37,38 @@ def _blobs(layer: Layer, shapes: Sequence[Shape]) -> tuple[BlobSpec, ...]:
 
 def _driven(bottoms: Sequence[Tensor], blobs: Sequence[Tensor], form: RecurrentForm) -> Tensor:
     """Return what the inputs add at each step: (T, N, rows)."""
-    drive = functional.linear(bottoms[0].flatten(2), blobs[0], blobs[1].reshape(-1))
+    x = bottoms[0].reshape(*bottoms[0].shape[:2], -1)
+    drive = functional.linear(x, blobs[0], blobs[1].reshape(-1))
     if form.static:
-        drive = drive + functional.linear(bottoms[2].flatten(1), blobs[2])
+        drive = drive + functional.linear(bottoms[2].reshape(len(bottoms[2]), -1), blobs[2])
     return drive
 
 
-def _states(layer: Layer, bottoms: Sequence[Tensor], form: RecurrentForm) -> list[Tensor]:
+def _states(
+    layer: Layer, bottoms: Sequence[Tensor], form: RecurrentForm, kept: Kept
+) -> list[Tensor]:
+    """Return the states (N, outputs) before the first step; see the NumPy form."""
     if form.exposed:
         return [b[0] for b in bottoms[2 + form.static :]]
     streams, outputs = bottoms[0].shape[1], layer.param.recurrent_param.num_output
+    if kept and len(kept[0]) >= streams:
+        return [state[:streams].to(bottoms[0]) for state in kept]
     return [bottoms[0].new_zeros(streams, outputs) for _ in range(form.states)]
 
 
-def _finish(form: RecurrentForm, steps: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (steps, *(s[None] for s in states)) if form.exposed else (steps,)
+def _finish(
+    form: RecurrentForm, steps: Tensor, states: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Kept]:
+    if form.exposed:
+        return (steps, *(s[None] for s in states)), ()
+    return (steps,), tuple(s.detach() for s in states)
 
 
 def _lstm(
-    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], context: Context
-) -> tuple[Tensor, ...]:
+    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], kept: Kept
+) -> tuple[tuple[Tensor, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
-    h, c = _states(layer, bottoms, form)
+    h, c = _states(layer, bottoms, form, kept)
     recurrent, size = blobs[2 + form.static].T, h.shape[1]
     steps = []
     for drive, cont in zip(
@@ -72,10 +83,10 @@ def _lstm(
 
 
 def _rnn(
-    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], context: Context
-) -> tuple[Tensor, ...]:
+    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], kept: Kept
+) -> tuple[tuple[Tensor, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
-    (h,) = _states(layer, bottoms, form)
+    (h,) = _states(layer, bottoms, form, kept)
     recurrent, weights, bias = blobs[2 + form.static :]
     steps = []
     for drive, cont in zip(
@@ -87,7 +98,13 @@ def _rnn(
     return _finish(form, outputs, [h])
 
 
-TYPES: dict[str, TorchLayer] = {
-    "LSTM": TorchLayer(_lstm, _blobs),
-    "RNN": TorchLayer(_rnn, _blobs),
-}
+def _remembering(resume: Callable[..., tuple[tuple[Tensor, ...], Kept]]) -> TorchLayer:
+    def forward(
+        layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], context: Context
+    ) -> tuple[Tensor, ...]:
+        return resume(layer, bottoms, blobs, ())[0]
+
+    return TorchLayer(forward, _blobs, resume=resume)
+
+
+TYPES: dict[str, TorchLayer] = {"LSTM": _remembering(_lstm), "RNN": _remembering(_rnn)}
