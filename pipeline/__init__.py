@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from pipeline.int8 import Int8Net
     from pipeline.job import quantize_model
     from pipeline.retrain.job import retrain_model, train_model
+    from pipeline.state import State
 
-__all__ = ["FloatNet", "Int8Net", "quantize_model", "retrain_model", "train_model"]
+__all__ = ["FloatNet", "Int8Net", "State", "quantize_model", "retrain_model", "train_model"]
 
 _HOMES = {
     "FloatNet": "executor",
     "Int8Net": "int8",
+    "State": "state",
     "quantize_model": "job",
     "retrain_model": "retrain.job",
     "train_model": "retrain.job",

@@ -34,6 +34,7 @@ from pipeline.errors import PipelineError
 from pipeline.executor import FloatNet
 from pipeline.parts import in_halves, splits
 from pipeline.settings import LayerPlan
+from pipeline.state import State
 
 __all__ = ["Observations", "observe", "observe_shards", "search", "search_exactly"]
 
@@ -96,7 +97,8 @@ def observe_shards(
     """As `observe`, with the batches shared among several devices of one kind.
 
     Whichever device is free takes the next batch. Histograms merge exactly in any order, so
-    the result does not depend on who took what.
+    the result does not depend on who took what. A net that remembers one batch in the next
+    stays on the first device.
 
     Parameters
     ----------
@@ -105,7 +107,7 @@ def observe_shards(
     plans, batches, batch_num
         As for `observe`.
     """
-    if len(nets) == 1:
+    if len(nets) == 1 or nets[0].remembers:
         return observe(nets[0], plans, batches, batch_num)
     queue, lock = enumerate(batches), threading.Lock()
 
@@ -147,12 +149,12 @@ def _observe(
     batch_num: int,
 ) -> Observations:
     """Count what the planned layers read in numbered batches."""
-    seen = Observations({}, {}, 0)
+    seen, state = Observations({}, {}, 0), State()
     for index, inputs in batches:
         if kernels.resident(net.device) is None:
-            seen = _count(net, plans, seen, index, inputs, batch_num)
+            seen = _count(net, plans, seen, index, inputs, batch_num, state)
         else:
-            parts = _fitting(net, plans, index, inputs, batch_num)
+            parts = _fitting(net, plans, index, inputs, batch_num, state)
             seen = _merged([seen, *parts])
     return seen
 
@@ -164,20 +166,26 @@ def _count(
     index: int,
     inputs: Inputs,
     batch_num: int,
+    state: State,
 ) -> Observations:
     """Return what was seen, and now in this batch."""
     readers = _first_readers(net.net, plans)
     shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
     seen.shapes.update({value: shapes[value] for value in readers})
     bad: dict[Value, list[NotFiniteError]] = {}
-    net.watch(inputs, readers, _counter(net, plans, seen, batch_num, bad))
+    net.watch(inputs, readers, _counter(net, plans, seen, batch_num, bad), state=state)
     for value in (value for value in readers if value in bad):
         raise _not_finite(readers[value], value, index, bad[value])
     return replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
 
 
 def _fitting(
-    net: FloatNet, plans: Mapping[str, LayerPlan], index: int, inputs: Inputs, batch_num: int
+    net: FloatNet,
+    plans: Mapping[str, LayerPlan],
+    index: int,
+    inputs: Inputs,
+    batch_num: int,
+    state: State,
 ) -> list[Observations]:
     """Return what a batch shows; where the device's memory does not suffice, its halves.
 
@@ -190,7 +198,7 @@ def _fitting(
 
     def run(part: Inputs) -> Inputs:
         fresh = Observations({}, {}, 0, room)
-        parts.append(_count(net, plans, fresh, index, part, batch_num))
+        parts.append(_count(net, plans, fresh, index, part, batch_num, state))
         return {}
 
     layers = [i for i, link in enumerate(net.net.links) if link.reads]
@@ -321,8 +329,9 @@ def search_exactly(
             if watched == value:
                 second.update(numbers, device=net.device)
 
+    state = State()
     for inputs in batches:
-        net.watch(inputs, {value for value, _ in passes}, watch)
+        net.watch(inputs, {value for value, _ in passes}, watch, state=state)
     for layer, value in _planned(net.net, plans):
         second = passes.get((value, plans[layer.name].method))
         if second is not None:

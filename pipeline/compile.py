@@ -85,6 +85,7 @@ class _Compiler:
         self.parents: dict[Value, tuple[Value, int]] = {}
         self.nodes = [self._checked(node) for node in nodes]
         self.made_by = {v: node for node in self.nodes for v in node.writes}
+        self.by_steps = {v for v, node in self.made_by.items() if node.kind != "layer"}
         self.needs: dict[Value, set[Form]] = {}
         self.borders: dict[tuple[Value, Form], Pair] = {}
         self.builder: Any = self.engine.Builder()
@@ -98,7 +99,7 @@ class _Compiler:
         self.watched: dict[Value, list[Value]] = {}
         for value, real in seen.items():
             self.watched.setdefault(real, []).append(value)
-            self._need(real, "float" if real in self.made_by else "array")
+            self._need(real, "float" if real in self.by_steps else "array")
         for value in results.values():
             self._need(value, "array")
         for node in reversed(self.nodes):

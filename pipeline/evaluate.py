@@ -19,6 +19,7 @@ from pipeline.layers import layer_type
 from pipeline.loop import Observer
 from pipeline.measure import Closeness, TopK
 from pipeline.quantize import QuantizedLayer
+from pipeline.state import State
 
 __all__ = ["BlobScore", "LayerError", "ModelScore", "compare", "compared_blobs", "layer_errors"]
 
@@ -27,7 +28,11 @@ class Runnable(Protocol):
     """Anything that runs like a `FloatNet`."""
 
     def forward(
-        self, inputs: Mapping[str, np.ndarray], blobs: Sequence[str] | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        blobs: Sequence[str] | None = None,
+        *,
+        state: State | None = None,
     ) -> dict[str, np.ndarray]:
         """Return the named blobs."""
         ...  # pragma: no cover
@@ -146,11 +151,12 @@ def compare(
     """
     closeness = {name: {blob: Closeness() for blob in blobs} for name in models}
     ranks = {name: TopK() for name in models}
+    states = {name: State() for name in models}
     reference, samples = next(iter(models)), 0
     for batch in batches:
         exact: dict[str, np.ndarray] = {}
         for name, net in models.items():
-            found = net.forward(batch.inputs, blobs)
+            found = net.forward(batch.inputs, blobs, state=states[name])
             exact = exact or found
             if name != reference:
                 for blob in blobs:
@@ -176,10 +182,10 @@ def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closenes
 def _rank(rank: TopK, found: Mapping[str, np.ndarray], batch: Batch) -> None:
     """Hold the last blob of one score a class against the batch's labels, if it has any."""
     labels = batch.labels
-    scores = next((y for y in reversed([*found.values()]) if y[0].size == max(y.shape[1:2])), None)
-    if labels is None or labels.ndim != 1 or scores is None or scores[0].size < 2:
+    scores = next((y for y in reversed([*found.values()]) if _ranks(y)), None)
+    if labels is None or labels.ndim != 1 or scores is None or len(scores) != len(labels):
         return
-    classes = scores[0].size
+    classes = scores.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         bad = int(np.argmax((labels < 0) | (labels >= classes)))
         raise PipelineError(
@@ -188,6 +194,13 @@ def _rank(rank: TopK, found: Mapping[str, np.ndarray], batch: Batch) -> None:
             f"{classes - 1}"
         )
     rank.update(scores, labels)
+
+
+def _ranks(scores: np.ndarray) -> bool:
+    """Whether an output holds one score for each of several classes: (N, classes[, 1, 1])."""
+    return (
+        scores.ndim >= 2 and scores.shape[1] >= 2 and scores.size == len(scores) * scores.shape[1]
+    )
 
 
 @dataclass
@@ -234,10 +247,11 @@ def layer_errors(
         Empty if there were no inputs.
     """
     sums = {name: _Sums(Closeness(), Closeness()) for name in int8.layers}
+    state, state8 = State(), State()
     for arrays in inputs:
         exact: dict[str, np.ndarray] = {}
-        net.forward(arrays, observer=_alone(int8.layers, sums, exact, net.device))
-        int8.forward(arrays, observer=_in_net(sums, exact))
+        net.forward(arrays, observer=_alone(int8.layers, sums, exact, net.device), state=state)
+        int8.forward(arrays, observer=_in_net(sums, exact), state=state8)
     return {name: s.result(int8.layers[name].data) for name, s in sums.items() if s.values}
 
 

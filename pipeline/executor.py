@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -22,12 +22,14 @@ from pipeline.compiled import CompiledNet, Watch
 from pipeline.inference import behind_data, check_inputs, infer, input_shapes
 from pipeline.int8_layers import INT8_FORWARD
 from pipeline.layers import Shape, layer_type
+from pipeline.layers.base import Kept
 from pipeline.loop import Forward, Observer, guarded, owned, run
 from pipeline.packing import PackedWeights
 from pipeline.parts import images_at_once, in_halves, splits
 from pipeline.quantize import QuantizedLayer
 from pipeline.resident import Resident
 from pipeline.schedule import Schedule, schedule
+from pipeline.state import State
 
 __all__ = ["Executor", "FloatNet"]
 
@@ -85,6 +87,11 @@ class Executor:
         self._part_once = lru_cache(maxsize=16)(self._part)
         self._lock = threading.Lock()
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a pass depends on those before it, see `State`: LSTM and RNN layers."""
+        return any(kind.resume is not None for kind in self._types)
+
     def shapes(self, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[Value, Shape]:
         """Infer and check the shape of every value, running nothing.
 
@@ -115,6 +122,8 @@ class Executor:
         inputs: Mapping[str, np.ndarray],
         blobs: Sequence[str] | None = None,
         observer: Observer | None = None,
+        *,
+        state: State | None = None,
     ) -> dict[str, np.ndarray]:
         """Run the net.
 
@@ -131,6 +140,9 @@ class Executor:
             ``observer(position, layer, bottoms, tops)``, called after each layer. All
             layers then run one by one; without it only what the blobs returned need runs,
             compiled if the device allows it.
+        state : State, optional
+            What recurrent layers remember of the passes before, and then of this one, too;
+            without it they begin at zero.
 
         Returns
         -------
@@ -146,14 +158,21 @@ class Executor:
         arrays = check_inputs(self._declared, inputs)
         shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
         self._infer_once(shapes)
-        if observer is None and kernels.packed(self.device):
-            return self._run_compiled(arrays, shapes, asked, (), None)
-        if self._resident is not None:
-            return self._run_resident(self._resident, plan, arrays, observer)
-        return owned(run(self.net, plan, arrays, self.forward_of, observer), arrays)
+        with (state or State()).advance() as kept:
+            if observer is None and kernels.packed(self.device):
+                return self._run_compiled(arrays, shapes, asked, (), None, kept)
+            if self._resident is not None:
+                return self._run_resident(self._resident, plan, arrays, observer, kept)
+            forward_of = partial(self.forward_of, kept=kept)
+            return owned(run(self.net, plan, arrays, forward_of, observer), arrays)
 
     def watch(
-        self, inputs: Mapping[str, np.ndarray], values: Collection[Value], watch: Watch
+        self,
+        inputs: Mapping[str, np.ndarray],
+        values: Collection[Value],
+        watch: Watch,
+        *,
+        state: State | None = None,
     ) -> None:
         """Run the net and show the numbers of some values.
 
@@ -165,6 +184,8 @@ class Executor:
         watch : callable
             ``watch(value, numbers)``, for each: float32, in some order of axes, valid during
             the call; for a part of the batch after the other.
+        state : State, optional
+            As for `forward`.
 
         Raises
         ------
@@ -174,8 +195,19 @@ class Executor:
         arrays = check_inputs(self._declared, inputs)
         shapes = tuple(sorted((name, x.shape) for name, x in arrays.items()))
         self._infer_once(shapes)
+        with (state or State()).advance() as kept:
+            self._watch(arrays, shapes, tuple(sorted(values)), watch, kept)
+
+    def _watch(
+        self,
+        arrays: dict[str, np.ndarray],
+        shapes: Shapes,
+        values: tuple[Value, ...],
+        watch: Watch,
+        kept: dict[int, Kept],
+    ) -> None:
         if kernels.packed(self.device):
-            self._run_compiled(arrays, shapes, (), tuple(sorted(values)), watch)
+            self._run_compiled(arrays, shapes, (), values, watch, kept)
             return
         for layer, link in zip(self.net.layers, self.net.links, strict=True):
             for value in link.writes if layer.type in SOURCE_TYPES else ():
@@ -189,12 +221,19 @@ class Executor:
                 if value in values:
                     watch(value, top)
 
-        plan = self._plan_once(tuple(sorted(inputs)), (), True)
+        plan = self._plan_once(tuple(sorted(arrays)), (), True)
         where = arrays if self._resident is None else self._resident.enter(arrays)
-        run(self.net, plan, where, self.forward_of, after)
+        run(self.net, plan, where, partial(self.forward_of, kept=kept), after)
 
-    def forward_of(self, position: int) -> Forward:
-        """Return the computation of one layer, for use in `run`."""
+    def forward_of(self, position: int, kept: dict[int, Kept] | None = None) -> Forward:
+        """Return the computation of one layer, for use in `run`.
+
+        Parameters
+        ----------
+        position : int
+        kept : dict of int to arrays, optional
+            What layers remember, by position; changed as they run. Without it they begin anew.
+        """
         layer, kind = self.net.layers[position], self._types[position]
         numbers = self._numbers.get(layer.name)
         if numbers is not None:
@@ -207,6 +246,10 @@ class Executor:
         def forward(bottoms: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
             if position in self._unsure:
                 kind.shapes(layer, [x.shape for x in bottoms])
+            if kind.resume is not None and kept is not None:
+                on_host = bottoms if self._resident is None else self._resident.to_host(bottoms)
+                tops, kept[position] = kind.resume(layer, on_host, kept.get(position, ()))
+                return tops if self._resident is None else self._resident.to_device(tops)
             if self._resident is not None:
                 return self._resident.run(layer, bottoms)
             return kind.forward(layer, bottoms, self.device)
@@ -219,6 +262,7 @@ class Executor:
         plan: Schedule,
         arrays: Mapping[str, np.ndarray],
         observer: Observer | None,
+        kept: dict[int, Kept],
     ) -> dict[str, np.ndarray]:
         """Run on the device; results, and what an observer sees, come back to the host."""
         host = resident.parts.on_host
@@ -233,7 +277,8 @@ class Executor:
 
         def whole(taken: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             entered = resident.enter(taken)
-            return resident.leave(run(self.net, plan, entered, self.forward_of, watching))
+            forward_of = partial(self.forward_of, kept=kept)
+            return resident.leave(run(self.net, plan, entered, forward_of, watching))
 
         shapes = self._infer_once(tuple(sorted((n, x.shape) for n, x in arrays.items())))
         results = plan.results.values()
@@ -246,11 +291,12 @@ class Executor:
         blobs: tuple[str, ...] | None,
         values: tuple[Value, ...],
         watch: Watch | None,
+        kept: dict[int, Kept],
     ) -> dict[str, np.ndarray]:
         """Run compiled, a part of the batch after the other."""
 
         def run_layer(position: int, bottoms: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-            return guarded(self.net.layers[position], bottoms, self.forward_of(position))
+            return guarded(self.net.layers[position], bottoms, self.forward_of(position, kept))
 
         parts = []
         for taken in self._taken(arrays, shapes, blobs, values):

@@ -243,8 +243,10 @@ def _folded_forwards(host: Layer, scale: Layer, affine: _Affine) -> Layer:
         per = w.shape[1]
         by_group = k.reshape(-1, 1, per, 1, 1)
         folded = (w.reshape(by_group.shape[0], -1, *w.shape[1:]) * by_group).reshape(w.shape)
-    elif host.type == "InnerProduct" and host.param.inner_product_param.transpose:
-        folded = w * k
+    elif host.type == "InnerProduct":
+        # two axes, whatever an old file gave them
+        transposed = host.param.inner_product_param.transpose
+        folded = w.reshape(-1, k.size) * k if transposed else w.reshape(k.size, -1) * k[:, None]
     else:
         folded = w * k.reshape((-1,) + (1,) * (w.ndim - 1))
     layer = _with(host, folded, _bias(host, k.size) * k + affine.shift)

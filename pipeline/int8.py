@@ -17,6 +17,7 @@ from pipeline.executor import Executor
 from pipeline.fuse import fuse
 from pipeline.loop import Observer
 from pipeline.quantize import quantize_layers
+from pipeline.state import State
 
 __all__ = ["Int8Net", "unfused"]
 
@@ -62,6 +63,8 @@ class Int8Net:
         inputs: Mapping[str, np.ndarray],
         blobs: Sequence[str] | None = None,
         observer: Observer | None = None,
+        *,
+        state: State | None = None,
     ) -> dict[str, np.ndarray]:
         """Run the net; arguments, result and errors as `Executor.forward`."""
-        return self._executor.forward(inputs, blobs, observer)
+        return self._executor.forward(inputs, blobs, observer, state=state)

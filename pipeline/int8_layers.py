@@ -51,7 +51,7 @@ def _inner_product(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) 
     flat = flat.reshape((x.shape[0], x.size // max(x.shape[0], 1)))
     return kernels.inner_product_int8(
         kernels.quantize(flat, q.data, device=device),
-        q.weights,
+        q.weights.reshape((-1, flat.shape[1])),  # old files have four axes
         q.bias,
         x_offset=q.data.offset,
         output=_stage(q),

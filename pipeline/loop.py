@@ -80,7 +80,10 @@ def guarded(
     try:
         # Overflow and division by zero give inf and NaN in Caffe, too: not a warning.
         with np.errstate(all="ignore"):
-            return forward(bottoms)
+            # NumPy makes numbers, not arrays, of what has no axes
+            return tuple(
+                np.asarray(y) if isinstance(y, np.generic) else y for y in forward(bottoms)
+            )
     except (NetError, MemoryError):
         raise
     except Exception as error:

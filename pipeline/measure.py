@@ -30,9 +30,14 @@ class Closeness:
     cosines: list[float] = field(default_factory=list)
 
     def update(self, exact: np.ndarray, other: np.ndarray) -> None:
-        """Add arrays (N, ...) of the same shape: float values, and what stands for them."""
-        a = exact.reshape(len(exact), -1).astype(np.float64)
-        b = other.reshape(len(other), -1).astype(np.float64)
+        """Add arrays (N, ...) of the same shape: float values, and what stands for them.
+
+        One without axes counts as one sample.
+        """
+        a, b = (
+            np.atleast_1d(x).reshape(len(np.atleast_1d(x)), -1).astype(np.float64)
+            for x in (exact, other)
+        )
         difference = a - b
         self.signal += float(np.einsum("ij,ij->", a, a))
         self.noise += float(np.einsum("ij,ij->", difference, difference))

@@ -126,9 +126,15 @@ class Resident:
         return self._on_host(layer, bottoms) if tops is None else tops
 
     def _on_host(self, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]:
-        arrays = [self.parts.on_host(x) for x in bottoms]
-        tops = layer_type(layer).forward(layer, arrays, "cpu")
-        return tuple(self.parts.on_device(np.ascontiguousarray(y)) for y in tops)
+        return self.to_device(layer_type(layer).forward(layer, self.to_host(bottoms), "cpu"))
+
+    def to_host(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Return arrays of the device on the host."""
+        return [self.parts.on_host(x) for x in arrays]
+
+    def to_device(self, arrays: Sequence[np.ndarray]) -> tuple[Any, ...]:
+        """Return arrays of the host, in any order, on the device."""
+        return tuple(self.parts.on_device(np.asarray(y, order="C")) for y in arrays)
 
 
 def _map(name: str, numbers: Callable[[Layer], tuple[float, ...]] = lambda layer: ()) -> Form:

@@ -40,6 +40,7 @@ __all__ = [
     "Clock",
     "Ranges",
     "calibrate",
+    "check_evaluation",
     "evaluate",
     "evaluation",
     "input_shapes",
@@ -47,6 +48,7 @@ __all__ = [
     "make_report",
 ]
 
+_NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
 #: Samples at a time when the error of each layer is measured: it holds every layer's output.
 _LAYER_BATCH = 4
 
@@ -120,6 +122,8 @@ def input_shapes(config: Config, work: Prepared, net: FloatNet) -> dict[str, Sha
     e = evaluation(config, work)
     feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
     try:
+        if not len(feed):
+            raise PipelineError(_NO_SAMPLES)
         first = feed.for_net(next(feed.batches(1, 1)))
     finally:
         feed.close()
@@ -156,6 +160,18 @@ def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
     return EvaluateConfig(data=c.data, batch_size=c.batch_size, batch_num=c.batch_num)
 
 
+def check_evaluation(config: Config, work: Prepared) -> None:
+    """Raise what `evaluate` would, for want of data, after long work: better before it.
+
+    Raises
+    ------
+    ConfigError, PipelineError, caffeio.CaffeFileError
+        If there are no samples to compare models on, or they do not fit the net.
+    """
+    compared_blobs(work.net, evaluation(config, work).outputs)
+    input_shapes(config, work, FloatNet(work.fused.net))
+
+
 def evaluate(
     config: Config, work: Prepared, before: Net, int8: Int8Net, device: str, reporter: Reporter
 ) -> tuple[tuple[ModelScore, ...], dict[str, LayerError]]:
@@ -183,7 +199,7 @@ def evaluate(
     feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
     try:
         if not len(feed):
-            raise PipelineError("evaluate.data holds no samples from 'start' on")
+            raise PipelineError(_NO_SAMPLES)
         size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
         few = min(e.layer_samples, len(feed)) // size
         samples = islice(feed.batches(size), few)

@@ -34,7 +34,9 @@ def neuron(
         return same(layer, bottoms)
 
     def forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
-        return (function(layer, bottoms[0]),)
+        x = bottoms[0]
+        # NumPy makes numbers, not arrays, of what has no axes
+        return (function(layer, x) if x.ndim else function(layer, x.reshape(1)).reshape(()),)
 
     return LayerType(shapes, forward)
 

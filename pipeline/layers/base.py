@@ -9,9 +9,12 @@ import numpy as np
 
 from caffeio.graph import Layer
 
-__all__ = ["LayerType", "Shape"]
+__all__ = ["Kept", "LayerType", "Shape"]
 
 Shape = tuple[int, ...]
+
+#: What a layer keeps from one forward pass to the next; nothing before the first.
+Kept = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,14 @@ class LayerType:
         The values decide how many items a top holds (Filter, DetectionOutput). `shapes`
         then gives Caffe's own stand-in, and `forward` may differ from it in that one axis;
         the executor checks the layers behind it again, with the true shapes, as they run.
+    resume : callable or None
+        ``resume(layer, bottoms, kept) -> (tops, kept)``, of a type that remembers (LSTM, RNN):
+        its computation after what it kept. `forward` begins anew.
     """
 
     shapes: Callable[[Layer, Sequence[Shape]], tuple[Shape, ...]]
     forward: Callable[[Layer, Sequence[np.ndarray], str], tuple[np.ndarray, ...]]
     data_dependent: bool = False
+    resume: (
+        Callable[[Layer, Sequence[np.ndarray], Kept], tuple[tuple[np.ndarray, ...], Kept]] | None
+    ) = None

@@ -50,7 +50,7 @@ def _eltwise(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     combine = np.multiply if p.operation == EltwiseParameter.PROD else np.maximum
     y = combine(bottoms[0], bottoms[1])
     for x in bottoms[2:]:
-        combine(y, x, out=y)
+        y = combine(y, x)
     return (y,)
 
 

@@ -211,7 +211,8 @@ def _hinge(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np
     labels, _ = checked_labels(layer, bottoms[1], x.shape[1], (len(x), 1))
     margins = x.copy()
     np.put_along_axis(margins, labels, -np.take_along_axis(x, labels, axis=1), axis=1)
-    margins = np.maximum(margins + _f32(1), _f32(0))
+    margins = margins + _f32(1)
+    margins = np.where(margins > 0, margins, _f32(0))  # as Caffe's max(0, x): NaN counts as 0
     if layer.param.hinge_loss_param.norm == HingeLossParameter.L2:
         margins = np.square(margins)
     return (_scalar(margins.sum(dtype=np.float64) / len(x)),)

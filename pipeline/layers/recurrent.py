@@ -1,13 +1,13 @@
 """LSTM and RNN over sequences (T, N, ...), with Caffe's sequence markers.
 
-`cont` (T, N) is 0 where a sequence begins: what came before is forgotten there. Every
-call starts from a zero state (or from the exposed hidden bottoms): unlike Caffe's, a net
-here remembers nothing from one forward to the next.
+`cont` (T, N) is 0 where a sequence begins: what came before is forgotten there. Where it is 1
+in the first step, a sequence goes on from the last step of the batch before. A layer whose hidden
+state is exposed keeps nothing: the caller gives and takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from caffeio.graph import Layer
 from pipeline.layers.activation import sigmoid
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import Kept, LayerType, Shape
 from pipeline.layers.check import arity, blob, expect_blobs, need
 
 __all__ = ["TYPES", "RecurrentForm", "recurrent_form"]
@@ -102,23 +102,36 @@ def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm) ->
     return drive
 
 
-def _states(layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm) -> list[np.ndarray]:
+def _states(
+    layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm, kept: Kept
+) -> list[np.ndarray]:
+    """Return the states (N, outputs) before the first step.
+
+    As in Caffe, of fewer streams than before each goes on; more of them all begin at zero.
+    """
     if form.exposed:
         return [b[0] for b in bottoms[2 + form.static :]]
-    shape = (bottoms[0].shape[1], layer.param.recurrent_param.num_output)
+    streams = bottoms[0].shape[1]
+    if kept and len(kept[0]) >= streams:
+        return [state[:streams] for state in kept]
+    shape = (streams, layer.param.recurrent_param.num_output)
     return [np.zeros(shape, dtype=_f32) for _ in range(form.states)]
 
 
 def _finish(
     form: RecurrentForm, steps: np.ndarray, states: list[np.ndarray]
-) -> tuple[np.ndarray, ...]:
-    return (steps, *(s[None] for s in states)) if form.exposed else (steps,)
+) -> tuple[tuple[np.ndarray, ...], Kept]:
+    if form.exposed:
+        return (steps, *(s[None] for s in states)), ()
+    return (steps,), tuple(states)
 
 
-def _lstm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+def _lstm(
+    layer: Layer, bottoms: Sequence[np.ndarray], kept: Kept
+) -> tuple[tuple[np.ndarray, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
     drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
-    h, c = _states(layer, bottoms, form)
+    h, c = _states(layer, bottoms, form, kept)
     size = h.shape[1]
     recurrent = blob(layer, 2 + form.static, (4 * size, size)).T
     steps = np.empty((*drive.shape[:2], size), dtype=_f32)
@@ -131,10 +144,12 @@ def _lstm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
     return _finish(form, steps, [h, c])
 
 
-def _rnn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+def _rnn(
+    layer: Layer, bottoms: Sequence[np.ndarray], kept: Kept
+) -> tuple[tuple[np.ndarray, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
     drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
-    (h,) = _states(layer, bottoms, form)
+    (h,) = _states(layer, bottoms, form, kept)
     size = h.shape[1]
     recurrent = blob(layer, 2 + form.static, (size, size)).T
     hidden = np.empty((*drive.shape[:2], size), dtype=_f32)
@@ -145,7 +160,10 @@ def _rnn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.n
     return _finish(form, np.tanh(hidden @ weights.T + blob(layer, 4 + form.static)), [h])
 
 
-TYPES: dict[str, LayerType] = {
-    "LSTM": LayerType(_shapes, _lstm),
-    "RNN": LayerType(_shapes, _rnn),
-}
+def _remembering(resume: Callable[..., tuple[tuple[np.ndarray, ...], Kept]]) -> LayerType:
+    return LayerType(
+        _shapes, lambda layer, bottoms, device: resume(layer, bottoms, ())[0], resume=resume
+    )
+
+
+TYPES: dict[str, LayerType] = {"LSTM": _remembering(_lstm), "RNN": _remembering(_rnn)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -30,7 +30,7 @@ def _initialize() -> None:
     llvm.initialize_all_asmprinters()
 
 
-@lru_cache(maxsize=1)
+@cache
 def features() -> Mapping[str, bool]:
     """Return which instruction sets this processor has, by LLVM's names."""
     return dict(llvm.get_host_cpu_features())
@@ -41,7 +41,7 @@ def _machine(triple: str, cpu: str, flags: str, jit: bool) -> Any:
     return target.create_target_machine(cpu=cpu, features=flags, opt=3, jit=jit)
 
 
-@lru_cache(maxsize=256)
+@cache  # machine code stays for good: programs hold its address
 def compile_text(text: str, name: str) -> int:
     """Return the address of a function given as LLVM text; each text is compiled once.
 
