@@ -7,13 +7,15 @@ that it prints makes the same net again: ``python -m tests.differential --seeds 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import mmap
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -240,22 +242,37 @@ def folded(case: Case) -> None:
                 raise Difference(f"fused, {device}: {value}")
 
 
+#: Layers that compute something else in phase TRAIN.
+IN_TRAINING = ("BatchNorm", "Dropout")
+
+
 def trained(case: Case) -> None:
-    """The torch module of the net, in phase TEST."""
+    """The torch module of the net, in phase TEST, and in TRAIN where that is no other."""
     module = CaffeModule(
         case.net,
         {name: x.shape for name, x in case.made.inputs.items()},
         Group(0, 1, torch.device("cpu")),
     )
-    with torch.no_grad():
-        arrays = {n: torch.from_numpy(x.copy()) for n, x in case.made.inputs.items()}
-        found = module(arrays, False).outputs
-    for name, got in found.items():
-        value = case.made.last[name]
-        want, limit = case.made.values[value], case.limits[value]
-        far = _far(got.numpy(), want) if tuple(got.shape) == want.shape else np.inf
-        if not far <= max(4 * limit, 1e-4):
-            raise Difference(f"torch: {value} differs by {far:g}, allowed {limit:g}")
+    arrays = {n: torch.from_numpy(x.copy()) for n, x in case.made.inputs.items()}
+    phases = [False]
+    if not any(x.type in IN_TRAINING or _samples(x) for x in case.net.layers):
+        phases.append(True)
+    for phase in phases:
+        module.kept.clear()
+        with torch.no_grad():
+            found = module(arrays, phase).outputs
+        for name, got in found.items():
+            value = case.made.last[name]
+            want, limit = case.made.values[value], case.limits[value]
+            far = _far(got.numpy(), want) if tuple(got.shape) == want.shape else np.inf
+            if not far <= max(4 * limit, 1e-4):
+                raise Difference(f"torch, {phase}: {value} differs by {far:g}, allowed {limit:g}")
+
+
+def _samples(layer: caffeio.Layer) -> bool:
+    """Whether a layer draws at random in phase TRAIN."""
+    p = layer.param.pooling_param
+    return layer.type == "Pooling" and p.pool == p.STOCHASTIC
 
 
 # ------------------------------------------------------------------------------------- integers
@@ -351,8 +368,21 @@ def _layers_alone(case: Case, int8: Int8Net) -> None:
 
 # ------------------------------------------------------------------------------------- memory
 
-#: What lies behind every buffer of the engine, to be found unchanged.
+#: Bytes of a pattern behind every buffer of the engine, to be found unchanged.
 GUARD = 4096
+#: Of mprotect: memory that may be neither read nor written.
+PROT_NONE = 0
+
+
+@contextmanager
+def buffers_made_by(aligned: Callable[[int], np.ndarray]) -> Iterator[None]:
+    """Let the engine take the memory of its buffers from elsewhere."""
+    before = program._aligned
+    program._aligned = aligned
+    try:
+        yield
+    finally:
+        program._aligned = before
 
 
 @contextmanager
@@ -369,11 +399,26 @@ def guarded_buffers() -> Iterator[list[np.ndarray]]:
         guards.append(memory[size:])
         return memory[:size]
 
-    program._aligned = aligned
-    try:
+    with buffers_made_by(aligned):
         yield guards
-    finally:
-        program._aligned = make
+
+
+def before_a_closed_page(size: int) -> np.ndarray:
+    """Return memory that ends where a page begins that may not be touched.
+
+    Whoever reads or writes there ends the process.
+    """
+    page = mmap.PAGESIZE
+    whole = -(-size // page) * page
+    area = mmap.mmap(-1, whole + page)
+    address = np.frombuffer(area, np.uint8).ctypes.data
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address + whole), ctypes.c_size_t(page), PROT_NONE):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    memory = np.frombuffer(area, np.uint8)
+    begin = (whole - size) // 64 * 64  # buffers begin at a cache line
+    memory[:whole] = 0xA5
+    return memory[begin : begin + size]
 
 
 def memory(case: Case) -> None:
@@ -440,9 +485,14 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, nargs="*", help="only these")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--guard", action="store_true",
+        help="with --seeds: a page that may not be touched behind each of the engine's buffers",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.seeds:
-        found = [line for seed in options.seeds for line in check(seed)[1]]
+        with buffers_made_by(before_a_closed_page) if options.guard else nullcontext():
+            found = [line for seed in options.seeds for line in check(seed)[1]]
         print("\n".join(found) or "no difference")
         return bool(found)
     end, nets = time.monotonic() + 60 * options.minutes, 0

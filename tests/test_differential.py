@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import differential  # noqa: E402
+from conftest import ROOT  # noqa: E402
 from training_jobs import one_thread  # noqa: E402
 
 import kernels.cpu.packed as engine  # noqa: E402
@@ -39,6 +42,15 @@ def _one_thread():
 def test_all_ways_of_running_random_nets_agree(first: int):
     found = [line for seed in range(first, first + STEP) for line in differential.check(seed)[1]]
     assert not found, "\n".join(found)
+
+
+def test_the_engine_touches_nothing_behind_its_buffers():
+    """In a process of its own: what touches the page behind a buffer ends it."""
+    seeds = map(str, range(5000, 5060))
+    command = [sys.executable, "-m", "tests.differential", "--guard", "--seeds", *seeds]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "no difference\n"
 
 
 @pytest.mark.parametrize("seed", FOUND)
