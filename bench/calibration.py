@@ -16,13 +16,13 @@ import numpy as np
 from rich.console import Console
 
 import caffeio
-from pipeline.calibrate import observe, search
-from pipeline.config import load_config
-from pipeline.eligibility import judge
-from pipeline.executor import FloatNet
-from pipeline.feed import open_feed
-from pipeline.fuse import fuse
-from pipeline.settings import layer_plan
+from pipeline.config.load import load_config
+from pipeline.quantize.assign import layer_plan
+from pipeline.quantize.calibrate import observe, search
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.feed import open_feed
+from pipeline.quantize.fuse import fuse
+from pipeline.runtime.executor import FloatNet
 
 
 def main() -> None:

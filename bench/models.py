@@ -12,7 +12,7 @@ from bench.shapes import NetFiles
 from bench.to_onnx import to_onnx
 from bench.workload import Run
 from pipeline import FloatNet
-from pipeline.fuse import fuse
+from pipeline.quantize.fuse import fuse
 
 __all__ = ["Model", "our_float", "read_model"]
 

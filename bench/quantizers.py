@@ -16,12 +16,12 @@ import numpy as np
 from caffeio import Net
 from caffeio.record import Record
 from pipeline import FloatNet, Int8Net
-from pipeline.calibrate import observe, search
-from pipeline.config import Algorithm, CalibrateConfig, MinmaxQuantize
-from pipeline.eligibility import judge
-from pipeline.fuse import fuse
-from pipeline.quantize import layer_record
-from pipeline.settings import layer_plan
+from pipeline.config.calibrate import Algorithm, CalibrateConfig, MinmaxQuantize
+from pipeline.quantize.assign import layer_plan
+from pipeline.quantize.calibrate import observe, search
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.fuse import fuse
+from pipeline.quantize.integers import layer_record
 
 __all__ = ["nncf_int8", "on_cores", "ort_int8", "our_int8", "our_record"]
 

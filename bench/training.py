@@ -121,8 +121,8 @@ def _ours(net: _Net, inputs: tuple[np.ndarray, np.ndarray], threads: int) -> Run
     """Set the net up as a training does, all that can be quantized in INT8."""
     torch: Any = import_module("torch")
     from caffeio import Value
-    from pipeline.eligibility import judge
-    from pipeline.fake_plan import DataPlan, FakePlan, WeightPlan
+    from pipeline.qat.plan import DataPlan, FakePlan, WeightPlan
+    from pipeline.quantize.eligibility import judge
     from pipeline.retrain.group import Group
     from pipeline.retrain.module import CaffeModule
     from pipeline.retrain.optimizer import Optimizer

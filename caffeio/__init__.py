@@ -10,12 +10,12 @@ Data sources are in `caffeio.data`.
 from __future__ import annotations
 
 from caffeio.atomic import atomic_write
+from caffeio.attach import nonfinite_blobs
+from caffeio.blob_rules import expected_blobs
 from caffeio.caffemodel import write_caffemodel
 from caffeio.calibration_config import QuantConfig, read_quant_cfg
 from caffeio.errors import CaffeFileError, NetError
-from caffeio.expected import expected_blobs
 from caffeio.graph import SOURCE_TYPES, Layer, Link, Net, Value
-from caffeio.match import nonfinite_blobs
 from caffeio.nets import parse_net, read_net, to_prototxt, write_prototxt
 from caffeio.record import (
     LayerRecord,

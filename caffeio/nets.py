@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caffeio.atomic import atomic_write
+from caffeio.attach import attach_weights
 from caffeio.caffemodel import read_caffemodel
 from caffeio.errors import CaffeFileError, NetError
 from caffeio.graph import Layer, Net
 from caffeio.hdf5 import is_hdf5, read_hdf5_weights
-from caffeio.match import attach_weights
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import format_text, parse_text, read_text_file

@@ -6,6 +6,14 @@ package compiles nothing and does not import numba; a kernel is compiled, and ca
 disk, when it is first called.
 """
 
+from kernels._ifmr import (
+    IfmrCandidates,
+    IfmrPass,
+    ifmr,
+    ifmr_candidates,
+    percentile_range,
+    tail_rank,
+)
 from kernels.affine import (
     QuantParams,
     dequantize,
@@ -23,20 +31,12 @@ from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, pr
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES, best_device, device_count, select_device
 from kernels.histogram import Histogram, NotFiniteError
-from kernels.ifmr import (
-    IfmrCandidates,
-    IfmrPass,
-    ifmr,
-    ifmr_candidates,
-    percentile_range,
-    tail_rank,
-)
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.max_pool import max_pool2d
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
 from kernels.output import OutputStage, check_output, float_stage
-from kernels.packed import packed, resident
 from kernels.pool import PoolGeometry, pool_output_size
+from kernels.programs import packed, resident
 from kernels.search import quantization_error, search_params
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
 from kernels.weights import arq, arq_fake_quantize

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels._ifmr import ifmr_candidates, percentile_range
 from kernels.affine import QuantParams, guard_scales, params_from_range
 from kernels.checks import check_bits
 from kernels.dispatch import backend, check_device
 from kernels.hfmg import hfmg
 from kernels.histogram import Histogram
-from kernels.ifmr import ifmr_candidates, percentile_range
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
 from kernels.rounding import round_half_away
 

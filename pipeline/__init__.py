@@ -11,19 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.executor import FloatNet
-    from pipeline.int8 import Int8Net
-    from pipeline.job import quantize_model
+    from pipeline.jobs.calibration import quantize_model
+    from pipeline.quantize.int8_net import Int8Net
     from pipeline.retrain.job import retrain_model, train_model
-    from pipeline.state import State
+    from pipeline.runtime.executor import FloatNet
+    from pipeline.runtime.state import State
 
 __all__ = ["FloatNet", "Int8Net", "State", "quantize_model", "retrain_model", "train_model"]
 
 _HOMES = {
-    "FloatNet": "executor",
-    "Int8Net": "int8",
-    "State": "state",
-    "quantize_model": "job",
+    "FloatNet": "runtime.executor",
+    "Int8Net": "quantize.int8_net",
+    "State": "runtime.state",
+    "quantize_model": "jobs.calibration",
     "retrain_model": "retrain.job",
     "train_model": "retrain.job",
 }

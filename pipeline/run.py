@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.config import Config
-    from pipeline.progress import Reporter
+    from pipeline.config.load import Config
+    from pipeline.report.progress import Reporter
 
 __all__ = ["main"]
 
@@ -103,10 +103,10 @@ def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kernels import best_device
-    from pipeline.config import load_config
-    from pipeline.job import plan_model, quantize_model
-    from pipeline.progress import Reporter
-    from pipeline.report import show_plan, show_report
+    from pipeline.config.load import load_config
+    from pipeline.jobs.calibration import plan_model, quantize_model
+    from pipeline.report.progress import Reporter
+    from pipeline.report.tables import show_plan, show_report
 
     console = Console(quiet=options.quiet)
     config = load_config(options.config, retrain=options.retrain)
@@ -134,8 +134,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _qat(config: Config, options: argparse.Namespace, reporter: Reporter, console: Console) -> int:
-    from pipeline.qat_job import emit_qat, quantize_trained
-    from pipeline.report import show_files, show_report
+    from pipeline.jobs.qat import emit_qat, quantize_trained
+    from pipeline.report.tables import show_files, show_report
 
     where = {"device": options.device, "output": options.output, "reporter": reporter}
     if options.from_qat:
@@ -148,7 +148,7 @@ def _qat(config: Config, options: argparse.Namespace, reporter: Reporter, consol
 def _retrain(
     config: Config, options: argparse.Namespace, reporter: Reporter, console: Console
 ) -> int:
-    from pipeline.report import show_report
+    from pipeline.report.tables import show_report
     from pipeline.retrain.job import retrain_model, train_model
     from pipeline.retrain.report import show_trained
 

@@ -33,7 +33,7 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "_scan": f"void({F32}, float32, int64, {I32}, {F64}, float32, float32, {F32}, {F32}, {I64})",
         "_gather": f"void({F32}, float32, float32, {F32}, {I64})",
     },
-    "resident": {
+    "elementwise": {
         "affine_kernel": f"void({F32}, {F32}, {F32}, int64, {F32})",
         "prelu_kernel": f"void({F32}, {F32}, int64, {F32})",
         "combine_kernel": f"void({F32}, {F32}, int64, float32, float32, {F32})",
@@ -50,13 +50,13 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "_divergences": f"void({F64}, {F64}, {F64}, {F64}, {F64}, int64, {F64})",
         "_hfmg_errors": f"void({F64}, int64[:, ::1], float64, int64, {F64})",
     },
-    "tiles": {
+    "gemm.tiles": {
         "float_tiles": FLOAT_TILES,
         "plain_tiles": WORD_TILES,
         "dp4a_tiles": WORD_TILES,
     },
-    "tensor": {"mma_tiles": WORD_TILES},
-    "packing": {
+    "gemm.mma": {"mma_tiles": WORD_TILES},
+    "gemm.packing": {
         "_pad_floats": f"void({F32}, UniTuple(int64, 13), float32, {F32})",
         "_pack_words": f"void({I8}, UniTuple(int64, 13), int64, {I32})",
         "_order_floats": f"void({F32}, int64[:, ::1], UniTuple(int64, 7), {F32})",
@@ -82,10 +82,10 @@ SIGNATURES: dict[str, dict[str, str]] = {
 
 #: Kernels that quantize nothing: there a product and a sum may round once.
 FLOAT_SUMS = {
-    ("resident", name)
+    ("elementwise", name)
     for name in ("affine_kernel", "combine_kernel", "softmax_kernel", "lrn_kernel")
 } | {
-    ("tiles", "float_tiles"),
+    ("gemm.tiles", "float_tiles"),
     ("conv", "_one_channel_floats"),
     ("inner_product", "_few_rows_floats"),
 }

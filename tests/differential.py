@@ -27,17 +27,17 @@ import torch
 from random_nets import RandomNet, random_net, random_values
 
 import caffeio
-import pipeline.parts
 from caffeio import NetError, Value
 from caffeio.record import LayerRecord, Record
 from kernels.cpu.engine import program
 from pipeline import FloatNet, Int8Net
-from pipeline.eligibility import judge
 from pipeline.errors import PipelineError
-from pipeline.fuse import fuse
-from pipeline.int8_layers import INT8_FORWARD
+from pipeline.layers.int8 import INT8_FORWARD
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.fuse import fuse
 from pipeline.retrain.group import Group
 from pipeline.retrain.module import CaffeModule
+from pipeline.runtime import batching
 
 __all__ = ["CHECKS", "check"]
 
@@ -109,12 +109,12 @@ class Case:
 @contextmanager
 def small_caches(size: int) -> Iterator[None]:
     """Let batches be run in parts, however small they are."""
-    before = pipeline.parts._CACHE_BYTES
-    pipeline.parts._CACHE_BYTES = size
+    before = batching._CACHE_BYTES
+    batching._CACHE_BYTES = size
     try:
         yield
     finally:
-        pipeline.parts._CACHE_BYTES = before
+        batching._CACHE_BYTES = before
 
 
 def view_of(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:

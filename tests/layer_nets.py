@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 import caffeio
-from pipeline.executor import FloatNet
+from pipeline.runtime.executor import FloatNet
 
 
 def with_blobs(net: caffeio.Net, blobs: Mapping[str, Sequence[np.ndarray]]) -> caffeio.Net:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from conftest import GOLDENS
 
-from pipeline.config import load_config
+from pipeline.config.load import load_config
 from pipeline.retrain.group import Group
 from pipeline.retrain.module import CaffeModule
 from pipeline.retrain.plan import Plan

@@ -11,11 +11,8 @@ from conftest import ROOT
 
 PACKAGES = ("kernels", "caffeio", "pipeline")
 #: Parts of the CPU backend that are no operations: they have no twin in the reference.
-PARTS = {"__init__.py", "jit.py", "blas.py", "lines.py", "packed.py"}
-CUDA_PARTS = {
-    "__init__.py", "arrays.py", "gemm.py", "jit.py", "output.py", "packing.py", "ptx.py",
-    "resident.py", "tensor.py", "tiles.py",
-}  # fmt: skip
+PARTS = {"__init__.py", "jit.py", "lines.py", "programs.py", "threads.py"}
+CUDA_PARTS = {"__init__.py", "arrays.py", "elementwise.py", "jit.py", "output.py"}
 LLVM = ("llvmlite", "numba.extending")
 
 

@@ -302,7 +302,7 @@ def test_maximum(name: str):
 @pytest.fixture
 def warps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the simulator a warp's product, by the layout that its instruction documents."""
-    tensor = dispatch.backend("cuda", "tensor")
+    tensor = dispatch.backend("cuda", "gemm.mma")
     given: dict[int, Any] = {}
 
     def octets(words: tuple) -> np.ndarray:
@@ -333,7 +333,7 @@ def warps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("variant", ["plain", "dp4a", "mma"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_variants_agree(variant: str, transposed: bool):
-    gemm, arrays = dispatch.backend("cuda", "gemm"), dispatch.backend("cuda", "arrays")
+    gemm, arrays = dispatch.backend("cuda", "gemm.layer"), dispatch.backend("cuda", "arrays")
     group, per, outs = 2, 9, 66 if variant == "mma" else 6  # more than one tile of channels
     form = {"stride": (2, 1), "pad": (1, 0), "group": group}
     w_shape = (group * per, outs // group, 2, 2) if transposed else (outs, per, 2, 2)
@@ -350,7 +350,7 @@ def test_variants_agree(variant: str, transposed: bool):
 
 @pytest.mark.usefixtures("warps")
 def test_tensor_cores_with_more_channels_than_a_tile():
-    gemm, arrays = dispatch.backend("cuda", "gemm"), dispatch.backend("cuda", "arrays")
+    gemm, arrays = dispatch.backend("cuda", "gemm.layer"), dispatch.backend("cuda", "arrays")
     x, w, bias = operands("int8", (1, 67, 2, 65), (65, 67, 1, 1), 65)
     want = kernels.conv2d_int8(x, w, bias, x_offset=100, device="reference")
     g = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1), 1, (2, 65))
@@ -362,7 +362,7 @@ def test_tensor_cores_with_more_channels_than_a_tile():
 
 
 def test_the_choice_of_a_variant():
-    choose = dispatch.backend("cuda", "gemm").choose
+    choose = dispatch.backend("cuda", "gemm.layer").choose
     assert choose(True, 512, 512, (9, 0)) == "float"
     assert choose(False, 512, 512, (9, 0)) == choose(False, 64, 144, (8, 0)) == "mma"
     assert choose(False, 64, 2, (9, 0)) == choose(False, 512, 512, (7, 5)) == "dp4a"
@@ -370,7 +370,7 @@ def test_the_choice_of_a_variant():
 
 
 def test_images_beyond_the_numbers_of_pixels_are_run_in_parts(monkeypatch: pytest.MonkeyPatch):
-    gemm = dispatch.backend("cuda", "gemm")
+    gemm = dispatch.backend("cuda", "gemm.layer")
     monkeypatch.setattr(gemm, "_MOST_PIXELS", 13)
     x, w, bias = operands("int8", (5, 5, 3, 2), (3, 5, 1, 1), 3)
     both(partial(kernels.conv2d_int8, x, w, bias))

@@ -13,13 +13,13 @@ from test_layers_goldens import load
 
 import kernels
 import pipeline
-from pipeline.calibrate import observe
-from pipeline.eligibility import judge
-from pipeline.executor import FloatNet
-from pipeline.fuse import fuse
-from pipeline.int8 import Int8Net
-from pipeline.parts import in_halves
-from pipeline.settings import LayerPlan
+from pipeline.quantize.assign import LayerPlan
+from pipeline.quantize.calibrate import observe
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.fuse import fuse
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.runtime.batching import in_halves
+from pipeline.runtime.executor import FloatNet
 
 pytestmark = [
     pytest.mark.skipif(

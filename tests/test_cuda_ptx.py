@@ -31,7 +31,11 @@ def decorated(path: Path) -> set[str]:
 
 
 def test_no_kernel_is_missing():
-    found = {p.stem: decorated(p) for p in sorted((ROOT / "kernels" / "cuda").glob("*.py"))}
+    folder = ROOT / "kernels" / "cuda"
+    found = {
+        ".".join(p.relative_to(folder).with_suffix("").parts): decorated(p)
+        for p in sorted(folder.rglob("*.py"))
+    }
     assert {m: names for m, names in found.items() if names} == {
         m: set(table) for m, table in SIGNATURES.items()
     }
@@ -100,9 +104,9 @@ def spills(ptx: str, capability: tuple[int, int]) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "name", "instruction"),
     [
-        ("tiles", "dp4a_tiles", r"dp4a\.s32\.s32 "),
-        ("tensor", "mma_tiles", r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32 "),
-        ("tiles", "float_tiles", r"ld\.shared\.v4\.f32"),
+        ("gemm.tiles", "dp4a_tiles", r"dp4a\.s32\.s32 "),
+        ("gemm.mma", "mma_tiles", r"mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32 "),
+        ("gemm.tiles", "float_tiles", r"ld\.shared\.v4\.f32"),
     ],
 )
 def test_kernels_use_the_instructions_they_are_named_for(module, name, instruction, capability):

@@ -11,9 +11,9 @@ import pytest
 import caffeio
 import pipeline
 from caffeio.caffemodel import read_caffemodel
-from pipeline.config import load_config
+from pipeline.config.load import load_config
 from pipeline.demo.trainable import optional_module
-from pipeline.report import Report
+from pipeline.report.values import Report
 
 DEMO = Path(pipeline.__file__).resolve().parent / "demo"
 LAYERS = {"conv1", "conv2_dw", "conv2_pw", "conv3", "conv4", "pool2", "score"}

@@ -20,10 +20,10 @@ import differential  # noqa: E402
 from conftest import ROOT  # noqa: E402
 from training_jobs import one_thread  # noqa: E402
 
-import kernels.cpu.packed as engine  # noqa: E402
+import kernels.cpu.programs as engine  # noqa: E402
 from caffeio import Net  # noqa: E402
 from kernels.cpu.engine import layout  # noqa: E402
-from pipeline.packing import PackedWeights  # noqa: E402
+from pipeline.runtime.packing import PackedWeights  # noqa: E402
 
 #: Seeds of a run of the tests, and how many in one test.
 SEEDS, STEP = 320, 20
@@ -108,5 +108,5 @@ def test_a_net_cut_by_the_batch_of_its_first_input_is_found(monkeypatch: pytest.
         values = [v for i in layers for v in (*net.links[i].reads, *net.links[i].writes)]
         return bool(values) and len({shapes[v][:1] for v in values}) == 1
 
-    monkeypatch.setattr("pipeline.parts.splits", splits)
+    monkeypatch.setattr("pipeline.runtime.batching.splits", splits)
     assert _found(differential.parts)

@@ -14,9 +14,9 @@ import caffeio
 import kernels
 from caffeio import NetError, Value
 from pipeline.errors import PipelineError
-from pipeline.executor import FloatNet
-from pipeline.loop import run
-from pipeline.schedule import schedule
+from pipeline.runtime.executor import FloatNet
+from pipeline.runtime.loop import run
+from pipeline.runtime.schedule import schedule
 
 INPUT = (
     'layer { name: "in" type: "Input" top: "x" '

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels import Histogram, NotFiniteError
-from kernels.cpu.codegen import places
+from kernels.cpu.codegen import bin_index
 from kernels.cpu.codegen.microkernels import choice
 from kernels.cpu.codegen.native import compile_text
 from kernels.histogram import exponent_for
@@ -402,16 +402,16 @@ kinds32 = st.sampled_from(["normal", "relu", "zeros", "constant", "negative", "t
 
 @pytest.mark.parametrize(("isa", "lanes"), isas())
 @cases.examples(80)
-@given(kinds32, st.integers(0, 3 * places.RUN), st.integers(0, 99), st.sampled_from([-9, 0, 3]))
-@example("relu", places.RUN, 0, 0)
+@given(kinds32, st.integers(0, 3 * bin_index.RUN), st.integers(0, 99), st.sampled_from([-9, 0, 3]))
+@example("relu", bin_index.RUN, 0, 0)
 @example("normal", 0, 0, 0)
 def test_places_of_every_instruction_set(isa, lanes, kind, size, seed, shift):
     x = data_of(kind, size, seed)
     half, exponent = 64, exponent_for(float(np.abs(x).max(initial=0)), 64) + max(shift, 0)
-    factor, runs = np.float32(2.0**-exponent), -(-size // places.RUN)
-    out, kept = np.full(size + places.TURNS, -1, np.int32), np.zeros(1, np.int64)
+    factor, runs = np.float32(2.0**-exponent), -(-size // bin_index.RUN)
+    out, kept = np.full(size + bin_index.TURNS, -1, np.int32), np.zeros(1, np.int64)
     lows, highs = np.zeros((2, max(runs, 1)), np.int32)
-    code = compile_text(places.place_text(isa, lanes), "place")
+    code = compile_text(bin_index.place_text(isa, lanes), "place")
     numbers = int(size), int(factor.view(np.int32)), half
     if size:
         pointers = (out.ctypes.data, lows.ctypes.data, highs.ctypes.data, kept.ctypes.data)
@@ -420,9 +420,9 @@ def test_places_of_every_instruction_set(isa, lanes, kind, size, seed, shift):
     index = (np.abs(x[x != 0]).astype(np.float64) * 2.0**-exponent).astype(np.int64)
     want = np.where(x[x != 0] < 0, half - 1 - index, half + index)
     assert found[found < 2 * half].tolist() == want.tolist()
-    assert (found < 2 * half + places.TURNS).all()
+    assert (found < 2 * half + bin_index.TURNS).all()
     for r in range(runs):
-        part = x[r * places.RUN : (r + 1) * places.RUN]
+        part = x[r * bin_index.RUN : (r + 1) * bin_index.RUN]
         ends = np.array([lows[r], highs[r]], np.int32)
         back = np.where(ends < 0, ends ^ 0x7FFFFFFF, ends).astype(np.int32).view(np.float32)
         assert back.tolist() == [part.min(), part.max()]
@@ -438,7 +438,7 @@ def data_of(kind: str, size: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("isa", "lanes"), isas())
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
 def test_a_key_of_every_instruction_set_tells_what_is_not_finite(isa, lanes, bad):
-    code = compile_text(places.place_text(isa, lanes), "place")
+    code = compile_text(bin_index.place_text(isa, lanes), "place")
     for at in (0, 5, 31, 32, 36):
         x = np.ones(37, np.float32)
         x[at] = bad

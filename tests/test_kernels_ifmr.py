@@ -25,11 +25,11 @@ from kernels import (
     percentile_range,
     tail_rank,
 )
-from kernels.cpu.codegen import errors
+from kernels._ifmr import IfmrCandidates
+from kernels.cpu.codegen import ifmr_loss
 from kernels.cpu.codegen.microkernels import choice
 from kernels.cpu.codegen.native import compile_text
 from kernels.dispatch import backend
-from kernels.ifmr import IfmrCandidates
 
 DEVICES = cases.DEVICES
 GOLDEN_NAMES = sorted(p.stem for p in (GOLDENS / "amct").glob("ifmr_*.npz"))
@@ -414,9 +414,9 @@ def test_values_that_do_not_lie_together_are_weighed_alike():
 @given(KINDS, st.integers(1, 3), st.integers(0, 99))
 def test_errors_of_every_instruction_set(lanes, kind, blocks, seed):
     lows, highs, scales = candidates(np.float32(0.01), 4)
-    x = data_of(kind, blocks * errors.BLOCK, seed, np.float32(0.01))
+    x = data_of(kind, blocks * ifmr_loss.BLOCK, seed, np.float32(0.01))
     shares, sums = np.float32(1) / scales, np.zeros((4, lanes))
-    code = compile_text(errors.errors_text(lanes), "add_errors")
+    code = compile_text(ifmr_loss.errors_text(lanes), "add_errors")
     shares[3] = np.nan  # divides always
     at = [a.ctypes.data for a in (x, lows, highs, scales, shares, sums)]
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(code)

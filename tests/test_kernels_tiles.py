@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import OutputStage, QuantParams, check_output
-from kernels.cpu.codegen import maxima, stores, tiles
+from kernels.cpu.codegen import epilogue, gemm, max_pool
+from kernels.cpu.codegen.epilogue import CONSTANTS, FIELDS, Form
 from kernels.cpu.codegen.microkernels import F32, S16, U8, MicroKernel, all_kernels, choose
 from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from kernels.cpu.codegen.native import assembly, call, features
-from kernels.cpu.codegen.stores import CONSTANTS, FIELDS, Form
+from kernels.cpu.engine.epilogue import Writes, output_constants, output_form
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layout import _turns, enter, leave
-from kernels.cpu.engine.outputs import Writes, output_constants, output_form
 from kernels.cpu.jit import jit
 from kernels.reference.output import store
 
@@ -80,7 +80,7 @@ def check(kernel: MicroKernel, found: np.ndarray, wanted: np.ndarray) -> None:
 @given(st.integers(1, 4), st.integers(1, 9), st.booleans(), st.sampled_from([1, 2]), st.integers(0))
 def test_a_tile(kernel: MicroKernel, runs: int, words: int, short: bool, vectors: int, seed: int):
     rng = np.random.default_rng(seed)
-    made, per, size = tiles.compiled(kernel), kernel.operands.per_word, kernel.operands.itemsize
+    made, per, size = gemm.compiled(kernel), kernel.operands.per_word, kernel.operands.itemsize
     rows, columns = kernel.tail_rows if short else kernel.rows, vectors * kernel.lanes
     data = values(kernel, rng, 300)
     w = weights(kernel, rng, runs, words, columns, per)
@@ -117,7 +117,7 @@ def test_channels_alone(kernel: MicroKernel, groups: int, count: int, vectors: i
     writes = Writes(check_output(None, width, 0), floats=Image(0, F32, 1, 1, 1, 1, (0, 0), 0, 1))
     table = stage_table(writes, None, sums, sums, sums)
     invoke(
-        tiles.stored_channels(kernel, outs, output_form(writes, kernel, None)),
+        gemm.stored_channels(kernel, outs, output_form(writes, kernel, None)),
         (at(data), at(bases), at(taps), groups, at(w), at(start), count, at(table[0]), 0, 0),
     )
     wanted = np.repeat(start[None].astype(np.float64), count, axis=0)
@@ -141,7 +141,7 @@ def test_the_largest_of_windows(
     out = np.full((count, channels + 3), 77, kernel.operands.data)
     out_at = np.arange(count) * out.strides[0]
     invoke(
-        maxima.compiled(kernel),
+        max_pool.compiled(kernel),
         (at(out), at(out_at), at(data), at(table), taps, count, channels),
     )
     for p in range(count):
@@ -156,7 +156,7 @@ def test_a_nan_is_never_the_largest():
     data[40:] = -np.inf
     out = np.zeros((2, 3), np.float32)
     table, out_at = np.array([[0, 0], [0, 160]]), np.array([0, 12])
-    invoke(maxima.compiled(kernel), (at(out), at(out_at), at(data), at(table), 2, 2, 3))
+    invoke(max_pool.compiled(kernel), (at(out), at(out_at), at(data), at(table), 2, 2, 3))
     assert (out == -np.finfo(np.float32).max).all()
 
 
@@ -200,7 +200,7 @@ def test_the_output_stage_equals_its_definition(
     kernel = replace(choose("int8"), lanes=lanes)
     form = output_form(writes, kernel, np.abs(acc.astype(np.float64)).max(axis=0)[:40])
     table = stage_table(writes, checked, added, real, steps)
-    invoke(stores.compiled(form), (at(acc), acc.strides[0], rows, channels, at(table[0]), 0, 0))
+    invoke(epilogue.compiled(form), (at(acc), acc.strides[0], rows, channels, at(table[0]), 0, 0))
     y = store(acc[:, :channels], check_output(_cut(output, channels), channels, 0))
     if other:
         y = y + added[:, :channels]
@@ -249,14 +249,14 @@ def stage_table(
 @pytest.mark.parametrize("kernel", PROMISING, ids=lambda k: k.name)
 def test_the_machine_code_has_the_instruction_and_keeps_sums_in_registers(kernel: MicroKernel):
     for vectors in (1, 2):
-        text = assembly(tiles.tile_text(kernel, kernel.rows, vectors), kernel.cpu)
+        text = assembly(gemm.tile_text(kernel, kernel.rows, vectors), kernel.cpu)
         lines = [line.strip() for line in text.splitlines()]
         used = [line for line in lines if kernel.instruction in line]
         assert len(used) == kernel.rows * vectors
         vector = "%zmm" if kernel.lanes == 16 else "%ymm"
         assert not [line for line in lines if vector in line and "(%rsp)" in line]
     form = Form(kernel.lanes, floats=True)
-    assert kernel.instruction in assembly(tiles.channels_text(kernel, 4, form), kernel.cpu)
+    assert kernel.instruction in assembly(gemm.channels_text(kernel, 4, form), kernel.cpu)
 
 
 def test_every_processor_has_a_kernel_and_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch):

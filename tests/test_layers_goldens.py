@@ -10,7 +10,7 @@ import pytest
 from conftest import GOLDENS
 
 import caffeio
-from pipeline.executor import FloatNet
+from pipeline.runtime.executor import FloatNet
 
 CASES = sorted((GOLDENS / "caffe").glob("*.npz"))
 

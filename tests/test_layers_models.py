@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import caffeio
-from pipeline.executor import FloatNet
+from pipeline.runtime.executor import FloatNet
 
 needs_opencv = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"),

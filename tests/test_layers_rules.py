@@ -8,9 +8,9 @@ from layer_nets import one_layer
 
 import caffeio
 from caffeio.errors import NetError
-from pipeline.executor import FloatNet
 from pipeline.layers import TABLE, layer_type
 from pipeline.layers.source import declared_shapes
+from pipeline.runtime.executor import FloatNet
 
 X = (2, 4, 6, 5)
 K = "kernel_size: 3"

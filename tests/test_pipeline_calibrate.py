@@ -10,12 +10,12 @@ from small_nets import samples, small_net
 
 import kernels
 from caffeio import Value
-from pipeline.calibrate import observe, observe_shards, search, search_exactly
-from pipeline.eligibility import judge
 from pipeline.errors import PipelineError
-from pipeline.executor import FloatNet
-from pipeline.fuse import fuse
-from pipeline.settings import LayerPlan
+from pipeline.quantize.assign import LayerPlan
+from pipeline.quantize.calibrate import observe, observe_shards, search, search_exactly
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.fuse import fuse
+from pipeline.runtime.executor import FloatNet
 
 
 @pytest.fixture(scope="module")

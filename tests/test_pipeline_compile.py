@@ -17,12 +17,12 @@ from caffeio.record import Record
 from kernels.cpu.codegen.microkernels import all_kernels
 from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from pipeline import FloatNet, Int8Net
-from pipeline.compile import compile_net
-from pipeline.eligibility import judge
-from pipeline.executor import Executor
-from pipeline.nodes import make_nodes
-from pipeline.quantize import layer_record
-from pipeline.schedule import schedule
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.integers import layer_record
+from pipeline.runtime.compiler import compile_net
+from pipeline.runtime.executor import Executor
+from pipeline.runtime.nodes import make_nodes
+from pipeline.runtime.schedule import schedule
 
 INPUT = 'name: "n" layer { name: "data" type: "Input" top: "x" input_param { shape { %s } } }'
 
@@ -354,7 +354,7 @@ def test_a_plan_may_leave_layers_out():
 
 
 def test_a_large_batch_is_run_in_parts_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.parts._CACHE_BYTES", 2 * 2 * 4 * 36 * 8 * 7 * 2)
+    monkeypatch.setattr("pipeline.runtime.batching._CACHE_BYTES", 2 * 2 * 4 * 36 * 8 * 7 * 2)
     net, x = build("separable"), data("separable", 7)
     factors = record(net, x)
     for runner in (FloatNet(net), Int8Net(net, factors)._executor):

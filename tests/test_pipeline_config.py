@@ -9,10 +9,12 @@ from layer_nets import one_layer
 from small_nets import small_net
 
 import kernels
-from pipeline.config import CalibrateConfig, load_config
+from pipeline.config.amct import with_quant_cfg
+from pipeline.config.calibrate import CalibrateConfig
+from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
-from pipeline.feed import to_transform
-from pipeline.settings import check_names, layer_plan, with_quant_cfg
+from pipeline.quantize.assign import check_names, layer_plan
+from pipeline.quantize.feed import to_transform
 
 BASE = '[model]\nprototxt = "n.prototxt"\ncaffemodel = "n.caffemodel"\n'
 CONV = one_layer(

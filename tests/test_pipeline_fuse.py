@@ -8,8 +8,8 @@ from layer_nets import with_blobs
 from small_nets import samples, small_net
 
 import caffeio
-from pipeline.executor import FloatNet
-from pipeline.fuse import fuse
+from pipeline.quantize.fuse import fuse
+from pipeline.runtime.executor import FloatNet
 
 X = samples(3)
 

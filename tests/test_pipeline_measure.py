@@ -9,8 +9,8 @@ import pytest
 from small_nets import small_net
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate import compared_blobs
-from pipeline.measure import Closeness, TopK
+from pipeline.quantize.evaluate import compared_blobs
+from pipeline.quantize.measure import Closeness, TopK
 
 
 def test_top_k_counts_ties_by_index():

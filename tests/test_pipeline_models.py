@@ -10,9 +10,9 @@ import pytest
 import caffeio
 import kernels
 import pipeline
-from pipeline.export import fakequant_net
 from pipeline.layers import layer_type
-from pipeline.report import Report
+from pipeline.quantize.export import fakequant_net
+from pipeline.report.values import Report
 
 CONFIG = """
 [model]

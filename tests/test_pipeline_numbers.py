@@ -16,13 +16,13 @@ import caffeio
 import kernels
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
-from pipeline.eligibility import judge
 from pipeline.errors import PipelineError
-from pipeline.executor import FloatNet
-from pipeline.export import deploy_net, fakequant_net, node_map, reciprocal
-from pipeline.fuse import fuse
-from pipeline.int8 import Int8Net
-from pipeline.quantize import layer_record, quantize_layer, quantize_layers
+from pipeline.quantize.eligibility import judge
+from pipeline.quantize.export import deploy_net, fakequant_net, node_map, reciprocal
+from pipeline.quantize.fuse import fuse
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.integers import layer_record, quantize_layer, quantize_layers
+from pipeline.runtime.executor import FloatNet
 
 X = samples(4)
 

@@ -15,8 +15,8 @@ import kernels
 import pipeline
 from caffeio.errors import NetError
 from caffeio.record import read_record
-from pipeline.qat import merge_phases, ranges_of, without_qat
-from pipeline.qat_job import emit_qat, quantize_trained
+from pipeline.jobs.qat import emit_qat, quantize_trained
+from pipeline.qat.net import merge_phases, ranges_of, without_qat
 from pipeline.run import main
 
 DATA = (

@@ -13,8 +13,8 @@ import caffeio
 from caffeio import NetError
 from caffeio.record import LayerRecord, Record
 from pipeline import FloatNet, Int8Net, State
-from pipeline.calibrate import observe, search_exactly
-from pipeline.settings import layer_plan
+from pipeline.quantize.assign import layer_plan
+from pipeline.quantize.calibrate import observe, search_exactly
 
 STEPS, STREAMS, SIZE = 6, 3, 4
 RNG = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def test_calibration_sees_what_the_sequence_gives(device: str):
 
 
 def caffe_defaults():
-    from pipeline.config import CalibrateConfig
+    from pipeline.config.calibrate import CalibrateConfig
 
     return CalibrateConfig()
 

@@ -22,24 +22,24 @@ import caffeio  # noqa: E402
 import kernels  # noqa: E402
 import pipeline.retrain.module as retrain_module  # noqa: E402
 from caffeio import Value  # noqa: E402
-from pipeline.config import Config, ModelConfig  # noqa: E402
+from pipeline.config.load import Config, ModelConfig  # noqa: E402
+from pipeline.config.retrain import RetrainConfig  # noqa: E402
 from pipeline.errors import ConfigError, PipelineError  # noqa: E402
-from pipeline.fake_plan import (  # noqa: E402
+from pipeline.jobs.stages import Ranges, make_record  # noqa: E402
+from pipeline.qat.plan import (  # noqa: E402
     DataPlan,
     FakePlan,
     WeightPlan,
     channel_wise,
     fake_plan,
 )
-from pipeline.int8 import Int8Net  # noqa: E402
-from pipeline.prepare import Prepared, prepare  # noqa: E402
+from pipeline.quantize.assign import LayerPlan  # noqa: E402
+from pipeline.quantize.int8_net import Int8Net  # noqa: E402
+from pipeline.quantize.prepare import Prepared, prepare  # noqa: E402
 from pipeline.retrain import formula  # noqa: E402
 from pipeline.retrain.fake import Ulq, fake_weights  # noqa: E402
 from pipeline.retrain.group import Group  # noqa: E402
 from pipeline.retrain.module import CaffeModule  # noqa: E402
-from pipeline.retrain_config import RetrainConfig  # noqa: E402
-from pipeline.settings import LayerPlan  # noqa: E402
-from pipeline.stages import Ranges, make_record  # noqa: E402
 
 ALONE = Group(0, 1, torch.device("cpu"))
 BITS = st.integers(2, 8)

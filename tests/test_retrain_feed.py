@@ -20,11 +20,11 @@ torch = pytest.importorskip("torch")
 import caffeio  # noqa: E402
 from caffeio.data import Transform  # noqa: E402
 from caffeio.data.source import Sample  # noqa: E402
+from pipeline.config.base import DataConfig, TransformConfig  # noqa: E402
 from pipeline.errors import ConfigError, PipelineError  # noqa: E402
-from pipeline.feed import Feed, open_feed  # noqa: E402
+from pipeline.quantize.feed import Feed, open_feed  # noqa: E402
 from pipeline.retrain.feed import Order, TrainingFeed  # noqa: E402
 from pipeline.retrain.group import Group  # noqa: E402
-from pipeline.tables import DataConfig, TransformConfig  # noqa: E402
 
 TEXT = """
 name: "fed"

@@ -18,7 +18,7 @@ from conftest import GOLDENS  # noqa: E402
 from training_jobs import one_thread  # noqa: E402
 
 import caffeio  # noqa: E402
-from pipeline.config import load_config  # noqa: E402
+from pipeline.config.load import load_config  # noqa: E402
 from pipeline.retrain.group import Group  # noqa: E402
 from pipeline.retrain.job import train_model  # noqa: E402
 from pipeline.retrain.plan import Plan  # noqa: E402

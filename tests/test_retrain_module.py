@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 from training_jobs import one_thread  # noqa: E402
 
 import caffeio  # noqa: E402
-from pipeline.config import load_config  # noqa: E402
+from pipeline.config.load import load_config  # noqa: E402
 from pipeline.retrain import plan, trainer  # noqa: E402
 from pipeline.retrain.group import Group  # noqa: E402
 from pipeline.retrain.setup import Setup, set_up  # noqa: E402

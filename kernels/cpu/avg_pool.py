@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.cpu.codegen.microkernels import choose
-from kernels.cpu.engine.grids import pool_border
+from kernels.cpu.engine.epilogue import Writes
 from kernels.cpu.engine.image import Image
+from kernels.cpu.engine.layer import Single
 from kernels.cpu.engine.layers import add_average
-from kernels.cpu.engine.outputs import Writes
-from kernels.cpu.engine.single import Single
 from kernels.cpu.engine.steps import Builder
+from kernels.cpu.engine.windows import pool_border
 from kernels.output import CheckedStage, float_stage
 from kernels.pool import PoolGeometry
 

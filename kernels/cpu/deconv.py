@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.cpu.engine.grids import deconv_border
+from kernels.cpu.engine.layer import Single
 from kernels.cpu.engine.layers import DeconvWeights, kernel_for
-from kernels.cpu.engine.single import Single
+from kernels.cpu.engine.windows import deconv_border
 from kernels.output import CheckedStage, float_stage
 
 __all__ = ["deconv2d", "deconv2d_int8"]

@@ -15,8 +15,8 @@ import threading
 import numba
 import numpy as np
 
+from kernels.cpu.codegen.bin_index import RUN, TURNS, compiled
 from kernels.cpu.codegen.native import call
-from kernels.cpu.codegen.places import RUN, TURNS, compiled
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.cpu.lines import BLOCK, Lines, block, lines_of
 from kernels.histogram import LEAST_EXPONENT, Seen, join
@@ -108,7 +108,7 @@ def _scan(address, x, starts, length, begin, end, exponent, recent, table, lows,
     Parameters
     ----------
     address : int
-        Of ``place``, see `kernels.cpu.codegen.places`.
+        Of ``place``, see `kernels.cpu.codegen.bin_index`.
     x : float32 array (n,)
     starts, length : int64 array (lines,), int
         Where lines begin in `x`, and how long they are.
@@ -285,7 +285,7 @@ def _scan_all(
 
 @jit
 def _key(value):
-    """Return the key of a float32, see `kernels.cpu.codegen.places`."""
+    """Return the key of a float32, see `kernels.cpu.codegen.bin_index`."""
     held = np.empty(1, np.float32)
     held[0] = value
     bits = held.view(np.int32)[0]

@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from kernels.cpu.blas import spread
-from kernels.cpu.codegen.errors import BLOCK, MOST, compiled
+from kernels.cpu.codegen.ifmr_loss import BLOCK, MOST, compiled
 from kernels.cpu.codegen.native import call
 from kernels.cpu.jit import jit
+from kernels.cpu.threads import spread
 
 __all__ = ["distance", "pair_sum", "squared_errors"]
 

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.cpu.blas import spread
 from kernels.cpu.conv import prepare
+from kernels.cpu.threads import spread
 from kernels.output import CheckedStage
 
 __all__ = ["inner_product", "inner_product_int8"]

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numba
 import numpy as np
 
-from kernels.cpu.blas import spread
 from kernels.cpu.ifmr import distance, pair_sum
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
+from kernels.cpu.threads import spread
 
 __all__ = ["bin_errors", "divergences", "hfmg_errors", "hfmg_ranges"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.cuda.arrays import empty, flat, like, on_device
-from kernels.cuda.gemm import Layer
+from kernels.cuda.gemm.layer import Layer
 from kernels.cuda.jit import THREADS, cuda, device_jit, grid, kernel, launch
 from kernels.cuda.output import as_float32, as_int32, put, put_sum, table
 from kernels.output import CheckedStage, float_stage

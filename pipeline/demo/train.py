@@ -22,7 +22,7 @@ from rich.console import Console
 import caffeio
 from pipeline.demo.trainable import TrainableNet, optional_module
 from pipeline.errors import PipelineError
-from pipeline.executor import FloatNet
+from pipeline.runtime.executor import FloatNet
 
 __all__ = ["Digits", "load_digits", "main", "train", "write_data"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import kernels
 from kernels import ClipRange, QuantParams, UlqGrid
 from pipeline.errors import PipelineError
-from pipeline.fake_plan import DataPlan, WeightPlan
+from pipeline.qat.plan import DataPlan, WeightPlan
 from pipeline.retrain import formula
 
 __all__ = ["Ulq", "fake_weights"]

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from caffeio.data import LevelDBSource, NotEnoughData
 from caffeio.errors import CaffeFileError
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.feed import Feed
+from pipeline.quantize.feed import Feed
 from pipeline.retrain.group import Group
 
 __all__ = ["Order", "TrainingFeed"]

@@ -10,24 +10,10 @@ from pathlib import Path
 import caffeio
 from caffeio import Net
 from kernels import QuantParams, on_compile
-from pipeline.config import Config, load_config
+from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
-from pipeline.executor import FloatNet
-from pipeline.fake_plan import channel_wise, fake_plan
-from pipeline.int8 import Int8Net
-from pipeline.outputs import MODEL_FILES, Writer, model_writers, output_files, write_files
-from pipeline.prepare import Prepared, prepare, read_model, with_blobs
-from pipeline.progress import Reporter
-from pipeline.report import Report
-from pipeline.retrain.curve import draw_curve, write_curve
-from pipeline.retrain.group import Group, join
-from pipeline.retrain.plan import Plan, Test
-from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
-from pipeline.retrain.snapshot import fingerprint
-from pipeline.retrain.solver_state import read_state, trained_net
-from pipeline.retrain.trainer import Trainer
-from pipeline.settings import LayerPlan
-from pipeline.stages import (
+from pipeline.jobs.files import MODEL_FILES, Writer, model_writers, output_files, write_files
+from pipeline.jobs.stages import (
     Clock,
     Ranges,
     calibrate,
@@ -37,6 +23,20 @@ from pipeline.stages import (
     make_record,
     make_report,
 )
+from pipeline.qat.plan import channel_wise, fake_plan
+from pipeline.quantize.assign import LayerPlan
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
+from pipeline.report.progress import Reporter
+from pipeline.report.values import Report
+from pipeline.retrain.curve import draw_curve, write_curve
+from pipeline.retrain.group import Group, join
+from pipeline.retrain.plan import Plan, Test
+from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
+from pipeline.retrain.snapshot import fingerprint
+from pipeline.retrain.solver_state import read_state, trained_net
+from pipeline.retrain.trainer import Trainer
+from pipeline.runtime.executor import FloatNet
 
 __all__ = ["Trained", "retrain_model", "train_model"]
 

@@ -13,9 +13,9 @@ from caffeio import SOURCE_TYPES, Layer, Net, Value
 from caffeio.errors import NetError
 from kernels import QuantParams
 from pipeline.errors import PipelineError
-from pipeline.fake_plan import FakePlan, WeightPlan
 from pipeline.layers import layer_type
 from pipeline.layers.fillers import fill
+from pipeline.qat.plan import FakePlan, WeightPlan
 from pipeline.retrain.fake import Ulq, fake_weights
 from pipeline.retrain.group import Group
 from pipeline.retrain.layers import Context, Shape, torch_layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from pipeline.report import show_files
+from pipeline.report.tables import show_files
 from pipeline.retrain.job import Trained
 
 __all__ = ["show_trained"]

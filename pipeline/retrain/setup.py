@@ -13,16 +13,17 @@ import torch
 import caffeio
 from caffeio import Layer, Net, Solver
 from caffeio.data import net_source
-from pipeline.config import Config, RetrainConfig
+from pipeline.config.base import Data
+from pipeline.config.load import Config
+from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
-from pipeline.feed import Feed, open_feed
+from pipeline.quantize.feed import Feed, open_feed
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
 from pipeline.retrain.layers import Shape
 from pipeline.retrain.module import CaffeModule
 from pipeline.retrain.plan import Test
 from pipeline.retrain.snapshot import fingerprint
-from pipeline.tables import Data
 
 __all__ = ["Setup", "set_up", "training_device"]
 

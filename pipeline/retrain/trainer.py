@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import caffeio
 from caffeio import Solver, SolverState
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.progress import TrainingProgress
+from pipeline.report.progress import TrainingProgress
 from pipeline.retrain.curve import Point
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group

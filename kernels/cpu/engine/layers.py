@@ -13,11 +13,11 @@ import numpy as np
 from kernels.checks import int32_room
 from kernels.conv import ConvGeometry
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
-from kernels.cpu.engine.grids import Grid, conv_grid, deconv_phases, pool_table
+from kernels.cpu.engine.epilogue import Writes
 from kernels.cpu.engine.image import Image
-from kernels.cpu.engine.outputs import Writes
 from kernels.cpu.engine.packing import Packed, pack_channels, pack_outputs
 from kernels.cpu.engine.steps import Builder
+from kernels.cpu.engine.windows import Grid, conv_grid, deconv_phases, pool_table
 from kernels.pool import PoolGeometry, divisors
 
 __all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest", "kernel_for"]

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from kernels.cpu.codegen import turns
+from kernels.cpu.codegen import transpose
 from kernels.cpu.codegen.native import call
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
@@ -66,7 +66,7 @@ def _runs(
     line = height * width if together else width
     starts = np.arange(0, line, _POSITIONS)
     counts = np.minimum(_POSITIONS, line - starts)
-    back = np.maximum(0, np.minimum(starts, max(turns.SIZES) - counts))
+    back = np.maximum(0, np.minimum(starts, max(transpose.SIZES) - counts))
     starts, counts = starts - back, counts + back
     lines = np.arange(1 if together else height) * width
     firsts = (lines[:, None] + starts).reshape(-1)
@@ -80,7 +80,7 @@ def _turns(image: np.ndarray, view: np.ndarray, add: int, *, inwards: bool) -> b
     channels, width = view.shape[3], view.shape[2]
     if not view.size:
         return False
-    sizes = [s for s in turns.SIZES if s <= channels and s <= counts.min()]
+    sizes = [s for s in transpose.SIZES if s <= channels and s <= counts.min()]
     if not sizes:
         return False
     rows, columns = firsts // width, firsts % width
@@ -90,7 +90,7 @@ def _turns(image: np.ndarray, view: np.ndarray, add: int, *, inwards: bool) -> b
     kinds = _LLVM[image.dtype.name], _LLVM[view.dtype.name]
     strides = np.array([view.strides[2], image.strides[1]])
     source, target, steps = (flat, packed, strides) if inwards else (packed, flat, strides[::-1])
-    function = turns.compiled(*(kinds if inwards else kinds[::-1]), sizes[0])
+    function = transpose.compiled(*(kinds if inwards else kinds[::-1]), sizes[0])
     with parallel_entry():
         _turn(function, source, target, counts, np.ascontiguousarray(steps), channels, inwards, add)
     return True

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels.cpu.codegen.stores import FIELDS
+from kernels.cpu.codegen.epilogue import FIELDS
 from kernels.cpu.engine.image import SLACK, Image
 from kernels.cpu.engine.runner import run_steps
 

@@ -9,15 +9,15 @@ from hashlib import blake2b
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.cpu.codegen import maxima, stores, tiles
+from kernels.cpu.codegen import epilogue, gemm, max_pool
+from kernels.cpu.codegen.epilogue import CONSTANTS, FIELDS
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
-from kernels.cpu.codegen.stores import CONSTANTS, FIELDS
-from kernels.cpu.engine.grids import Grid
+from kernels.cpu.engine.epilogue import Writes, output_constants, output_form
 from kernels.cpu.engine.image import Image
-from kernels.cpu.engine.outputs import Writes, output_constants, output_form
 from kernels.cpu.engine.packing import Packed
 from kernels.cpu.engine.program import Program, Slots
 from kernels.cpu.engine.runner import APPLY, CHANNELS, FILL, LARGEST, OUTPUTS, STEP
+from kernels.cpu.engine.windows import Grid
 
 __all__ = ["Builder"]
 
@@ -82,7 +82,7 @@ class Builder:
     def outputs(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
         """Add a product over channels; the grid's taps are the runs of the packed weights."""
         kernel = packed.kernel
-        made = tiles.compiled(kernel)
+        made = gemm.compiled(kernel)
         count = grid.bases.size
         if not count or not packed.outs:
             return
@@ -120,8 +120,8 @@ class Builder:
             short_2=made.short[1],
             group_bytes=source.channels // groups * source.operands.itemsize,
             acc_words=kernel.rows * kernel.columns,
-            stored_1=tiles.stored_tile(kernel, last, form),
-            stored_2=tiles.stored_tile(kernel, kernel.columns, form) if blocks > 1 else 0,
+            stored_1=gemm.stored_tile(kernel, last, form),
+            stored_2=gemm.stored_tile(kernel, kernel.columns, form) if blocks > 1 else 0,
         )
 
     def channels(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
@@ -129,7 +129,7 @@ class Builder:
         kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.reach)
 
         def function(outs: int) -> int:
-            return tiles.stored_channels(kernel, outs, form)
+            return gemm.stored_channels(kernel, outs, form)
 
         strip = min(_CHANNEL_STRIP, max(1, -(-grid.bases.size // _JOBS)))
         self._alone(source, packed, grid, writes, function, packed.words, strip)
@@ -141,7 +141,7 @@ class Builder:
         kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.reach)
 
         def function(outs: int) -> int:
-            return tiles.stored_columns(kernel, outs, form, g.kernel[1], g.stride[1])
+            return gemm.stored_columns(kernel, outs, form, g.kernel[1], g.stride[1])
 
         # a strip is a row of outputs
         self._alone(source, packed, grid, writes, function, source.step, g.out_size[1])
@@ -197,7 +197,7 @@ class Builder:
             strips=-(-count // strip),
             bases=self._distances(table),
             words=table.shape[1],
-            whole_1=maxima.compiled(kernel),
+            whole_1=max_pool.compiled(kernel),
             out_at=self._distances(out.distances()),
             channels=out.channels,
         )
@@ -306,4 +306,4 @@ class Builder:
                 table[f"{name}_at"] = self._distances(image.distance(*grid.where))
         self._stages.append(table)
         self._stage_images.append(writes.images)
-        return stores.compiled(form), len(self._stages) - 1
+        return epilogue.compiled(form), len(self._stages) - 1

@@ -2,7 +2,7 @@
 
 A word is four bytes of data beside four of weights: one float32, two int16 or four 8-bit
 values (`Operands`). A `MicroKernel` says what one instruction does with a vector of words;
-`kernels.cpu.codegen.tiles` makes whole tiles of it. To add one for another instruction set, add a
+`kernels.cpu.codegen.gemm` makes whole tiles of it. To add one for another instruction set, add a
 file here with ``KERNELS``, a tuple of `MicroKernel`; the tests find it by itself.
 """
 

@@ -1,0 +1,134 @@
+"""What a step does with its sums: the output stage in the terms of its machine code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cpu.codegen.epilogue import CONSTANTS, UNITS, Form
+from kernels.cpu.codegen.microkernels import F32, MicroKernel
+from kernels.cpu.engine.image import Image
+from kernels.output import CheckedStage
+from kernels.rounding import round_half_away
+
+__all__ = ["Writes", "output_constants", "output_form"]
+
+#: Steps within which a value in units fits int32, with room.
+_FEW_STEPS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What becomes of the sums of a step.
+
+    Attributes
+    ----------
+    stage : CheckedStage
+        Scale, shift, clamp and quantization, for all channels.
+    floats, integers : Image or None
+        Where float32 (or bare int32) and quantized values go.
+    other : Image or None
+        A float32 image that is added before the clamp.
+    slope : float32 array (C,) or None
+        What negative values are multiplied by.
+    divisor : float
+        Of float32 sums, before anything else.
+    """
+
+    stage: CheckedStage
+    floats: Image | None = None
+    integers: Image | None = None
+    other: Image | None = None
+    slope: np.ndarray | None = None
+    divisor: float = 1.0
+
+    @property
+    def images(self) -> dict[str, Image | None]:
+        """The images by their names in the table of the output stage."""
+        return {"other": self.other, "floats": self.floats, "integers": self.integers}
+
+
+def _limits(writes: Writes) -> tuple[float, float]:
+    """Return lowest and highest step, less the offset.
+
+    Where only integers are stored, the clamp of real values becomes one of steps: rounding
+    keeps the order of values.
+    """
+    s = writes.stage
+    low, high = float(s.q_low - s.q_offset), float(s.q_high - s.q_offset)
+    if s.kind == 2 and writes.floats is None:
+        with np.errstate(all="ignore"):  # no limit is infinite
+            low = max(low, float(round_half_away(s.low / s.q_scale)))
+            high = min(high, float(round_half_away(s.high / s.q_scale)))
+    return low, high
+
+
+def _stored(writes: Writes) -> int:
+    """Return what is added to a step that is stored."""
+    image = writes.integers
+    return 0 if image is None else image.operands.zero(int(writes.stage.q_offset))
+
+
+def output_constants(writes: Writes) -> np.ndarray:
+    """Return the float32 array of constants of a stage, by `stores.CONSTANTS`."""
+    s = writes.stage
+    (low, high), stored = _limits(writes), _stored(writes)
+    with np.errstate(over="ignore"):
+        reciprocal = np.float32(UNITS) / s.q_scale
+    values = {
+        "low": s.low,
+        "high": s.high,
+        "divisor": writes.divisor,
+        "q_scale": s.q_scale,
+        "q_low": low,
+        "q_high": high,
+        "q_stored": stored,
+        "reciprocal_units": reciprocal,
+        "low_units": low * UNITS,
+        "high_units": high * UNITS,
+        "stored_units": (stored + 0.5) * UNITS + 2,
+        "first": low + stored,
+        "last": high + stored,
+    }
+    return np.array([values[name] for name in CONSTANTS], np.float32)
+
+
+def output_form(writes: Writes, kernel: MicroKernel, reach: np.ndarray | None) -> Form:
+    """Return which machine code a stage needs.
+
+    Parameters
+    ----------
+    writes : Writes
+    kernel : MicroKernel
+        That makes the sums.
+    reach : float64 array (C,) or None
+        The largest magnitude of the sums, if it is known.
+    """
+    s = writes.stage
+    bare = kernel.operands is F32 or s.kind == 0
+    clamped = s.kind != 0 and bool(s.low > -math.inf or s.high < math.inf)
+    shift = not bare and bool(s.power.any())
+    constants = dict(zip(CONSTANTS, output_constants(writes).tolist(), strict=True))
+    simple = not (bare or shift or writes.floats or writes.other or writes.slope is not None)
+    fits = False
+    if simple and writes.integers is not None and reach is not None:
+        steps = reach * s.scale.astype(np.float64) / float(s.q_scale)
+        factors = s.scale.astype(np.float64) * constants["reciprocal_units"]
+        # products of tiny scales would lose their last bits
+        fits = bool((steps < _FEW_STEPS).all() and (factors > 1e-30).all())
+    return Form(
+        lanes=kernel.lanes,
+        scaled=not bare,
+        shift=shift,
+        slope=writes.slope is not None,
+        other=writes.other is not None,
+        clamp=clamped and writes.floats is not None,
+        floats=writes.floats is not None,
+        integers="" if writes.integers is None else writes.integers.operands.data,
+        divided=bare and writes.divisor != 1,
+        bounded=fits,
+        full=fits and constants["last"] == 255,
+        careful=not 1e-30 < constants["reciprocal_units"] < 1e30,
+    )

@@ -1,0 +1,1 @@
+"""The packed integer product on CUDA: packing, tiles, tensor cores, inline PTX."""

@@ -1,0 +1,1 @@
+"""What a user writes: the config file, table by table."""

@@ -1,0 +1,188 @@
+"""The config file: TOML, checked by a schema, every path relative to the file."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.config.base import Data, FilePath, Names, Table, TransformConfig
+from pipeline.config.calibrate import CalibrateConfig
+from pipeline.config.retrain import RetrainConfig
+from pipeline.errors import ConfigError
+
+__all__ = ["Config", "EvaluateConfig", "ModelConfig", "OutputConfig", "load_config"]
+
+
+class ModelConfig(Table):
+    """``[model]``: the net and its weights."""
+
+    prototxt: FilePath
+    caffemodel: FilePath | None = Field(None, description="left out to train from nothing")
+    phase: Literal["TEST", "TRAIN"] = "TEST"
+
+
+class EvaluateConfig(Table):
+    """``[evaluate]``."""
+
+    data: Data
+    batch_size: int = Field(8, ge=1)
+    batch_num: int | None = Field(None, ge=1, description="default: all there is")
+    outputs: Names = Field((), description="blobs to compare; default: the net's outputs")
+    layer_samples: int = Field(8, ge=0, description="samples that measure the error of each layer")
+
+
+class OutputConfig(Table):
+    """``[output]``."""
+
+    directory: FilePath = Path("quantized")
+    prefix: str = Field("net", pattern=r"^[\w.-]+$")
+    overwrite: bool = False
+
+
+class Config(Table):
+    """The whole file."""
+
+    model: ModelConfig
+    transform: TransformConfig = TransformConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
+    retrain: RetrainConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Config:
+        if self.retrain is None and "calibrate" not in self.model_fields_set:
+            raise ValueError("'calibrate' is missing: it says how to quantize")
+        if self.retrain is None and self.model.caffemodel is None:
+            raise ValueError("'model.caffemodel' is missing: there is nothing to quantize")
+        return self
+
+
+def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Config:
+    """Read and check a config file.
+
+    Parameters
+    ----------
+    path : path-like
+    retrain : path-like, optional
+        A solver, which takes the place of ``retrain.solver``.
+
+    Returns
+    -------
+    Config
+        With all paths made absolute.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not TOML, or a key or value is wrong: the message
+        names the key, what is allowed, and the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    if retrain is not None:
+        table["retrain"] = {**table.get("retrain", {}), "solver": str(Path(retrain).resolve())}
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error, table))) from None
+    return _resolve(config, path.resolve().parent)
+
+
+def _resolve(value: Any, base: Path) -> Any:
+    """Return `value` with every path in it joined to `base`."""
+    if isinstance(value, Path):
+        return base / value
+    if isinstance(value, tuple):
+        return tuple(_resolve(v, base) for v in value)
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        changed = {name: _resolve(getattr(value, name), base) for name in fields}
+        return value.model_copy(update=changed)
+    return value
+
+
+def _explain(error: ValidationError, table: dict[str, Any]) -> list[str]:
+    """Return a line for each key that is wrong."""
+    lines: dict[str, str] = {}
+    for mistake in error.errors():
+        place = _keys(mistake["loc"], table)
+        key = ".".join(str(p) for p in place)
+        message = mistake["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(mistake["input"], dict) else f", not {mistake['input']!r}"
+        if mistake["type"] == "extra_forbidden":
+            lines[key] = f"unknown key '{key}'{_allowed(place)}"
+        elif mistake["type"] == "missing":
+            lines[key] = f"'{key}' is missing"
+        elif key in lines and (field := _field(place)) is not None and field.description:
+            # every type of a union has failed: say what the key is for instead
+            lines[key] = f"'{key}' must be: {field.description}{given}"
+        else:
+            named = f"'{key}': " if key else ""  # none where tables do not go together
+            lines[key] = f"{named}{message[0].lower() + message[1:]}{given}"
+    return list(lines.values())
+
+
+def _keys(place: tuple[int | str, ...], table: Any) -> list[int | str]:
+    """Return the part of an error's place that the user wrote, without types tried."""
+    kept: list[int | str] = []
+    for part in place:
+        if isinstance(part, int) and not isinstance(table, list):
+            continue
+        if isinstance(table, list) and not isinstance(part, int):
+            break
+        if not isinstance(table, dict | list):
+            break
+        kept.append(part)
+        inside = isinstance(part, int) or part in table
+        table = table[part] if inside else None  # type: ignore[index]
+    return kept
+
+
+def _field(place: list[int | str]) -> FieldInfo | None:
+    """Return the schema's field for a key, if it has one."""
+    model: Any = Config
+    field = None
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return None
+        try:
+            model = _table_of(field.annotation)
+        except TypeError:
+            return field
+    return field
+
+
+def _allowed(place: list[Any]) -> str:
+    """Return the nearest name and all names allowed where an unknown key stands."""
+    above = _field([p for p in place[:-1] if isinstance(p, str)])
+    model = _table_of(above.annotation) if above else Config
+    names = sorted(model.model_fields)
+    near = difflib.get_close_matches(str(place[-1]), names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{hint} (allowed: {', '.join(names)})"
+
+
+def _table_of(annotation: Any) -> type[BaseModel]:
+    """Return the table class within an annotation such as ``tuple[X, ...] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        try:
+            return _table_of(part)
+        except TypeError:
+            continue
+    raise TypeError(f"{annotation} holds no table")

@@ -1,0 +1,95 @@
+"""One run from the config to the files: the stages in order, each stage a module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from caffeio import SOURCE_TYPES
+from kernels import on_compile
+from pipeline.config.load import Config, load_config
+from pipeline.jobs.files import MODEL_FILES, model_writers, output_files, write_files
+from pipeline.jobs.stages import Clock, calibrate, evaluate, make_record, make_report
+from pipeline.quantize.feed import open_feed
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.prepare import prepare, read_model
+from pipeline.report.cost import NetCost, net_cost
+from pipeline.report.progress import Reporter
+from pipeline.report.values import Report
+from pipeline.runtime.executor import FloatNet
+
+__all__ = ["plan_model", "quantize_model"]
+
+
+def quantize_model(
+    config: str | Path | Config,
+    *,
+    device: str = "cpu",
+    output: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Quantize a Caffe model by calibration, as a config says.
+
+    Parameters
+    ----------
+    config : path-like or Config
+        Its ``[retrain]`` is left aside: see `retrain_model`.
+    device : str
+        One of `kernels.DEVICES`.
+    output : path-like, optional
+        Folder to write to, instead of the config's.
+    reporter : Reporter, optional
+        Shows progress; by default nothing is shown.
+
+    Returns
+    -------
+    Report
+        With ``record``, ``accuracy``, ``layers`` and ``files``.
+
+    Raises
+    ------
+    ConfigError
+        If the config is wrong.
+    PipelineError, caffeio.CaffeFileError, caffeio.NetError
+        If the work cannot be done. Nothing has been written then.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    config = config.model_copy(update={"retrain": None})
+    reporter = reporter or Reporter(quiet=True)
+    files = output_files(config, output, MODEL_FILES)
+    clock = Clock()
+    with on_compile(device, reporter.compiling):
+        with clock.stage("read"):
+            work = prepare(config, read_model(config))
+            if config.evaluate is None:
+                note = "no [evaluate] in the config: compared on the calibration samples"
+                work = replace(work, notes=(*work.notes, note))
+        with clock.stage("calibrate"):
+            net = FloatNet(work.fused.net, device=device)
+            ranges = calibrate(config, work, net, reporter)
+        with clock.stage("quantize"):
+            record = make_record(work, ranges)
+            int8 = Int8Net(work.net, record, device=device)
+        with clock.stage("evaluate"):
+            scores = evaluate(config, work, work.net, int8, device, reporter)
+    name = work.net.name or config.model.prototxt.stem
+    report = make_report(name, work, record, scores, files, ranges.samples, clock)
+    write_files(files, model_writers(report, work.fused, int8))
+    return report
+
+
+def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
+    """Return what a run would do, without computing; errors as `quantize_model`."""
+    config = config if isinstance(config, Config) else load_config(config)
+    work = prepare(config, read_model(config))
+    net = FloatNet(work.fused.net)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if any(x.type in SOURCE_TYPES - {"Input"} for x in net.net.layers):
+        # a data layer does not say what it makes: the first sample does
+        feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+        try:
+            shapes = {name: x.shape for name, x in next(feed.batches(1, 1)).inputs.items()}
+        finally:
+            feed.close()
+    cost = net_cost(net, work.verdicts, work.plans, shapes)
+    return cost, config.model_copy(update={"calibrate": work.calibrate})

@@ -1,0 +1,105 @@
+"""The files that a run leaves behind: checked before the work, written all or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import caffeio
+from caffeio.record import write_record
+from pipeline.config.load import Config
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.quantize.export import deploy_net, fakequant_net, node_map
+from pipeline.quantize.fuse import Fused
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.report.values import Report, to_json
+
+__all__ = ["MODEL_FILES", "Writer", "model_writers", "output_files", "write_files", "write_text"]
+
+#: Writes one file.
+Writer = Callable[[Path], None]
+
+#: The files of a quantized model, by kind; the prefix comes before each but the report.
+MODEL_FILES = {
+    "record": "_record.txt",
+    "fakequant_prototxt": "_fake_quant_model.prototxt",
+    "fakequant_weights": "_fake_quant_weights.caffemodel",
+    "deploy_prototxt": "_deploy_model.prototxt",
+    "deploy_weights": "_deploy_weights.caffemodel",
+    "node_map": "_quant.json",
+    "report": "report.json",
+}
+
+
+def output_files(
+    config: Config, output: str | Path | None, names: dict[str, str]
+) -> dict[str, Path]:
+    """Return what will be written, having checked that it may be.
+
+    Parameters
+    ----------
+    config : Config
+    output : path-like or None
+        Folder, instead of the config's.
+    names : dict of kind to ending
+        As `MODEL_FILES`.
+
+    Raises
+    ------
+    ConfigError
+        If a file exists already and must not be overwritten.
+    PipelineError
+        If the folder cannot be made or written.
+    """
+    folder = Path(output) if output is not None else config.output.directory
+    prefix = config.output.prefix
+    files = {
+        kind: folder / (prefix + ending if ending.startswith("_") else ending)
+        for kind, ending in names.items()
+    }
+    taken = [path for path in files.values() if path.exists()]
+    if taken and not config.output.overwrite:
+        raise ConfigError(
+            f"{taken[0]} exists already; set output.overwrite = true, or write to another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+    return files
+
+
+def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writer]:
+    """Return what writes each file of a quantized model."""
+    fake, deploy = (make(int8.net, int8.layers) for make in (fakequant_net, deploy_net))
+    nodes = [asdict(pair) for pair in node_map(fused, int8.layers)]
+    return {
+        "record": lambda path: write_record(report.record, path),
+        "fakequant_prototxt": lambda path: caffeio.write_prototxt(fake, path),
+        "fakequant_weights": lambda path: caffeio.write_caffemodel(fake, path),
+        "deploy_prototxt": lambda path: caffeio.write_prototxt(deploy, path),
+        "deploy_weights": lambda path: caffeio.write_caffemodel(deploy, path),
+        "node_map": lambda path: write_text(path, json.dumps({"nodes": nodes}, indent=1) + "\n"),
+        "report": lambda path: write_text(path, to_json(report)),
+    }
+
+
+def write_files(files: dict[str, Path], writers: dict[str, Writer]) -> None:
+    """Write all files to a temporary folder, then give each its name: all of them or none."""
+    folder = next(iter(files.values())).parent
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+        for kind, path in files.items():
+            writers[kind](Path(temporary) / path.name)
+        for path in files.values():
+            os.replace(Path(temporary) / path.name, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with caffeio.atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

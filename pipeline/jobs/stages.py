@@ -1,0 +1,239 @@
+"""The stages of a run, between which values travel: calibrate, record, evaluate, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+import kernels
+from caffeio import Layer, Net, Value
+from caffeio.record import Record
+from kernels import QuantParams
+from pipeline.config.load import Config, EvaluateConfig
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.layers import Shape
+from pipeline.quantize.calibrate import observe_shards, search, search_exactly
+from pipeline.quantize.evaluate import (
+    LayerError,
+    ModelScore,
+    Runnable,
+    compare,
+    compared_blobs,
+    layer_errors,
+)
+from pipeline.quantize.export import fakequant_net
+from pipeline.quantize.feed import open_feed
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.integers import layer_record
+from pipeline.quantize.prepare import Prepared
+from pipeline.report.progress import Reporter
+from pipeline.report.values import LayerReport, Report
+from pipeline.runtime.executor import FloatNet
+
+__all__ = [
+    "Clock",
+    "Ranges",
+    "calibrate",
+    "check_evaluation",
+    "evaluate",
+    "evaluation",
+    "input_shapes",
+    "make_record",
+    "make_report",
+]
+
+_NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
+#: Samples at a time when the error of each layer is measured: it holds every layer's output.
+_LAYER_BATCH = 4
+
+
+@dataclass
+class Clock:
+    """Seconds that each stage took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Scale and offset of the data that each quantized layer reads.
+
+    Attributes
+    ----------
+    params : dict of layer name to QuantParams
+    shapes : dict of layer name to tuple of int
+        Of that data, batch first.
+    samples : int
+        How many were observed.
+    """
+
+    params: dict[str, QuantParams]
+    shapes: dict[str, Shape]
+    samples: int
+
+
+def calibrate(
+    config: Config, work: Prepared, net: FloatNet, reporter: Reporter, bits: int = 8
+) -> Ranges:
+    """Observe the reference samples and search scale and offset for each layer."""
+    c = work.calibrate
+    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    try:
+
+        def batches(what: str) -> Iterator[Mapping[str, np.ndarray]]:
+            found = feed.batches(c.batch_size, c.batch_num)
+            return (feed.for_net(b) for b in reporter.track(found, what, c.batch_num))
+
+        others = range(1, kernels.device_count(net.device))
+        nets = [net, *(FloatNet(net.net, device=net.device) for _ in others)]
+        seen = observe_shards(nets, work.plans, batches("calibrate"), c.batch_num)
+        if c.exact:
+            again = batches("calibrate, exactly")
+            params = search_exactly(net, work.plans, seen, again, bits=bits)
+        else:
+            params = search(net.net, work.plans, seen, net.device, bits=bits)
+    finally:
+        feed.close()
+    shapes = {layer.name: seen.shapes[value] for layer, value in _planned_inputs(net.net, work)}
+    return Ranges(params, shapes, seen.samples)
+
+
+def _planned_inputs(net: Net, work: Prepared) -> Iterator[tuple[Layer, Value]]:
+    for layer, link in zip(net.layers, net.links, strict=True):
+        if layer.name in work.plans:
+            yield layer, link.reads[0]
+
+
+def input_shapes(config: Config, work: Prepared, net: FloatNet) -> dict[str, Shape]:
+    """Return the shape of what each quantized layer reads, one sample, by the evaluation data."""
+    e = evaluation(config, work)
+    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+    try:
+        if not len(feed):
+            raise PipelineError(_NO_SAMPLES)
+        first = feed.for_net(next(feed.batches(1, 1)))
+    finally:
+        feed.close()
+    shapes = net.shapes({name: x.shape for name, x in first.items()})
+    return {layer.name: shapes[value] for layer, value in _planned_inputs(net.net, work)}
+
+
+def make_record(work: Prepared, ranges: Ranges) -> Record:
+    """Return the record: data as in `ranges`, weights by ARQ."""
+    return Record(
+        {
+            layer.name: layer_record(
+                layer,
+                ranges.params[layer.name],
+                channel_wise=work.plans[layer.name].channel_wise,
+                shape=ranges.shapes[layer.name],
+                skip_fusion=layer.name in work.unfused,
+            )
+            for layer in work.fused.net.layers
+            if layer.name in work.plans
+        }
+    )
+
+
+def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
+    """Return what to evaluate on: ``[evaluate]``, the test data, or the reference samples."""
+    c = work.calibrate
+    if config.evaluate is not None:
+        return config.evaluate
+    if config.retrain is not None and config.retrain.test_data:
+        return EvaluateConfig(data=config.retrain.test_data)
+    if not c.data:
+        raise ConfigError("[evaluate] is missing: it names the samples to compare models on")
+    return EvaluateConfig(data=c.data, batch_size=c.batch_size, batch_num=c.batch_num)
+
+
+def check_evaluation(config: Config, work: Prepared) -> None:
+    """Raise what `evaluate` would, for want of data, after long work: better before it.
+
+    Raises
+    ------
+    ConfigError, PipelineError, caffeio.CaffeFileError
+        If there are no samples to compare models on, or they do not fit the net.
+    """
+    compared_blobs(work.net, evaluation(config, work).outputs)
+    input_shapes(config, work, FloatNet(work.fused.net))
+
+
+def evaluate(
+    config: Config, work: Prepared, before: Net, int8: Int8Net, device: str, reporter: Reporter
+) -> tuple[tuple[ModelScore, ...], dict[str, LayerError]]:
+    """Score the float, fakequant and integer nets, and measure the error of each layer.
+
+    Parameters
+    ----------
+    config : Config
+    work : Prepared
+        Of the net that was quantized.
+    before : Net
+        The float net to compare with.
+    int8 : Int8Net
+    device : str
+    reporter : Reporter
+    """
+    e = evaluation(config, work)
+    net = FloatNet(work.fused.net, device=device)
+    blobs = compared_blobs(work.net, e.outputs)
+    models: dict[str, Runnable] = {
+        "float": FloatNet(before, device=device),
+        "fakequant": FloatNet(fakequant_net(net.net, int8.layers), device=device),
+        "int8": int8,
+    }
+    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+    try:
+        if not len(feed):
+            raise PipelineError(_NO_SAMPLES)
+        size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
+        few = min(e.layer_samples, len(feed)) // size
+        samples = islice(feed.batches(size), few)
+        tracked = reporter.track(samples, "error of each layer", few)
+        errors = layer_errors(net, int8, (feed.for_net(b) for b in tracked))
+        count = e.batch_num or -(-len(feed) // e.batch_size)
+        tracked = reporter.track(feed.batches(e.batch_size, e.batch_num), "evaluate", count)
+        return compare(models, tracked, blobs), errors
+    finally:
+        feed.close()
+
+
+def make_report(
+    name: str,
+    work: Prepared,
+    record: Record,
+    scores: tuple[tuple[ModelScore, ...], dict[str, LayerError]],
+    files: dict[str, Path],
+    samples: int,
+    clock: Clock,
+) -> Report:
+    """Gather what a run found."""
+    accuracy, errors = scores
+    layers = tuple(
+        LayerReport(
+            v.layer,
+            v.type,
+            v.quantize,
+            v.reason,
+            work.fused.origin(v.layer)[1:],
+            record.layers[v.layer].scale_d if v.quantize else None,
+            record.layers[v.layer].offset_d if v.quantize else None,
+            errors.get(v.layer),
+        )
+        for v in work.verdicts
+    )
+    return Report(name, record, accuracy, layers, files, samples, clock.seconds, work.notes)

@@ -1,0 +1,135 @@
+"""The four layer types on integers: quantize the input, sum in int32, dequantize the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import kernels
+from caffeio import Layer
+from kernels import OutputStage, QuantParams
+from pipeline.layers.convolution import conv_params
+from pipeline.layers.pooling import pool_params
+
+__all__ = ["INT8_FORWARD", "QuantizedLayer", "channel_axis"]
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """The numbers of one quantized layer.
+
+    Attributes
+    ----------
+    name, type : str
+    data : QuantParams
+        Of the layer's input.
+    scale_w : float32 array (O,) or (1,)
+        Scales of the weights; 1 for a layer without weights.
+    weights : int8 array or None
+        In Caffe's shape.
+    bias : int32 array (O,) or None
+        In units of ``deq_scale``.
+    shift : uint8 array, as long as `scale_w`
+        The accelerator's shift N; 0 means none.
+    """
+
+    name: str
+    type: str
+    data: QuantParams
+    scale_w: np.ndarray
+    weights: np.ndarray | None
+    bias: np.ndarray | None
+    shift: np.ndarray
+
+    @property
+    def deq_scale(self) -> np.ndarray:
+        """Real value of one unit of the int32 sums, float32: scale_d * scale_w."""
+        return np.float32(self.data.scale) * self.scale_w
+
+    @property
+    def fake_weights(self) -> np.ndarray:
+        """The weights quantized and dequantized, float32."""
+        assert self.weights is not None
+        axis = channel_axis(self.type)
+        return kernels.dequantize_weights(self.weights, self.scale_w, channel_axis=axis)
+
+    @property
+    def fake_bias(self) -> np.ndarray:
+        """The bias quantized and dequantized, float32 (O,)."""
+        assert self.bias is not None
+        return self.bias.astype(np.float32) * self.deq_scale
+
+
+def channel_axis(layer_type: str) -> int:
+    """Return the axis of the weights that holds the output channels."""
+    return 1 if layer_type == "Deconvolution" else 0
+
+
+Int8Forward = Callable[[Layer, QuantizedLayer, np.ndarray, str], np.ndarray]
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    return values[0], values[1]
+
+
+def _stage(q: QuantizedLayer) -> OutputStage:
+    return OutputStage(q.deq_scale, shift=q.shift)
+
+
+def _convolution(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.ndarray:
+    p = conv_params(layer, x.shape)
+    operation = kernels.deconv2d_int8 if q.type == "Deconvolution" else kernels.conv2d_int8
+    assert q.weights is not None
+    return operation(
+        kernels.quantize(x, q.data, device=device),
+        q.weights,
+        q.bias,
+        x_offset=q.data.offset,
+        stride=_pair(p.stride),
+        pad=_pair(p.pad),
+        dilation=_pair(p.dilation),
+        group=p.group,
+        output=_stage(q),
+        device=device,
+    )
+
+
+def _inner_product(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.ndarray:
+    assert q.weights is not None
+    # a device array is in C order, and knows no -1
+    flat = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x
+    flat = flat.reshape((x.shape[0], x.size // max(x.shape[0], 1)))
+    return kernels.inner_product_int8(
+        kernels.quantize(flat, q.data, device=device),
+        q.weights.reshape((-1, flat.shape[1])),  # old files have four axes
+        q.bias,
+        x_offset=q.data.offset,
+        output=_stage(q),
+        device=device,
+    )
+
+
+def _pooling(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.ndarray:
+    p = pool_params(layer, x.shape)
+    # scale_w is 1 for pooling: the scale of the sums is that of the data
+    return kernels.avg_pool2d_int8(
+        kernels.quantize(x, q.data, device=device),
+        p.kernel,
+        x_offset=q.data.offset,
+        stride=p.stride,
+        pad=p.pad,
+        ceil_mode=p.ceil_mode,
+        output=OutputStage(q.deq_scale),
+        device=device,
+    )
+
+
+#: By layer type: ``forward(layer, numbers, bottom, device) -> top``, float32 in and out.
+INT8_FORWARD: dict[str, Int8Forward] = {
+    "Convolution": _convolution,
+    "Deconvolution": _convolution,
+    "InnerProduct": _inner_product,
+    "Pooling": _pooling,
+}

@@ -1,0 +1,104 @@
+"""Which algorithm applies to which layer: the nearest setting wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import kernels
+from caffeio import Layer, Net
+from kernels import Ifmr, Method
+from pipeline.config.calibrate import Algorithm, CalibrateConfig
+from pipeline.config.retrain import RetrainConfig
+from pipeline.errors import ConfigError
+
+__all__ = ["LayerPlan", "check_names", "layer_plan"]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is quantized.
+
+    Attributes
+    ----------
+    method : Method
+        How the scale of its data is searched.
+    channel_wise : bool
+        One weight scale for each output channel.
+    """
+
+    method: Method
+    channel_wise: bool
+
+
+def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -> None:
+    """Raise `ConfigError` if a setting of a table names what the net does not have."""
+    names = {layer.name for layer in net.layers}
+    types = {layer.type for layer in net.layers}
+    named = {
+        "skip_layers": config.skip_layers,
+        "skip_fusion_layers": config.skip_fusion_layers,
+        "override_layer_configs": tuple(o.layer_name for o in config.override_layer_configs),
+    }
+    for key, given in named.items():
+        for name in given:
+            if name not in names:
+                raise ConfigError(
+                    f"{table}.{key}: net '{net.name}' has no layer '{name}'{_nearest(name, names)}"
+                )
+    for name in config.skip_layer_types:
+        if name not in types:
+            raise ConfigError(
+                f"{table}.skip_layer_types: net '{net.name}' has no layer of type '{name}'"
+                f"{_nearest(name, types)}"
+            )
+
+
+def _nearest(name: str, names: set[str]) -> str:
+    near = get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
+    """Return how a layer is quantized: its own override, its type's, or the common settings.
+
+    Raises
+    ------
+    ConfigError
+        If channel_wise is asked for where it is not allowed.
+    """
+    levels: list[tuple[str, Algorithm]] = [("common_config", config.common_config)]
+    levels += [
+        (f"override_layer_types '{o.layer_type}'", o)
+        for o in config.override_layer_types
+        if o.layer_type == layer.type
+    ]
+    levels += [
+        (f"override_layer_configs '{o.layer_name}'", o)
+        for o in config.override_layer_configs
+        if o.layer_name == layer.name
+    ]
+    per_channel = layer.type in ("Convolution", "Deconvolution")
+    channel_wise = per_channel
+    method: Method = Ifmr(asymmetric=config.activation_offset)
+    for where, algorithm in levels:
+        arq = algorithm.arq_quantize
+        if arq is not None and arq.channel_wise is not None:
+            if arq.channel_wise and not per_channel and where != "common_config":
+                raise ConfigError(
+                    f"calibrate.{where}: channel_wise = true is for Convolution and Deconvolution, "
+                    f"not for {layer.type} layer '{layer.name}'"
+                )
+            channel_wise = arq.channel_wise and per_channel
+        for name, search in algorithm.data_searches.items():
+            method = _method(name, search.model_dump(), config.activation_offset)
+    return LayerPlan(method, channel_wise)
+
+
+def _method(name: str, settings: dict[str, object], activation_offset: bool) -> Method:
+    if settings.get("asymmetric") is None:
+        settings["asymmetric"] = activation_offset
+    if name == "ifmr":
+        ends = settings.pop("search_range_start"), settings.pop("search_range_end")
+        settings["search_range"] = ends
+    return kernels.METHODS[name](**settings)  # type: ignore[arg-type]

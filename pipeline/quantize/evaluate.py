@@ -1,0 +1,297 @@
+"""What quantization costs: accuracy and closeness of whole models, and the error of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+import kernels
+from caffeio import Layer, Net
+from caffeio.data import Batch
+from kernels import QuantParams
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.layers import layer_type
+from pipeline.layers.int8 import QuantizedLayer
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.measure import Closeness, TopK
+from pipeline.runtime.executor import FloatNet
+from pipeline.runtime.loop import Observer
+from pipeline.runtime.state import State
+
+__all__ = ["BlobScore", "LayerError", "ModelScore", "compare", "compared_blobs", "layer_errors"]
+
+
+class Runnable(Protocol):
+    """Anything that runs like a `FloatNet`."""
+
+    def forward(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        blobs: Sequence[str] | None = None,
+        *,
+        state: State | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return the named blobs."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True)
+class BlobScore:
+    """How close one output is to the float model's.
+
+    Attributes
+    ----------
+    blob : str
+    cosine : float
+        Mean over the samples.
+    sqnr : float
+        In dB; inf if equal.
+    """
+
+    blob: str
+    cosine: float
+    sqnr: float
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """One model's result.
+
+    Attributes
+    ----------
+    model : str
+        ``"float"``, ``"fakequant"`` or ``"int8"``.
+    samples : int
+    top1, top5 : float or None
+        Percent; None without labels.
+    outputs : tuple of BlobScore
+        Empty for the float model.
+    """
+
+    model: str
+    samples: int
+    top1: float | None
+    top5: float | None
+    outputs: tuple[BlobScore, ...]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The error of one quantized layer.
+
+    Attributes
+    ----------
+    sqnr : float
+        dB at its output when it alone is quantized and reads float data: what it adds.
+    sqnr_in_net : float
+        dB at its output in the integer net: with all that came before.
+    saturation : float
+        Share of its input values beyond the quantized range, 0..1.
+    range_used : float
+        Share of the quantized range that its input spans, 0..1.
+    """
+
+    sqnr: float
+    sqnr_in_net: float
+    saturation: float
+    range_used: float
+
+
+def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the blobs to compare: those asked for, else the net's outputs.
+
+    An output made by Softmax is joined by what Softmax reads, which shows more of the error;
+    one made by a loss or Accuracy layer is replaced by what that reads.
+
+    Raises
+    ------
+    ConfigError
+        If the net has no blob of that name.
+    """
+    known = {value.blob for value in net.readers}
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"evaluate.outputs: net '{net.name}' has no blob '{name}'")
+    if asked:
+        return tuple(asked)
+    blobs: list[str] = []
+    for blob in net.outputs:
+        maker = next(x for x in reversed(net.layers) if blob in x.tops)
+        if maker.type == "Accuracy" or "Loss" in maker.type:
+            blobs.append(maker.bottoms[0])
+        elif maker.type == "Softmax":
+            blobs += [maker.bottoms[0], blob]
+        elif blob not in net.inputs:
+            blobs.append(blob)
+    return tuple(dict.fromkeys(blobs))
+
+
+def compare(
+    models: Mapping[str, Runnable],
+    batches: Iterable[Batch],
+    blobs: Sequence[str],
+) -> tuple[ModelScore, ...]:
+    """Run all models over the same batches.
+
+    Parameters
+    ----------
+    models : mapping of name to net
+        The first is the one that the others are compared with.
+    batches : iterable of Batch
+    blobs : sequence of str
+        What to compare; the last with one score a class is held against the labels.
+
+    Raises
+    ------
+    PipelineError
+        If a label is no class of the net.
+    """
+    closeness = {name: {blob: Closeness() for blob in blobs} for name in models}
+    ranks = {name: TopK() for name in models}
+    states = {name: State() for name in models}
+    reference, samples = next(iter(models)), 0
+    for batch in batches:
+        exact: dict[str, np.ndarray] = {}
+        for name, net in models.items():
+            found = net.forward(batch.inputs, blobs, state=states[name])
+            exact = exact or found
+            if name != reference:
+                for blob in blobs:
+                    closeness[name][blob].update(exact[blob], found[blob])
+            _rank(ranks[name], found, batch)
+        samples += len(batch.names)
+    return tuple(
+        _score(name, samples, ranks[name], {} if name == reference else closeness[name])
+        for name in models
+    )
+
+
+def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closeness]) -> ModelScore:
+    return ModelScore(
+        name,
+        samples,
+        rank.top1 if rank.samples else None,
+        rank.top5 if rank.samples else None,
+        tuple(BlobScore(blob, c.cosine, c.sqnr) for blob, c in closeness.items()),
+    )
+
+
+def _rank(rank: TopK, found: Mapping[str, np.ndarray], batch: Batch) -> None:
+    """Hold the last blob of one score a class against the batch's labels, if it has any."""
+    labels = batch.labels
+    scores = next((y for y in reversed([*found.values()]) if _ranks(y)), None)
+    if labels is None or labels.ndim != 1 or scores is None or len(scores) != len(labels):
+        return
+    classes = scores.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        bad = int(np.argmax((labels < 0) | (labels >= classes)))
+        raise PipelineError(
+            f"sample '{batch.names[bad]}' has label {labels[bad]}, but the net has {classes} "
+            "classes, 0 to "
+            f"{classes - 1}"
+        )
+    rank.update(scores, labels)
+
+
+def _ranks(scores: np.ndarray) -> bool:
+    """Whether an output holds one score for each of several classes: (N, classes[, 1, 1])."""
+    return (
+        scores.ndim >= 2 and scores.shape[1] >= 2 and scores.size == len(scores) * scores.shape[1]
+    )
+
+
+@dataclass
+class _Sums:
+    """Running sums for one layer."""
+
+    alone: Closeness
+    in_net: Closeness
+    outside: int = 0
+    values: int = 0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def seen(self, x: np.ndarray, params: QuantParams) -> None:
+        low, high = params.range
+        half = params.scale / 2
+        self.outside += int(((x < low - half) | (x > high + half)).sum())
+        self.values += x.size
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+
+    def result(self, params: QuantParams) -> LayerError:
+        low, high = params.range
+        used = (min(self.high, high) - max(self.low, low)) / (high - low)
+        return LayerError(
+            self.alone.sqnr, self.in_net.sqnr, self.outside / self.values, max(used, 0.0)
+        )
+
+
+def layer_errors(
+    net: FloatNet, int8: Int8Net, inputs: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, LayerError]:
+    """Measure the error of every quantized layer.
+
+    Parameters
+    ----------
+    net : FloatNet
+        Of the fused net that `int8` was made from.
+    int8 : Int8Net
+    inputs : iterable of dict of blob name to array
+
+    Returns
+    -------
+    dict of layer name to LayerError
+        Empty if there were no inputs.
+    """
+    sums = {name: _Sums(Closeness(), Closeness()) for name in int8.layers}
+    state, state8 = State(), State()
+    for arrays in inputs:
+        exact: dict[str, np.ndarray] = {}
+        net.forward(arrays, observer=_alone(int8.layers, sums, exact, net.device), state=state)
+        int8.forward(arrays, observer=_in_net(sums, exact), state=state8)
+    return {name: s.result(int8.layers[name].data) for name, s in sums.items() if s.values}
+
+
+def _alone(
+    layers: Mapping[str, QuantizedLayer],
+    sums: Mapping[str, _Sums],
+    exact: dict[str, np.ndarray],
+    device: str,
+) -> Observer:
+    """Return an observer of the float net that quantizes one layer at a time."""
+    faked: dict[str, Layer] = {}
+
+    def watch(
+        i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
+    ) -> None:
+        q = layers.get(layer.name)
+        if q is None:
+            return
+        fake = faked.setdefault(layer.name, _fake_layer(layer, q))
+        x = kernels.fake_quantize(bottoms[0], q.data, device=device)
+        (y,) = layer_type(layer).forward(fake, [x], device)
+        sums[layer.name].alone.update(tops[0], y)
+        sums[layer.name].seen(bottoms[0], q.data)
+        exact[layer.name] = tops[0]
+
+    return watch
+
+
+def _fake_layer(layer: Layer, q: QuantizedLayer) -> Layer:
+    if q.weights is None:
+        return layer
+    bias = () if q.bias is None else (q.fake_bias.reshape(layer.blobs[1].shape),)
+    return replace(layer, blobs=(q.fake_weights, *bias))
+
+
+def _in_net(sums: Mapping[str, _Sums], exact: dict[str, np.ndarray]) -> Observer:
+    def watch(
+        i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
+    ) -> None:
+        if layer.name in exact:
+            sums[layer.name].in_net.update(exact.pop(layer.name), tops[0])
+
+    return watch

@@ -1,0 +1,138 @@
+"""From a record of factors to the integers of each layer: weights, bias, scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+import kernels
+from caffeio import Layer, Net
+from caffeio.record import LayerRecord, Record
+from kernels import QuantParams
+from pipeline.errors import PipelineError
+from pipeline.layers.int8 import QuantizedLayer, channel_axis
+
+__all__ = ["layer_record", "quantize_layer", "quantize_layers"]
+
+_INT32 = np.iinfo(np.int32)
+
+
+def layer_record(
+    layer: Layer,
+    data: QuantParams,
+    *,
+    channel_wise: bool,
+    shape: tuple[int, ...],
+    skip_fusion: bool,
+) -> LayerRecord:
+    """Return the factors of one layer: data as searched, weights by ARQ.
+
+    Parameters
+    ----------
+    layer : Layer
+    data : QuantParams
+        Of its input.
+    channel_wise : bool
+        One weight scale for each output channel.
+    shape : tuple of int
+        Of its input, batch first.
+    skip_fusion : bool
+        Whether it was kept from taking BatchNorm and Scale in.
+
+    Raises
+    ------
+    PipelineError
+        If its weights hold NaN or infinity, or are too large.
+    """
+    scales = np.ones(1, np.float32)
+    if layer.blobs:
+        try:
+            axis = channel_axis(layer.type) if channel_wise else None
+            scales = kernels.arq(layer.blobs[0], axis)
+        except ValueError as error:
+            raise PipelineError(
+                f"layer '{layer.name}': {error}; mend the weights or name the layer in skip_layers"
+            ) from None
+    channels, height, width = (*shape[1:], 1, 1, 1)[:3]
+    return LayerRecord(
+        scale_d=data.scale,
+        offset_d=data.offset,
+        scale_w=tuple(float(s) for s in scales),
+        offset_w=(0,) * scales.size,
+        shift_bit=(),
+        channels=channels,
+        height=height,
+        width=width,
+        skip_fusion=skip_fusion,
+    )
+
+
+def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
+    """Quantize the weights and bias of a layer by its factors.
+
+    Parameters
+    ----------
+    layer : Layer
+        Float, already fused.
+    record : LayerRecord
+
+    Raises
+    ------
+    PipelineError
+        If the factors do not fit the layer, or its bias leaves int32.
+    """
+    data = QuantParams(record.scale_d, record.offset_d)
+    scale_w = np.array(record.scale_w, np.float32)
+    shift = np.array(record.shift_bit or (0,) * scale_w.size, np.uint8)
+    if not layer.blobs:
+        return QuantizedLayer(layer.name, layer.type, data, scale_w, None, None, shift)
+    axis = channel_axis(layer.type)
+    try:
+        weights = kernels.quantize_weights(layer.blobs[0], scale_w, channel_axis=axis)
+    except ValueError as error:
+        raise PipelineError(f"layer '{layer.name}': its record does not fit: {error}") from None
+    bias = None
+    if len(layer.blobs) > 1:
+        bias = _quantize_bias(layer, np.float32(data.scale) * scale_w)
+    return QuantizedLayer(layer.name, layer.type, data, scale_w, weights, bias, shift)
+
+
+def _quantize_bias(layer: Layer, deq_scale: np.ndarray) -> np.ndarray:
+    """Return ``round(bias / deq_scale)`` as int32."""
+    steps = layer.blobs[1].reshape(-1).astype(np.float64) / deq_scale.astype(np.float64)
+    bias = np.trunc(steps + np.copysign(0.5, steps))
+    outside = np.flatnonzero(~((bias >= _INT32.min) & (bias <= _INT32.max)))
+    if outside.size:
+        raise PipelineError(
+            f"layer '{layer.name}': the bias of channel {outside[0]} is {steps[outside[0]]:.3g} "
+            "steps, beyond int32; name the layer in skip_layers to keep it in float"
+        )
+    return bias.astype(np.int32)
+
+
+def quantize_layers(net: Net, record: Record) -> Mapping[str, QuantizedLayer]:
+    """Quantize every layer that a record names.
+
+    Parameters
+    ----------
+    net : Net
+        Fused.
+    record : Record
+
+    Returns
+    -------
+    mapping of layer name to QuantizedLayer
+
+    Raises
+    ------
+    PipelineError
+        If the record names a layer that the net has not, or does not fit one.
+    """
+    by_name = {layer.name: layer for layer in net.layers}
+    missing = [name for name in record.layers if name not in by_name]
+    if missing:
+        raise PipelineError(
+            f"the record names layer '{missing[0]}', which net '{net.name}' does not have"
+        )
+    return {name: quantize_layer(by_name[name], record.layers[name]) for name in record.layers}

@@ -1,0 +1,129 @@
+"""The result of a run, and what it would do, as tables in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.report.cost import NetCost
+from pipeline.report.values import Report
+
+__all__ = ["show_files", "show_plan", "show_report"]
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Print the tables: layers first, then the accuracy that they lead to."""
+    console.print(_quantized_table(report))
+    console.print(_float_table(report))
+    if report.accuracy:
+        console.print(_accuracy_table(report))
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    show_files(report.files, console)
+
+
+def show_files(files: Mapping[str, Path], console: Console) -> None:
+    """Print what was written."""
+    folder = next(iter(files.values())).parent
+    console.print(f"Written to {folder}:", markup=False, highlight=False, soft_wrap=True)
+    for path in files.values():
+        console.print(f"  {path.name}", markup=False, highlight=False)
+
+
+def _table(title: str, *columns: str, left: int) -> Table:
+    """Return an empty table narrow enough for 80 characters; the first `left` columns are text."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < left else "right", overflow="fold")
+    return table
+
+
+def _quantized_table(report: Report) -> Table:
+    layers = [layer for layer in report.layers if layer.quantized]
+    table = _table(
+        f"{len(layers)} layers of {report.net} in INT8",
+        "layer", "type", "scale", "offset", "adds dB", "net dB", "clipped", "used",
+        left=2,
+    )  # fmt: skip
+    table.caption = (
+        "adds: SQNR at its output with it alone quantized; net: with all before it.\n"
+        "clipped: share of its input beyond the range; used: share of the range."
+    )
+    table.caption_justify = "left"
+    for layer in layers:
+        e = layer.error
+        measured = ("", "", "", "") if e is None else (
+            _db(e.sqnr), _db(e.sqnr_in_net), f"{e.saturation:.3%}", f"{e.range_used:.0%}",
+        )  # fmt: skip
+        kind = layer.type + (f" +{len(layer.absorbed)}" if layer.absorbed else "")
+        table.add_row(layer.layer, kind, f"{layer.scale_d:.4g}", str(layer.offset_d), *measured)
+    return table
+
+
+def _float_table(report: Report) -> Table:
+    by_rule: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if not layer.quantized:
+            by_rule.setdefault(layer.reason, []).append(layer.layer)
+    count = sum(map(len, by_rule.values()))
+    table = _table(f"{count} layers in float", "because", "layers", left=2)
+    for reason, names in by_rule.items():
+        table.add_row(reason, ", ".join(names))
+    return table
+
+
+def _db(value: float) -> str:
+    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f}"
+
+
+def _accuracy_table(report: Report) -> Table:
+    table = _table(
+        f"Accuracy on {report.accuracy[0].samples} samples",
+        "model", "output", "cosine", "SQNR dB", "top-1 %", "top-5 %",
+        left=2,
+    )  # fmt: skip
+    for score in report.accuracy:
+        ranks = [("" if r is None else f"{r:.2f}") for r in (score.top1, score.top5)]
+        rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr)) for o in score.outputs]
+        for i, row in enumerate(rows or [("", "", "")]):
+            table.add_row(score.model if i == 0 else "", *row, *(ranks if i == 0 else ("", "")))
+    return table
+
+
+def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) -> None:
+    """Print what would be done to each layer, and what the net costs."""
+    table = _table("Plan", "layer", "type", "INT8", "output", "MACs", "weights", left=4)
+    for c in cost.layers:
+        table.add_row(
+            c.layer, c.type, c.method if c.quantize else f"no: {c.reason}", _size(c.top),
+            f"{c.macs:,}" if c.macs else "", f"{c.weights:,}" if c.weights else "",
+            style="" if c.quantize else "dim",
+        )  # fmt: skip
+    console.print(table)
+    share = cost.int8_macs / cost.macs if cost.macs else 0.0
+    weights = sum(c.weights for c in cost.layers)
+    small = sum(c.weights * (1 if c.quantize else 4) for c in cost.layers)
+    for line in (
+        f"{cost.macs:,} MACs a sample, {share:.1%} of them in INT8.",
+        f"Weights: {weights * 4 / 2**20:.1f} MiB in float, about {small / 2**20:.1f} MiB in INT8.",
+        f"Blobs alive at once: at most {cost.peak_values * 4 * batch_size / 2**20:.1f} MiB "
+        f"in batches of {batch_size}.",
+        f"Calibration would observe {samples} samples.",
+    ):
+        console.print(line, highlight=False)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape[1:])) if len(shape) > 1 else str(shape[0] if shape else "")

@@ -1,0 +1,1 @@
+"""How a net runs: what runs when, in which shapes, compiled, on a device, or layer after layer."""

@@ -1,0 +1,111 @@
+"""Packed weights of a compiled net, kept by the very operands that they are made of.
+
+The same layer may be packed in several ways: with or without the BatchNorm behind it, for an
+image that holds other channels beside its own, for another zero point. `Operands` holds all
+that packing reads and nothing else is handed to it; so two results can only differ where
+their keys do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kernels import ConvGeometry
+from pipeline.runtime.identity import Same
+from pipeline.runtime.nodes import Affine
+
+__all__ = ["Operands", "PackedWeights"]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """All that packed weights depend on.
+
+    Attributes
+    ----------
+    kernel : object
+        The engine's micro-kernel that will read them.
+    w : Same of array
+        As the layer holds them, float32 or int8.
+    bias : Same of array, or None
+    shape : tuple of int
+        Of the weights: (O, C/g, kh, kw), of a deconvolution (C, O/g, kh, kw).
+    deconv : bool
+    geometry : ConvGeometry
+        Of the windows, without the number of them.
+    offset : int
+        Zero point of the data.
+    whole : bool
+        Whether the image that is read holds nothing but these channels.
+    affine : tuple of (bytes, bytes) or None
+        What the result is multiplied by, and what is added then: float64, one for each output.
+    """
+
+    kernel: Any
+    w: Same[np.ndarray]
+    bias: Same[np.ndarray] | None
+    shape: tuple[int, ...]
+    deconv: bool
+    geometry: ConvGeometry
+    offset: int
+    whole: bool
+    affine: tuple[bytes, bytes] | None
+
+    @staticmethod
+    def of_affine(affine: Affine | None) -> tuple[bytes, bytes] | None:
+        """Return an affine map as it is written here."""
+        return None if affine is None else (affine.k.tobytes(), affine.shift.tobytes())
+
+    def pack(self, engine: Any) -> Any:
+        """Return the weights packed by an engine, see `kernels.programs`."""
+        g = self.geometry
+        w = self.w.value.reshape(self.shape)
+        outs = g.group * w.shape[1] if self.deconv else w.shape[0]
+        if self.bias is not None:
+            bias = self.bias.value.reshape(-1)
+        else:
+            bias = np.zeros(outs, np.float32 if w.dtype == np.float32 else np.int32)
+        if self.affine is not None:
+            w, bias = self._scaled(w, bias, *map(np.frombuffer, self.affine))
+        if self.deconv:
+            return engine.DeconvWeights.pack(self.kernel, w, bias, g, self.offset)
+        return engine.ConvWeights.pack(self.kernel, w, bias, g, self.offset, self.whole)
+
+    def _scaled(
+        self, w: np.ndarray, bias: np.ndarray, k: np.ndarray, shift: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights and bias of a product that scales its result."""
+        if self.deconv:
+            group = self.geometry.group
+            by_group = w.reshape(group, -1, *w.shape[1:]) * k.reshape(group, 1, -1, 1, 1)
+            scaled = by_group.reshape(w.shape)
+        else:
+            scaled = w * k.reshape(-1, *(1,) * (w.ndim - 1))
+        return scaled.astype(np.float32), (bias * k + shift).astype(np.float32)
+
+
+class PackedWeights:
+    """Weights that are packed once, whatever the size of the images.
+
+    Parameters
+    ----------
+    engine : module
+        From `kernels.programs`.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._packed: dict[Operands, Any] = {}
+
+    def of(self, operands: Operands) -> Any:
+        """Return the weights packed from these operands, to be laid over their windows."""
+        g = operands.geometry
+        # of the number of windows packing may know only which phases of a stride occur
+        phases = (min(g.stride[0], g.out_size[0]), min(g.stride[1], g.out_size[1]))
+        key = replace(operands, geometry=replace(g, out_size=phases))
+        if key not in self._packed:
+            self._packed[key] = key.pack(self._engine)
+        return self._packed[key].over(g)
