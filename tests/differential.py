@@ -32,7 +32,7 @@ from caffeio.record import LayerRecord, Record
 from kernels.cpu.engine import program
 from pipeline import FloatNet, Int8Net
 from pipeline.errors import PipelineError
-from pipeline.layers.int8 import INT8_FORWARD
+from pipeline.layers.int8 import INT8_TYPES
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.fuse import fuse
 from pipeline.retrain.group import Group
@@ -360,7 +360,7 @@ def _layers_alone(case: Case, int8: Int8Net) -> None:
         if q is None or last[bottom.blob] != bottom or last[top.blob] != top:
             continue
         found = int8.forward(case.made.inputs, [bottom.blob, top.blob])
-        want = INT8_FORWARD[layer.type](layer, q, found[bottom.blob], "reference")
+        want = INT8_TYPES[layer.type].forward(layer, q, found[bottom.blob], "reference")
         if not np.array_equal(found[top.blob], want, equal_nan=True):
             far = np.nanmax(np.abs(found[top.blob] - want))
             raise Difference(f"integers of layer {layer.name} ({layer.type}) differ by {far:g}")

@@ -11,12 +11,13 @@ from __future__ import annotations
 from caffeio.data.batches import Batch, batches
 from caffeio.data.databases import LevelDBSource
 from caffeio.data.mean import read_mean
-from caffeio.data.net_source import NetData, net_source
+from caffeio.data.net_source import DATA_LAYERS, NetData, label_top, net_source
 from caffeio.data.open import KINDS, detect_kind, open_source
 from caffeio.data.source import NotEnoughData, Sample, Source
 from caffeio.data.transform import Transform
 
 __all__ = [
+    "DATA_LAYERS",
     "KINDS",
     "Batch",
     "LevelDBSource",
@@ -27,6 +28,7 @@ __all__ = [
     "Transform",
     "batches",
     "detect_kind",
+    "label_top",
     "net_source",
     "open_source",
     "read_mean",

@@ -16,7 +16,10 @@ from caffeio.errors import CaffeFileError, NetError
 from caffeio.graph import Layer
 from caffeio.proto import caffe_pb2 as pb
 
-__all__ = ["NetData", "net_source"]
+__all__ = ["DATA_LAYERS", "NetData", "label_top", "net_source"]
+
+#: Layer types that name their data.
+DATA_LAYERS = ("Data", "ImageData", "HDF5Data")
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,12 @@ def _batch_size(layer: Layer, size: int) -> int:
     return size
 
 
-def _label_blob(layer: Layer) -> str | None:
-    return layer.tops[1] if len(layer.tops) > 1 else None
+def label_top(layer: Layer) -> str | None:
+    """Return the top of a data layer that Caffe fills with labels; None if it has none."""
+    if layer.type == "HDF5Data":  # its tops are the names of the datasets
+        return "label" if "label" in layer.tops[1:] else None
+    labelled = layer.type in ("Data", "ImageData", "MemoryData") and len(layer.tops) > 1
+    return layer.tops[1] if labelled else None
 
 
 def _database(layer: Layer, base: Path) -> NetData:
@@ -110,7 +117,7 @@ def _database(layer: Layer, base: Path) -> NetData:
         source.close()
         raise
     return NetData(
-        {layer.tops[0]: (source, transform)}, _label_blob(layer), _batch_size(layer, p.batch_size)
+        {layer.tops[0]: (source, transform)}, label_top(layer), _batch_size(layer, p.batch_size)
     )
 
 
@@ -125,7 +132,7 @@ def _image_data(layer: Layer, base: Path) -> NetData:
     source = open_list(path, root, p.is_color)
     return NetData(
         {layer.tops[0]: (source, transform)},
-        _label_blob(layer),
+        label_top(layer),
         _batch_size(layer, p.batch_size),
         p.shuffle,
     )
@@ -134,8 +141,7 @@ def _image_data(layer: Layer, base: Path) -> NetData:
 def _hdf5_data(layer: Layer, base: Path) -> NetData:
     p = layer.param.hdf5_data_param
     path = _existing(layer, base, p.source, "source")
-    # The tops are the names of the datasets.
-    label = "label" if "label" in layer.tops[1:] else None
+    label = label_top(layer)
     data = [top for top in layer.tops if top != label]
     inputs = {
         top: (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.layers.int8 import INT8_TYPES
 
 __all__ = [
     "Data",
@@ -15,6 +17,7 @@ __all__ = [
     "Number",
     "Numbers",
     "Pair",
+    "QuantizableType",
     "Table",
     "TransformConfig",
     "as_tuple",
@@ -45,6 +48,16 @@ Number = Annotated[float, BeforeValidator(_float)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(as_tuple)]
 Pair = Annotated[tuple[int, int], BeforeValidator(as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+
+def _quantizable(name: str) -> str:
+    if name not in INT8_TYPES:
+        raise ValueError(f"must be one of {', '.join(map(repr, INT8_TYPES))}")
+    return name
+
+
+#: A layer type that can be quantized.
+QuantizableType = Annotated[str, AfterValidator(_quantizable)]
 
 
 class TransformConfig(Table):

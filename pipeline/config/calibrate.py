@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.base import Data, FilePath, Names, Number, Table, as_tuple
+from pipeline.config.base import Data, FilePath, Names, Number, QuantizableType, Table, as_tuple
 
 __all__ = [
     "Algorithm",
@@ -118,7 +118,7 @@ class Algorithm(Table):
 class TypeOverride(Algorithm):
     """``[[calibrate.override_layer_types]]``."""
 
-    layer_type: Literal["Convolution", "Deconvolution", "InnerProduct", "Pooling"]
+    layer_type: QuantizableType
 
 
 class LayerOverride(Algorithm):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.config.base import Data, FilePath, Names, Number, Table, as_tuple
+from pipeline.config.base import Data, FilePath, Names, Number, QuantizableType, Table, as_tuple
 
 __all__ = ["RetrainAlgorithm", "RetrainConfig"]
 
@@ -60,7 +60,7 @@ class RetrainAlgorithm(Table):
 class RetrainTypeOverride(RetrainAlgorithm):
     """``[[retrain.override_layer_types]]``."""
 
-    layer_type: Literal["Convolution", "Deconvolution", "InnerProduct", "Pooling"]
+    layer_type: QuantizableType
 
 
 class RetrainLayerOverride(RetrainAlgorithm):

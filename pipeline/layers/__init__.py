@@ -22,9 +22,9 @@ from pipeline.layers import (
     shape,
     source,
 )
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, Sign
 
-__all__ = ["TABLE", "LayerType", "Shape", "layer_type"]
+__all__ = ["TABLE", "LayerType", "Shape", "Sign", "layer_type"]
 
 #: Every layer type that can run, by the name it has in a prototxt.
 TABLE: dict[str, LayerType] = {

@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from caffeio.graph import Layer
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import (
+    LayerType,
+    Shape,
+    Sign,
+    Step,
+    always,
+    any_sign,
+    keeps_sign,
+    no_step,
+    not_negative,
+)
 from pipeline.layers.check import arity, axis_index, blob, expect_blobs, need
 
 __all__ = ["TYPES", "leaky", "natural_log", "same", "sigmoid", "softmax"]
@@ -24,7 +34,11 @@ def same(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
 
 def neuron(
     function: Callable[[Layer, np.ndarray], np.ndarray],
+    sign: Callable[[Layer], Sign],
     check: Callable[[Layer], None] | None = None,
+    *,
+    step: Callable[[Layer, Sequence[Shape], Shape], Step | None] = no_step,
+    identity: bool = False,
 ) -> LayerType:
     """Make a layer type of a function of one array; `check` looks at the parameters."""
 
@@ -38,7 +52,7 @@ def neuron(
         # NumPy makes numbers, not arrays, of what has no axes
         return (function(layer, x) if x.ndim else function(layer, x.reshape(1)).reshape(()),)
 
-    return LayerType(shapes, forward)
+    return LayerType(shapes, forward, always, sign, step=step, identity=identity)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -157,29 +171,70 @@ def _swish(layer: Layer, x: np.ndarray) -> np.ndarray:
     return x * sigmoid(x * _f32(layer.param.swish_param.beta))
 
 
+def _clip_sign(layer: Layer) -> Sign:
+    p = layer.param.clip_param
+    if p.min >= 0:
+        return Sign.NOT_NEGATIVE
+    return Sign.KEPT if p.max >= 0 else Sign.ANY
+
+
+def _rectified(slope: float) -> Sign:
+    return Sign.KEPT if slope else Sign.NOT_NEGATIVE
+
+
+def _relu_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
+    slope = layer.param.relu_param.negative_slope
+    if slope == 0:
+        return Step("apply", clamp=(0.0, math.inf))
+    return Step("apply", slope=np.full(top[1], slope, _f32))
+
+
+def _relu6_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    plain = layer.param.relu6_param.negative_slope == 0
+    return Step("apply", clamp=(0.0, 6.0)) if plain else None
+
+
+def _clip_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
+    p = layer.param.clip_param
+    return Step("apply", clamp=(p.min, p.max))
+
+
+def _prelu_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
+    slopes = np.broadcast_to(layer.blobs[0].reshape(-1), (top[1],))
+    return Step("apply", slope=np.ascontiguousarray(slopes))
+
+
 TYPES: dict[str, LayerType] = {
-    "AbsVal": neuron(lambda layer, x: np.abs(x)),
-    "BNLL": neuron(_bnll),
-    "Clip": neuron(_clip, _check_clip),
-    "Dropout": neuron(lambda layer, x: x),
-    "ELU": neuron(_elu),
+    "AbsVal": neuron(lambda layer, x: np.abs(x), not_negative),
+    "BNLL": neuron(_bnll, not_negative),
+    "Clip": neuron(_clip, _clip_sign, _check_clip, step=_clip_step),
+    "Dropout": neuron(lambda layer, x: x, keeps_sign, identity=True),
+    "ELU": neuron(_elu, keeps_sign),
     "Exp": neuron(
         _exp,
+        not_negative,
         lambda layer: need(
             layer, math.isfinite(natural_log(layer, layer.param.exp_param.base)), "bad base"
         ),
     ),
-    "Log": neuron(_log, _check_log),
-    "Power": neuron(_power),
-    "PReLU": LayerType(_prelu_shapes, _prelu),
-    "ReLU": neuron(_relu),
-    "ReLU6": neuron(_relu6),
-    "Sigmoid": neuron(lambda layer, x: sigmoid(x)),
+    "Log": neuron(_log, any_sign, _check_log),
+    "Power": neuron(_power, any_sign),
+    "PReLU": LayerType(_prelu_shapes, _prelu, always, keeps_sign, step=_prelu_step),
+    "ReLU": neuron(
+        _relu, lambda layer: _rectified(layer.param.relu_param.negative_slope), step=_relu_step
+    ),
+    "ReLU6": neuron(
+        _relu6, lambda layer: _rectified(layer.param.relu6_param.negative_slope), step=_relu6_step
+    ),
+    "Sigmoid": neuron(lambda layer, x: sigmoid(x), not_negative),
     "Softmax": LayerType(
         _softmax_shapes,
         lambda layer, bottoms, device: (softmax(bottoms[0], layer.param.softmax_param.axis),),
+        lambda layer, rank: layer.param.softmax_param.axis % rank != 0,
+        not_negative,
+        saturates=True,
     ),
-    "Swish": neuron(_swish),
-    "TanH": neuron(lambda layer, x: np.tanh(x)),
-    "Threshold": neuron(_threshold),
+    "Swish": neuron(_swish, keeps_sign),
+    "TanH": neuron(lambda layer, x: np.tanh(x), keeps_sign),
+    "Threshold": neuron(_threshold, not_negative),
 }

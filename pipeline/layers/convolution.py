@@ -6,8 +6,8 @@ Parameters and geometry follow Caffe's base_conv_layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -16,8 +16,10 @@ import numpy as np
 import kernels
 from caffeio.errors import NetError
 from caffeio.graph import Layer
-from pipeline.layers.base import LayerType, Shape
+from caffeio.proto.caffe_pb2 import LayerParameter
+from pipeline.layers.base import LayerType, Shape, Step, any_sign, keeps_sign
 from pipeline.layers.check import arity, axis_index, blob, expect_blobs, fail, need, same_shape
+from pipeline.layers.folding import Affine, scaled_inputs, scaled_outputs
 
 __all__ = [
     "TYPES",
@@ -265,12 +267,89 @@ def _im2col(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[n
     return (y.reshape(*bottom.shape[: p.axis], -1, *size),)
 
 
-_CONVOLUTION = LayerType(_conv_shapes, _conv)
+def _per_image(layer: Layer, rank: int) -> bool:
+    return layer.param.convolution_param.axis % rank != 0
+
+
+def _conv_macs(layer: Layer, bottom: Shape, top: Shape) -> int:
+    return prod(top) * prod(layer.blobs[0].shape[1:])
+
+
+def _deconv_macs(layer: Layer, bottom: Shape, top: Shape) -> int:
+    return prod(bottom) * prod(layer.blobs[0].shape[1:])
+
+
+def _step(kind: str) -> Callable[[Layer, Sequence[Shape], Shape], Step | None]:
+    def step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+        if len(bottoms) != 1 or len(top) != 4 or not layer.blobs:
+            return None
+        return Step(kind) if conv_params(layer, bottoms[0]).axis == 1 else None
+
+    return step
+
+
+def _with_weights(layer: Layer, w: np.ndarray, bias: np.ndarray) -> Layer:
+    """Return a layer with other weights and a bias, which it may not have had."""
+    param = LayerParameter()
+    param.CopyFrom(layer.param)
+    param.convolution_param.bias_term = True
+    return replace(layer, param=param, blobs=(w, bias))
+
+
+def _own_bias(layer: Layer) -> np.ndarray | None:
+    return layer.blobs[1] if len(layer.blobs) > 1 else None
+
+
+def _takes_behind(layer: Layer, affine: Affine) -> Layer | None:
+    p = layer.param.convolution_param
+    if layer.blobs[0].ndim != 4 or p.axis != 1 or p.num_output != affine.k.size:
+        return None
+    group = p.group if layer.type == "Deconvolution" else 0
+    w, bias = scaled_outputs(layer.blobs[0], _own_bias(layer), affine, deconv_group=group)
+    return _with_weights(layer, w, bias)
+
+
+def _takes_before(layer: Layer, affine: Affine) -> Layer | None:
+    """Fold a map of the input channels: exact only where nothing is padded."""
+    p = layer.param.convolution_param
+    if any(p.pad) or p.pad_h or p.pad_w or p.axis != 1:
+        return None
+    if layer.blobs[0].ndim != 4 or layer.blobs[0].shape[1] * p.group != affine.k.size:
+        return None
+    w, bias = scaled_inputs(layer.blobs[0], _own_bias(layer), affine, p.group)
+    return _with_weights(layer, w, bias)
+
+
+def _depthwise() -> LayerType:
+    """Return a fork's type, which stays as it is: the Ascend tool knows it not."""
+    return LayerType(
+        _conv_shapes, _conv, _per_image, any_sign, _conv_macs, _step("conv"), like="Convolution"
+    )
+
 
 TYPES: dict[str, LayerType] = {
-    "Convolution": _CONVOLUTION,
-    "ConvolutionDepthwise": _CONVOLUTION,
-    "Deconvolution": LayerType(_deconv_shapes, _deconv),
-    "DepthwiseConvolution": _CONVOLUTION,
-    "Im2col": LayerType(_im2col_shapes, _im2col),
+    "Convolution": LayerType(
+        _conv_shapes,
+        _conv,
+        _per_image,
+        any_sign,
+        _conv_macs,
+        _step("conv"),
+        takes_behind=_takes_behind,
+        takes_before=_takes_before,
+        folds_in_training=True,
+    ),
+    "ConvolutionDepthwise": _depthwise(),
+    "Deconvolution": LayerType(
+        _deconv_shapes,
+        _deconv,
+        _per_image,
+        any_sign,
+        _deconv_macs,
+        _step("deconv"),
+        takes_behind=_takes_behind,
+        folds_in_training=True,
+    ),
+    "DepthwiseConvolution": _depthwise(),
+    "Im2col": LayerType(_im2col_shapes, _im2col, _per_image, keeps_sign),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import PriorBoxParameter
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, any_sign, never
 from pipeline.layers.check import arity, need, rank
 
 __all__ = ["TYPES"]
@@ -246,6 +246,8 @@ def _detection_output(
 
 
 TYPES: dict[str, LayerType] = {
-    "DetectionOutput": LayerType(_detection_shapes, _detection_output, data_dependent=True),
-    "PriorBox": LayerType(_prior_shapes, _prior_box),
+    "DetectionOutput": LayerType(
+        _detection_shapes, _detection_output, never, any_sign, data_dependent=True
+    ),
+    "PriorBox": LayerType(_prior_shapes, _prior_box, never, any_sign),
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import BiasParameter, EltwiseParameter, ScaleParameter
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, Sign, Step, always, any_sign, keeps_sign
 from pipeline.layers.check import (
     arity,
     axis_index,
@@ -18,6 +18,7 @@ from pipeline.layers.check import (
     need,
     same_shape,
 )
+from pipeline.layers.folding import scale_affine
 
 __all__ = ["TYPES", "factor_shape"]
 
@@ -138,9 +139,47 @@ def _axpy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
     return (a.reshape(x.shape[:2] + (1,) * (x.ndim - 2)) * x + y,)
 
 
+def _eltwise_sign(layer: Layer) -> Sign:
+    return Sign.KEPT if min(layer.param.eltwise_param.coeff, default=1) >= 0 else Sign.ANY
+
+
+def _eltwise_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    p = layer.param.eltwise_param
+    plain = p.operation == EltwiseParameter.SUM and all(c == 1 for c in p.coeff)
+    return Step("add") if plain and len(bottoms) == 2 else None
+
+
+def _factors_per_image(p: ScaleParameter | BiasParameter, layer: Layer, rank: int) -> bool:
+    """Whether factors are the same for every image, or each image brings its own."""
+    over_batch = p.axis % rank == 0
+    if len(layer.bottoms) == 2:
+        return over_batch and not layer.blobs  # a term of its own would be one for each image
+    return not over_batch
+
+
+def _scale_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    """Return a factor a channel, if it has one; those of a second bottom change with the data."""
+    if len(bottoms) != 1 or layer.param.scale_param.axis != 1 or not layer.blobs:
+        return None
+    if layer.blobs[0].shape != (top[1],):
+        return None
+    return Step("affine", affine=scale_affine(layer.blobs))
+
+
 TYPES: dict[str, LayerType] = {
-    "Axpy": LayerType(_axpy_shapes, _axpy),
-    "Bias": LayerType(_bias_shapes, _bias),
-    "Eltwise": LayerType(_eltwise_shapes, _eltwise),
-    "Scale": LayerType(_scale_shapes, _scale),
+    "Axpy": LayerType(_axpy_shapes, _axpy, always, keeps_sign),
+    "Bias": LayerType(
+        _bias_shapes,
+        _bias,
+        lambda layer, rank: _factors_per_image(layer.param.bias_param, layer, rank),
+        any_sign,
+    ),
+    "Eltwise": LayerType(_eltwise_shapes, _eltwise, always, _eltwise_sign, step=_eltwise_step),
+    "Scale": LayerType(
+        _scale_shapes,
+        _scale,
+        lambda layer, rank: _factors_per_image(layer.param.scale_param, layer, rank),
+        any_sign,
+        step=_scale_step,
+    ),
 }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 import kernels
 from caffeio.graph import Layer
-from pipeline.layers.base import LayerType, Shape
+from caffeio.proto.caffe_pb2 import LayerParameter
+from pipeline.layers.base import LayerType, Shape, Step, always, any_sign
 from pipeline.layers.check import arity, axis_index, blob, expect_blobs, need
+from pipeline.layers.folding import Affine, scaled_outputs
 
 __all__ = ["TYPES"]
 
@@ -73,7 +76,38 @@ def _embed(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np
     return (y + blob(layer, 1) if p.bias_term else y,)
 
 
+def _per_image(layer: Layer, rank: int) -> bool:
+    return layer.param.inner_product_param.axis % rank != 0
+
+
+def _macs(layer: Layer, bottom: Shape, top: Shape) -> int:
+    return prod(top) * (layer.blobs[0].size // top[-1])
+
+
+def _step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    p = layer.param.inner_product_param
+    return Step("inner") if p.axis % len(bottoms[0]) == 1 and not p.transpose else None
+
+
+def _takes_behind(layer: Layer, affine: Affine) -> Layer | None:
+    p = layer.param.inner_product_param
+    outs = affine.k.size
+    if p.axis != 1 or p.num_output != outs:
+        return None
+    own = layer.blobs[1] if len(layer.blobs) > 1 else None
+    # two axes, whatever an old file gave them
+    rows = layer.blobs[0].reshape(-1, outs).T if p.transpose else layer.blobs[0].reshape(outs, -1)
+    w, bias = scaled_outputs(rows, own, affine)
+    param = LayerParameter()
+    param.CopyFrom(layer.param)
+    param.inner_product_param.bias_term = True
+    w = np.ascontiguousarray(w.T) if p.transpose else w
+    return replace(layer, param=param, blobs=(w, bias))
+
+
 TYPES: dict[str, LayerType] = {
-    "Embed": LayerType(_embed_shapes, _embed),
-    "InnerProduct": LayerType(_shapes, _forward),
+    "Embed": LayerType(_embed_shapes, _embed, always, any_sign),
+    "InnerProduct": LayerType(
+        _shapes, _forward, _per_image, any_sign, _macs, _step, takes_behind=_takes_behind
+    ),
 }

@@ -9,11 +9,12 @@ import numpy as np
 
 import kernels
 from caffeio import Layer
+from caffeio.proto.caffe_pb2 import PoolingParameter
 from kernels import OutputStage, QuantParams
 from pipeline.layers.convolution import conv_params
 from pipeline.layers.pooling import pool_params
 
-__all__ = ["INT8_FORWARD", "QuantizedLayer", "channel_axis"]
+__all__ = ["INT8_TYPES", "Int8Type", "QuantizedLayer"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class QuantizedLayer:
     def fake_weights(self) -> np.ndarray:
         """The weights quantized and dequantized, float32."""
         assert self.weights is not None
-        axis = channel_axis(self.type)
+        axis = INT8_TYPES[self.type].channel_axis
         return kernels.dequantize_weights(self.weights, self.scale_w, channel_axis=axis)
 
     @property
@@ -62,12 +63,32 @@ class QuantizedLayer:
         return self.bias.astype(np.float32) * self.deq_scale
 
 
-def channel_axis(layer_type: str) -> int:
-    """Return the axis of the weights that holds the output channels."""
-    return 1 if layer_type == "Deconvolution" else 0
-
-
 Int8Forward = Callable[[Layer, QuantizedLayer, np.ndarray, str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Int8Type:
+    """What is known of a layer type on integers.
+
+    Attributes
+    ----------
+    forward : callable
+        ``forward(layer, numbers, bottom, device) -> top``, float32 in and out.
+    rule : callable
+        ``rule(layer) -> str``: what keeps a layer of the type in float, or nothing.
+    weighted : bool
+        It has weights.
+    per_channel : bool
+        Each output channel may have a weight scale of its own.
+    channel_axis : int
+        The axis of the weights that holds the output channels.
+    """
+
+    forward: Int8Forward
+    rule: Callable[[Layer], str]
+    weighted: bool = True
+    per_channel: bool = False
+    channel_axis: int = 0
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
@@ -126,10 +147,35 @@ def _pooling(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.
     )
 
 
-#: By layer type: ``forward(layer, numbers, bottom, device) -> top``, float32 in and out.
-INT8_FORWARD: dict[str, Int8Forward] = {
-    "Convolution": _convolution,
-    "Deconvolution": _convolution,
-    "InnerProduct": _inner_product,
-    "Pooling": _pooling,
+def _inner_product_rule(layer: Layer) -> str:
+    param = layer.param.inner_product_param
+    if param.transpose:
+        return "transpose is true"
+    return "" if param.axis == 1 else f"axis is {param.axis}, not 1"
+
+
+def _pooling_rule(layer: Layer) -> str:
+    param = layer.param.pooling_param
+    if param.pool != PoolingParameter.AVE:
+        return f"pooling is {PoolingParameter.PoolMethod.Name(param.pool)}, not AVE"
+    return "global_pooling is true" if param.global_pooling else ""
+
+
+def _convolution_rule(layer: Layer) -> str:
+    param = layer.param.convolution_param
+    if any(d != 1 for d in param.dilation):
+        return f"dilation is {max(param.dilation)}, not 1"
+    if layer.type == "Deconvolution" and param.group != 1:
+        return f"group is {param.group}, not 1"
+    if layer.blobs and layer.blobs[0].ndim != 4:
+        return f"its filter has {layer.blobs[0].ndim} dimensions, not 4"
+    return "" if param.axis == 1 else f"axis is {param.axis}, not 1"
+
+
+#: The layer types that can run on integers.
+INT8_TYPES: dict[str, Int8Type] = {
+    "Convolution": Int8Type(_convolution, _convolution_rule, per_channel=True),
+    "Deconvolution": Int8Type(_convolution, _convolution_rule, per_channel=True, channel_axis=1),
+    "InnerProduct": Int8Type(_inner_product, _inner_product_rule),
+    "Pooling": Int8Type(_pooling, _pooling_rule, weighted=False),
 }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import BlobProto, HingeLossParameter, LossParameter
 from pipeline.layers.activation import softmax
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, any_sign, never, not_negative
 from pipeline.layers.check import arity, axis_index, fail, need
 
 __all__ = ["FLT_MIN", "LOG_THRESHOLD", "TYPES", "checked_labels", "infogain_matrix", "normalizer"]
@@ -280,13 +281,17 @@ def _contrastive(
     return (_scalar(np.where(similar, squares, apart).sum() / n / 2),)
 
 
+def _loss(shapes: Callable[..., tuple[Shape, ...]], forward: Callable[..., Any]) -> LayerType:
+    return LayerType(shapes, forward, never, any_sign, loss=True, measures=True)
+
+
 TYPES: dict[str, LayerType] = {
-    "Accuracy": LayerType(_accuracy_shapes, _accuracy),
-    "ContrastiveLoss": LayerType(_contrastive_shapes, _contrastive),
-    "EuclideanLoss": LayerType(_pair_shapes, _euclidean),
-    "HingeLoss": LayerType(_item_labels, _hinge),
-    "InfogainLoss": LayerType(_infogain_shapes, _infogain),
-    "MultinomialLogisticLoss": LayerType(_item_labels, _multinomial),
-    "SigmoidCrossEntropyLoss": LayerType(_pair_shapes, _sigmoid_loss),
-    "SoftmaxWithLoss": LayerType(_softmax_loss_shapes, _softmax_loss),
+    "Accuracy": LayerType(_accuracy_shapes, _accuracy, never, not_negative, measures=True),
+    "ContrastiveLoss": _loss(_contrastive_shapes, _contrastive),
+    "EuclideanLoss": _loss(_pair_shapes, _euclidean),
+    "HingeLoss": _loss(_item_labels, _hinge),
+    "InfogainLoss": _loss(_infogain_shapes, _infogain),
+    "MultinomialLogisticLoss": _loss(_item_labels, _multinomial),
+    "SigmoidCrossEntropyLoss": _loss(_pair_shapes, _sigmoid_loss),
+    "SoftmaxWithLoss": _loss(_softmax_loss_shapes, _softmax_loss),
 }

@@ -9,8 +9,9 @@ import numpy as np
 import kernels
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import TRAIN, LRNParameter
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, Step, always, any_sign, keeps_sign
 from pipeline.layers.check import arity, blob, expect_blobs, need, rank
+from pipeline.layers.folding import batch_norm_affine, statistics_share
 
 __all__ = ["TYPES", "uses_global_stats"]
 
@@ -47,9 +48,8 @@ def _batch_norm(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tup
     spread = (-1,) + (1,) * (x.ndim - 2) if x.ndim > 1 else (1,)
     eps = _f32(layer.param.batch_norm_param.eps)
     if uses_global_stats(layer):
-        factor = blob(layer, 2)[0]
-        factor = _f32(0) if factor == 0 else _f32(1) / factor
-        mean, variance = blob(layer, 0) * factor, blob(layer, 1) * factor
+        share = statistics_share(blob(layer, 2)[0])
+        mean, variance = blob(layer, 0) * share, blob(layer, 1) * share
         y = x - mean.reshape(spread)
         y /= np.sqrt(variance + eps).reshape(spread)
         return (y,)
@@ -128,9 +128,32 @@ def _normalize(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
     return (y,)
 
 
+def _batch_norm_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    if not uses_global_stats(layer):
+        return None
+    return Step("affine", affine=batch_norm_affine(layer.blobs, layer.param.batch_norm_param.eps))
+
+
+def _batch_norm_note(layer: Layer) -> str:
+    p = layer.param.batch_norm_param
+    if not p.HasField("use_global_stats") or p.use_global_stats:
+        return ""
+    return (
+        f"layer '{layer.name}': use_global_stats is false: it normalizes with the batch's own "
+        "statistics, so results depend on the batch; set it to true for inference"
+    )
+
+
 TYPES: dict[str, LayerType] = {
-    "BatchNorm": LayerType(_batch_norm_shapes, _batch_norm),
-    "LRN": LayerType(_lrn_shapes, _lrn),
-    "MVN": LayerType(_mvn_shapes, _mvn),
-    "Normalize": LayerType(_normalize_shapes, _normalize),
+    "BatchNorm": LayerType(
+        _batch_norm_shapes,
+        _batch_norm,
+        lambda layer, rank: uses_global_stats(layer),
+        any_sign,
+        step=_batch_norm_step,
+        note=_batch_norm_note,
+    ),
+    "LRN": LayerType(_lrn_shapes, _lrn, always, keeps_sign),
+    "MVN": LayerType(_mvn_shapes, _mvn, always, any_sign),
+    "Normalize": LayerType(_normalize_shapes, _normalize, always, any_sign),
 }

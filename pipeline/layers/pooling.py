@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from caffeio.errors import NetError
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import PoolingParameter, SPPParameter
 from kernels.rounding import round_half_away
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, Step, always, keeps_sign, never
 from pipeline.layers.check import arity, need, rank
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "STOCHASTIC",
     "TYPES",
     "PoolParams",
+    "pool_geometry",
     "pool_params",
     "pool_size",
     "pyramid_levels",
@@ -256,8 +258,29 @@ def _roi_pooling(
     return (np.maximum(y, -FLT_MAX, out=y),)
 
 
+def pool_geometry(layer: Layer, bottom: Shape, top: Shape) -> kernels.PoolGeometry:
+    """Return the windows of a Pooling layer."""
+    p = pool_params(layer, bottom)
+    return kernels.PoolGeometry(p.kernel, p.stride, p.pad, (top[2], top[3]))
+
+
+def _macs(layer: Layer, bottom: Shape, top: Shape) -> int:
+    return prod(top) * prod(pool_params(layer, bottom).kernel)
+
+
+def _step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    """Return the windows' kind, if all of them meet the image."""
+    bottom, g = bottoms[0], pool_geometry(layer, bottoms[0], top)
+    for axis, size in enumerate(bottom[2:]):
+        start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]
+        if (np.minimum(start + g.kernel[axis], size) <= np.maximum(start, 0)).any():
+            return None
+    kind = {_MAX: "max", AVE: "average"}.get(pool_params(layer, bottom).method)
+    return Step(kind) if kind else None
+
+
 TYPES: dict[str, LayerType] = {
-    "Pooling": LayerType(_pool_shapes, _pooling),
-    "ROIPooling": LayerType(_roi_shapes, _roi_pooling),
-    "SPP": LayerType(_spp_shapes, _spp),
+    "Pooling": LayerType(_pool_shapes, _pooling, always, keeps_sign, _macs, _step),
+    "ROIPooling": LayerType(_roi_shapes, _roi_pooling, never, keeps_sign),
+    "SPP": LayerType(_spp_shapes, _spp, always, keeps_sign),
 }

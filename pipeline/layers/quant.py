@@ -11,7 +11,7 @@ from caffeio.errors import NetError
 from caffeio.graph import Layer
 from kernels.rounding import round_half_away
 from pipeline.layers.activation import same
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, always, keeps_sign
 from pipeline.layers.check import arity, blob, expect_blobs, need
 
 __all__ = ["TYPES", "quant_params"]
@@ -94,7 +94,9 @@ def _dequant(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
 
 
 TYPES: dict[str, LayerType] = {
-    "AntiQuant": LayerType(same, lambda layer, bottoms, device: (bottoms[0],)),
-    "DeQuant": LayerType(_dequant_shapes, _dequant),
-    "Quant": LayerType(_quant_shapes, _quant),
+    "AntiQuant": LayerType(
+        same, lambda layer, bottoms, device: (bottoms[0],), always, keeps_sign, identity=True
+    ),
+    "DeQuant": LayerType(_dequant_shapes, _dequant, always, keeps_sign),
+    "Quant": LayerType(_quant_shapes, _quant, always, keeps_sign),
 }

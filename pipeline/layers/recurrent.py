@@ -15,7 +15,7 @@ import numpy as np
 
 from caffeio.graph import Layer
 from pipeline.layers.activation import sigmoid
-from pipeline.layers.base import Kept, LayerType, Shape
+from pipeline.layers.base import Kept, LayerType, Shape, any_sign, never
 from pipeline.layers.check import arity, blob, expect_blobs, need
 
 __all__ = ["TYPES", "RecurrentForm", "recurrent_form"]
@@ -162,7 +162,11 @@ def _rnn(
 
 def _remembering(resume: Callable[..., tuple[tuple[np.ndarray, ...], Kept]]) -> LayerType:
     return LayerType(
-        _shapes, lambda layer, bottoms, device: resume(layer, bottoms, ())[0], resume=resume
+        _shapes,
+        lambda layer, bottoms, device: resume(layer, bottoms, ())[0],
+        never,
+        any_sign,
+        resume=resume,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import ReductionParameter
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, Sign, keeps_sign, never
 from pipeline.layers.check import arity, axis_index, need
 
 __all__ = ["TYPES"]
@@ -111,9 +111,31 @@ def _filter(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[n
     return tuple(x[chosen] for x in bottoms[:-1])
 
 
+def _argmax_per_image(layer: Layer, rank: int) -> bool:
+    p = layer.param.argmax_param
+    return not p.HasField("axis") or p.axis % rank != 0
+
+
+def _argmax_sign(layer: Layer) -> Sign:
+    return Sign.KEPT if layer.param.argmax_param.out_max_val else Sign.NOT_NEGATIVE
+
+
+def _reduction_sign(layer: Layer) -> Sign:
+    p = layer.param.reduction_param
+    if p.coeff < 0:
+        return Sign.ANY
+    squares = p.operation in (ReductionParameter.ASUM, ReductionParameter.SUMSQ)
+    return Sign.NOT_NEGATIVE if squares else Sign.KEPT
+
+
 TYPES: dict[str, LayerType] = {
-    "ArgMax": LayerType(_argmax_shapes, _argmax),
-    "BatchReindex": LayerType(_reindex_shapes, _reindex),
-    "Filter": LayerType(_filter_shapes, _filter, data_dependent=True),
-    "Reduction": LayerType(_reduction_shapes, _reduction),
+    "ArgMax": LayerType(_argmax_shapes, _argmax, _argmax_per_image, _argmax_sign),
+    "BatchReindex": LayerType(_reindex_shapes, _reindex, never, keeps_sign),
+    "Filter": LayerType(_filter_shapes, _filter, never, keeps_sign, data_dependent=True),
+    "Reduction": LayerType(
+        _reduction_shapes,
+        _reduction,
+        lambda layer, rank: layer.param.reduction_param.axis % rank != 0,
+        _reduction_sign,
+    ),
 }

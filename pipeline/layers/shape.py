@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from caffeio.graph import Layer
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, Step, always, keeps_sign
 from pipeline.layers.check import arity, axis_index, fail, need
 
 __all__ = ["TYPES", "concat_axis", "crop_offsets", "permute_order", "slice_cuts"]
@@ -158,14 +158,14 @@ def _reshape_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     return (top,)
 
 
-def _reviewed(rule: ShapeRule) -> LayerType:
+def _reviewed(rule: ShapeRule, per_image: Callable[[Layer, int], bool]) -> LayerType:
     """Make a layer type that only looks at its bottom in another shape."""
 
     def forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
         (top,) = rule(layer, [bottoms[0].shape])
         return (bottoms[0].reshape(top),)
 
-    return LayerType(rule, forward)
+    return LayerType(rule, forward, per_image, keeps_sign)
 
 
 def crop_offsets(layer: Layer, shapes: Sequence[Shape]) -> list[int]:
@@ -248,14 +248,55 @@ def _permute(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     return (np.ascontiguousarray(x.transpose(permute_order(layer, x.ndim))),)
 
 
+def _reshape_per_image(layer: Layer, rank: int) -> bool:
+    """Whether the first axis stays: behind it begins what is reshaped, or it is copied."""
+    p = layer.param.reshape_param
+    start = p.axis if p.axis >= 0 else rank + p.axis + 1
+    copied = p.num_axes != 0 and list(p.shape.dim[:1]) == [0]
+    return start > 0 or copied
+
+
+def _joins_per_image(layer: Layer, rank: int) -> bool:
+    return concat_axis(layer, "concat_dim", rank) != 0
+
+
+def _concat_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    """Return a joining along the channels: every other axis is alike."""
+    first = bottoms[0]
+    joins = len(top) == 4 and top[0] == first[0] and top[2:] == first[2:] and top != first
+    return Step("concat") if joins else None
+
+
 TYPES: dict[str, LayerType] = {
-    "Concat": LayerType(_concat_shapes, _concat),
-    "Crop": LayerType(_crop_shapes, _crop),
-    "Flatten": _reviewed(_flatten_shapes),
-    "Permute": LayerType(_permute_shapes, _permute),
-    "Reshape": _reviewed(_reshape_shapes),
-    "Silence": LayerType(_silence_shapes, _silence),
-    "Slice": LayerType(_slice_shapes, _slice),
-    "Split": LayerType(_split_shapes, _split),
-    "Tile": LayerType(_tile_shapes, _tile),
+    "Concat": LayerType(_concat_shapes, _concat, _joins_per_image, keeps_sign, step=_concat_step),
+    "Crop": LayerType(
+        _crop_shapes,
+        _crop,
+        lambda layer, rank: layer.param.crop_param.axis % rank != 0,
+        keeps_sign,
+    ),
+    "Flatten": _reviewed(
+        _flatten_shapes, lambda layer, rank: layer.param.flatten_param.axis % rank != 0
+    ),
+    "Permute": LayerType(
+        _permute_shapes,
+        _permute,
+        lambda layer, rank: permute_order(layer, rank)[0] == 0,
+        keeps_sign,
+    ),
+    "Reshape": _reviewed(_reshape_shapes, _reshape_per_image),
+    "Silence": LayerType(_silence_shapes, _silence, always, keeps_sign),
+    "Slice": LayerType(
+        _slice_shapes,
+        _slice,
+        lambda layer, rank: concat_axis(layer, "slice_dim", rank) != 0,
+        keeps_sign,
+    ),
+    "Split": LayerType(_split_shapes, _split, always, keeps_sign, identity=True),
+    "Tile": LayerType(
+        _tile_shapes,
+        _tile,
+        lambda layer, rank: layer.param.tile_param.axis % rank != 0,
+        keeps_sign,
+    ),
 }

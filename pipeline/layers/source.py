@@ -9,11 +9,11 @@ import numpy as np
 
 from caffeio.graph import SOURCE_TYPES, Layer
 from caffeio.proto.caffe_pb2 import FillerParameter
-from pipeline.layers.base import LayerType, Shape
+from pipeline.layers.base import LayerType, Shape, any_sign, never
 from pipeline.layers.check import arity, blob, expect_blobs, fail, need
 from pipeline.layers.fillers import fill
 
-__all__ = ["TYPES", "declared_shapes"]
+__all__ = ["TYPES", "declared_batch", "declared_shapes"]
 
 
 def declared_shapes(layer: Layer) -> tuple[Shape | None, ...]:
@@ -47,6 +47,23 @@ def declared_shapes(layer: Layer) -> tuple[Shape | None, ...]:
         channels = 3 if p.is_color else 1
         return ((p.batch_size, channels, h, w) if h and w else None, (p.batch_size,))[:tops]
     return (None,) * tops
+
+
+def declared_batch(layers: Sequence[Layer]) -> int:
+    """Return the batch size that the first data layer of a net gives, or 0."""
+    for layer in layers:
+        p = layer.param
+        sizes = {
+            "Data": p.data_param.batch_size,
+            "ImageData": p.image_data_param.batch_size,
+            "HDF5Data": p.hdf5_data_param.batch_size,
+            "MemoryData": p.memory_data_param.batch_size,
+        }
+        if layer.type in sizes:
+            return sizes[layer.type]
+        if layer.type == "Input" and p.input_param.shape:
+            return p.input_param.shape[0].dim[0]
+    return 0
 
 
 def _input_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -114,7 +131,7 @@ def _parameter(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
 
 
 TYPES: dict[str, LayerType] = {
-    "DummyData": LayerType(_dummy_shapes, _dummy),
-    "Parameter": LayerType(_parameter_shapes, _parameter),
-    **{name: LayerType(_input_shapes, _no_forward) for name in SOURCE_TYPES},
+    "DummyData": LayerType(_dummy_shapes, _dummy, never, any_sign),
+    "Parameter": LayerType(_parameter_shapes, _parameter, never, any_sign),
+    **{name: LayerType(_input_shapes, _no_forward, never, any_sign) for name in SOURCE_TYPES},
 }

@@ -21,7 +21,7 @@ from caffeio.errors import NetError
 from caffeio.proto import caffe_pb2
 from kernels import QuantParams
 from pipeline.errors import PipelineError
-from pipeline.layers.int8 import channel_axis
+from pipeline.layers.int8 import INT8_TYPES
 from pipeline.qat.plan import DataPlan, FakePlan
 
 __all__ = ["merge_phases", "qat_net", "ranges_of", "without_qat"]
@@ -183,7 +183,7 @@ def _weight(layer: Layer, name: str, bottom: str, channel_wise: bool) -> Layer:
         )
     w = layer.blobs[0]
     shape = (*w.shape, 1, 1)[:4]
-    axis = channel_axis(layer.type)
+    axis = INT8_TYPES[layer.type].channel_axis
     own, other = caffe_pb2.ParamSpec(), caffe_pb2.ParamSpec()
     own.CopyFrom(spec)
     other.CopyFrom(spec)

@@ -10,15 +10,11 @@ from caffeio.errors import NetError
 from kernels import QuantParams
 from pipeline.config.retrain import RetrainAlgorithm, RetrainConfig, UlqQuantize
 from pipeline.errors import ConfigError
-from pipeline.layers.int8 import channel_axis
+from pipeline.layers import Sign, layer_type
+from pipeline.layers.int8 import INT8_TYPES
 from pipeline.quantize.prepare import Prepared
 
 __all__ = ["DataPlan", "FakePlan", "WeightPlan", "channel_wise", "fake_plan", "not_negative"]
-
-#: Layers that make no negative value.
-_NOT_NEGATIVE = ("ReLU6", "Sigmoid", "Softmax", "AbsVal", "BNLL")
-#: Layers that make a negative value only of one.
-_KEEP_SIGN = ("Pooling", "Dropout", "Split", "Flatten", "Reshape", "Permute", "Crop")
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def fake_plan(
             )
         layer, reads = found[name]
         groups.setdefault((reads[0], _ulq(layer, config)), []).append(name)
-        if layer.type != "Pooling":
+        if INT8_TYPES[layer.type].weighted:
             weights[name] = _weight_plan(layer, net, work, config)
     data = tuple(
         _data_plan(net, value, ulq, tuple(names), starts) for (value, ulq), names in groups.items()
@@ -134,7 +130,7 @@ def channel_wise(layer: Layer, config: RetrainConfig) -> bool:
     ConfigError
         If it is asked for where it is not allowed.
     """
-    per_channel = layer.type in ("Convolution", "Deconvolution")
+    per_channel = INT8_TYPES[layer.type].per_channel
     chosen = per_channel
     for where, algorithm in _levels(layer, config):
         given = algorithm.retrain_weight_quant_config
@@ -192,24 +188,19 @@ def _data_plan(
 def not_negative(net: Net, value: Value) -> bool:
     """Whether a value comes from ReLU or its like, so that it cannot be negative."""
     for layer, link in zip(net.layers, net.links, strict=True):
-        if value not in link.writes:
-            continue
-        if layer.type == "ReLU":
-            return not layer.param.relu_param.negative_slope
-        if layer.type == "Clip":
-            return layer.param.clip_param.min >= 0
-        if layer.type in _KEEP_SIGN:
-            return not_negative(net, link.reads[0])
-        if layer.type == "Concat":
-            return all(not_negative(net, v) for v in link.reads)
-        return layer.type in _NOT_NEGATIVE
+        if value in link.writes:
+            sign = layer_type(layer).sign(layer)
+            kept = sign is Sign.KEPT and bool(link.reads)
+            return sign is Sign.NOT_NEGATIVE or (
+                kept and all(not_negative(net, v) for v in link.reads)
+            )
     return False
 
 
 def _weight_plan(layer: Layer, net: Net, work: Prepared, config: RetrainConfig) -> WeightPlan:
-    axis = channel_axis(layer.type) if channel_wise(layer, config) else None
+    axis = INT8_TYPES[layer.type].channel_axis if channel_wise(layer, config) else None
     absorbed = work.fused.origin(layer.name)[1:]
     for name in absorbed:
         net.layer(name)  # raises where the training net has it not
     folds = (absorbed[0], absorbed[1]) if absorbed else None
-    return WeightPlan(axis, channel_axis(layer.type), folds)
+    return WeightPlan(axis, INT8_TYPES[layer.type].channel_axis, folds)

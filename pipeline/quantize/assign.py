@@ -11,6 +11,7 @@ from kernels import Ifmr, Method
 from pipeline.config.calibrate import Algorithm, CalibrateConfig
 from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
+from pipeline.layers.int8 import INT8_TYPES
 
 __all__ = ["LayerPlan", "check_names", "layer_plan"]
 
@@ -78,7 +79,7 @@ def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
         for o in config.override_layer_configs
         if o.layer_name == layer.name
     ]
-    per_channel = layer.type in ("Convolution", "Deconvolution")
+    per_channel = INT8_TYPES[layer.type].per_channel
     channel_wise = per_channel
     method: Method = Ifmr(asymmetric=config.activation_offset)
     for where, algorithm in levels:

@@ -120,9 +120,10 @@ def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
     blobs: list[str] = []
     for blob in net.outputs:
         maker = next(x for x in reversed(net.layers) if blob in x.tops)
-        if maker.type == "Accuracy" or "Loss" in maker.type:
+        kind = layer_type(maker)
+        if kind.measures:
             blobs.append(maker.bottoms[0])
-        elif maker.type == "Softmax":
+        elif kind.saturates:
             blobs += [maker.bottoms[0], blob]
         elif blob not in net.inputs:
             blobs.append(blob)

@@ -10,11 +10,13 @@ import numpy as np
 
 from caffeio import Net
 from caffeio.data import (
+    DATA_LAYERS,
     Batch,
     NotEnoughData,
     Source,
     Transform,
     batches,
+    label_top,
     net_source,
     open_source,
     read_mean,
@@ -119,10 +121,8 @@ def open_feed(
 def _label_input(net: Net) -> str | None:
     """Return the second top of a data layer, which Caffe fills with labels, or input 'label'."""
     for layer in net.layers:
-        if layer.type in ("Data", "ImageData", "MemoryData") and len(layer.tops) > 1:
-            return layer.tops[1]
-        if layer.type == "HDF5Data" and "label" in layer.tops:
-            return "label"
+        if label := label_top(layer):
+            return label
     return "label" if "label" in net.inputs and len(net.inputs) > 1 else None
 
 
@@ -132,7 +132,7 @@ def _data_inputs(net: Net) -> list[str]:
 
 def _own_feed(net: Net, table: DataConfig) -> Feed:
     """Open the data that the net's own data layer names, relative to `root`."""
-    makers = [x for x in net.layers if x.type in ("Data", "ImageData", "HDF5Data")]
+    makers = [x for x in net.layers if x.type in DATA_LAYERS]
     if len(makers) != 1:
         raise ConfigError(
             f"kind = 'net': net '{net.name}' has {len(makers)} data layers in phase {net.phase}; "

@@ -14,14 +14,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from caffeio import Layer, Net
 from caffeio.proto import caffe_pb2
+from pipeline.layers import layer_type
+from pipeline.layers.folding import Affine, batch_norm_affine
 
 __all__ = ["Fused", "Fusion", "fuse"]
-
-_FORWARDS = ("Convolution", "Deconvolution", "InnerProduct")
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,6 @@ class Fused:
         return (layer,)
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """``y = x * k + shift`` for each channel."""
-
-    k: np.ndarray
-    shift: np.ndarray
-
-
 def fuse(net: Net, skip: Collection[str] = (), *, training: bool = False) -> Fused:
     """Fold every BatchNorm + Scale pair that can be.
 
@@ -86,7 +76,6 @@ def fuse(net: Net, skip: Collection[str] = (), *, training: bool = False) -> Fus
     -------
     Fused
     """
-    hosts = _FORWARDS[:2] if training else _FORWARDS
     layers = dict(enumerate(net.layers))
     fusions = []
     shared = _shared_parameters(net)
@@ -95,19 +84,21 @@ def fuse(net: Net, skip: Collection[str] = (), *, training: bool = False) -> Fus
         if pair is None:
             continue
         bn, scale = net.layers[i], net.layers[pair]
-        maker = _maker(net, i)
-        reader = None if training else _only_reader(net, pair)
-        names = {bn.name, scale.name}
-        if maker is not None and _folds_forwards(net, maker, i, hosts, shared, {*skip}, names):
-            host = layers[maker]
-            layers[maker] = _folded_forwards(host, scale, _affine(bn, scale))
-            fusions.append(Fusion(host.name, (bn.name, scale.name)))
-        elif reader is not None and _folds_backwards(net, reader, i, shared, {*skip}, names):
-            host = layers[reader]
-            layers[reader] = _folded_backwards(host, bn, _affine(bn, scale))
-            fusions.append(Fusion(host.name, (bn.name, scale.name)))
-        else:
+        affine = batch_norm_affine(bn.blobs, bn.param.batch_norm_param.eps, scale.blobs)
+        fixed = shared | {*skip}
+        if fixed.intersection((bn.name, scale.name)):
             continue
+        at, taken = _maker(net, i), None
+        if at in layers and _may_host(layers[at], fixed):
+            taken = _folded_forwards(layers[at], scale, affine, training)
+        if taken is None and not training:
+            at = _only_reader(net, pair)
+            if at in layers and _may_host(layers[at], fixed) and _stays(net, i, pair, at):
+                taken = _folded_backwards(layers[at], bn, affine)
+        if taken is None or at is None:
+            continue
+        layers[at] = taken
+        fusions.append(Fusion(taken.name, (bn.name, scale.name)))
         del layers[i], layers[pair]
     return Fused(net.with_layers(tuple(layers.values())), tuple(fusions))
 
@@ -158,112 +149,38 @@ def _shared_parameters(net: Net) -> set[str]:
     return {name for names in users.values() if len(names) > 1 for name in names}
 
 
-def _can_host(host: Layer, shared: set[str], skip: set[str], names: set[str]) -> bool:
+def _may_host(host: Layer, fixed: Collection[str]) -> bool:
     one_way = len(host.bottoms) == 1 and len(host.tops) == 1 and bool(host.blobs)
-    return one_way and not ({host.name, *names} & (skip | shared))
+    return one_way and host.name not in fixed
 
 
-def _folds_forwards(
-    net: Net,
-    maker: int,
-    bn: int,
-    hosts: tuple[str, ...],
-    shared: set[str],
-    skip: set[str],
-    names: set[str],
-) -> bool:
-    host = net.layers[maker]
-    if host.type not in hosts or not _can_host(host, shared, skip, names):
-        return False
-    if host.type == "InnerProduct":
-        if host.param.inner_product_param.axis != 1:
-            return False
-        channels = host.param.inner_product_param.num_output
-    else:
-        if host.blobs[0].ndim != 4 or host.param.convolution_param.axis != 1:
-            return False
-        channels = host.param.convolution_param.num_output
-    return net.layers[bn].blobs[0].size == channels
-
-
-def _folds_backwards(
-    net: Net, reader: int, bn: int, shared: set[str], skip: set[str], names: set[str]
-) -> bool:
-    host = net.layers[reader]
-    if host.type != "Convolution" or not _can_host(host, shared, skip, names):
-        return False
-    param = host.param.convolution_param
-    if any(param.pad) or param.pad_h or param.pad_w or param.axis != 1:
-        return False
-    if (
-        host.blobs[0].ndim != 4
-        or host.blobs[0].shape[1] * param.group != net.layers[bn].blobs[0].size
-    ):
-        return False
-    # the host will read the BatchNorm's bottom: nobody may overwrite that name in between
+def _stays(net: Net, bn: int, scale: int, host: int) -> bool:
+    """Whether what BatchNorm reads is still there under its name where the host will read it."""
     value = net.links[bn].reads[0]
-    gone = {net.layers[bn].name, *names}
     return not any(
-        value.blob in layer.tops for layer in net.layers[bn:reader] if layer.name not in gone
+        value.blob in layer.tops
+        for i, layer in enumerate(net.layers[bn:host], bn)
+        if i not in (bn, scale)
     )
 
 
-def _affine(bn: Layer, scale: Layer) -> _Affine:
-    """Return what the pair does to each channel, in float64."""
-    mean, var, factor = (b.astype(np.float64) for b in bn.blobs)
-    sf = 0.0 if factor.reshape(-1)[0] == 0 else 1.0 / factor.reshape(-1)[0]
-    gamma = scale.blobs[0].astype(np.float64).reshape(-1)
-    beta = scale.blobs[1].astype(np.float64).reshape(-1) if len(scale.blobs) > 1 else 0.0
-    k = gamma / np.sqrt(var.reshape(-1) * sf + bn.param.batch_norm_param.eps)
-    return _Affine(k, beta - mean.reshape(-1) * sf * k)
-
-
-def _with(host: Layer, weights: np.ndarray, bias: np.ndarray) -> Layer:
-    """Return the layer with new weights and a bias, which it may not have had."""
-    param = caffe_pb2.LayerParameter()
-    param.CopyFrom(host.param)
-    if host.type == "InnerProduct":
-        param.inner_product_param.bias_term = True
-    else:
-        param.convolution_param.bias_term = True
-    blobs = (np.ascontiguousarray(weights, np.float32), bias.astype(np.float32))
-    return replace(host, param=param, blobs=blobs)
-
-
-def _bias(host: Layer, outs: int) -> np.ndarray:
-    if len(host.blobs) > 1:
-        return host.blobs[1].astype(np.float64).reshape(-1)
-    return np.zeros(outs)
-
-
-def _folded_forwards(host: Layer, scale: Layer, affine: _Affine) -> Layer:
-    w = host.blobs[0].astype(np.float64)
-    k = affine.k
-    if host.type == "Deconvolution":
-        per = w.shape[1]
-        by_group = k.reshape(-1, 1, per, 1, 1)
-        folded = (w.reshape(by_group.shape[0], -1, *w.shape[1:]) * by_group).reshape(w.shape)
-    elif host.type == "InnerProduct":
-        # two axes, whatever an old file gave them
-        transposed = host.param.inner_product_param.transpose
-        folded = w.reshape(-1, k.size) * k if transposed else w.reshape(k.size, -1) * k[:, None]
-    else:
-        folded = w * k.reshape((-1,) + (1,) * (w.ndim - 1))
-    layer = _with(host, folded, _bias(host, k.size) * k + affine.shift)
+def _folded_forwards(host: Layer, scale: Layer, affine: Affine, training: bool) -> Layer | None:
+    kind = layer_type(host)
+    if training and not kind.folds_in_training:
+        return None
+    layer = kind.takes_behind(host, affine)
+    if layer is None:
+        return None
     param = caffe_pb2.LayerParameter()
     param.CopyFrom(layer.param)
     param.top[:] = scale.tops
     return replace(layer, param=param, tops=scale.tops)
 
 
-def _folded_backwards(host: Layer, bn: Layer, affine: _Affine) -> Layer:
-    w = host.blobs[0].astype(np.float64)
-    group = host.param.convolution_param.group
-    per_group = w.reshape(group, -1, *w.shape[1:])
-    k = affine.k.reshape(group, 1, -1, 1, 1)
-    shift = affine.shift.reshape(group, 1, -1, 1, 1)
-    bias = _bias(host, w.shape[0]) + (per_group * shift).sum(axis=(2, 3, 4)).reshape(-1)
-    layer = _with(host, (per_group * k).reshape(w.shape), bias)
+def _folded_backwards(host: Layer, bn: Layer, affine: Affine) -> Layer | None:
+    layer = layer_type(host).takes_before(host, affine)
+    if layer is None:
+        return None
     param = caffe_pb2.LayerParameter()
     param.CopyFrom(layer.param)
     param.bottom[:] = bn.bottoms

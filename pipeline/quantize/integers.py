@@ -11,7 +11,7 @@ from caffeio import Layer, Net
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
 from pipeline.errors import PipelineError
-from pipeline.layers.int8 import QuantizedLayer, channel_axis
+from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 
 __all__ = ["layer_record", "quantize_layer", "quantize_layers"]
 
@@ -48,7 +48,7 @@ def layer_record(
     scales = np.ones(1, np.float32)
     if layer.blobs:
         try:
-            axis = channel_axis(layer.type) if channel_wise else None
+            axis = INT8_TYPES[layer.type].channel_axis if channel_wise else None
             scales = kernels.arq(layer.blobs[0], axis)
         except ValueError as error:
             raise PipelineError(
@@ -87,7 +87,7 @@ def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
     shift = np.array(record.shift_bit or (0,) * scale_w.size, np.uint8)
     if not layer.blobs:
         return QuantizedLayer(layer.name, layer.type, data, scale_w, None, None, shift)
-    axis = channel_axis(layer.type)
+    axis = INT8_TYPES[layer.type].channel_axis
     try:
         weights = kernels.quantize_weights(layer.blobs[0], scale_w, channel_axis=axis)
     except ValueError as error:

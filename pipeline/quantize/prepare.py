@@ -14,6 +14,7 @@ from pipeline.config.amct import with_quant_cfg
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.load import Config
 from pipeline.errors import PipelineError
+from pipeline.layers import layer_type
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
 from pipeline.quantize.eligibility import Verdict, judge
 from pipeline.quantize.fuse import Fused, fuse
@@ -101,19 +102,8 @@ def prepare(config: Config, net: Net) -> Prepared:
         raise PipelineError(
             f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"
         )
-    notes = (*net.notes, *notes, *_batch_norm_notes(net))
+    notes = (*net.notes, *notes, *filter(None, (layer_type(x).note(x) for x in net.layers)))
     return Prepared(net, fused, frozenset(unfused), verdicts, plans, calibrate, notes)
-
-
-def _batch_norm_notes(net: Net) -> tuple[str, ...]:
-    return tuple(
-        f"layer '{x.name}': use_global_stats is false: it normalizes with the batch's own "
-        "statistics, so results depend on the batch; set it to true for inference"
-        for x in net.layers
-        if x.type == "BatchNorm"
-        and x.param.batch_norm_param.HasField("use_global_stats")
-        and not x.param.batch_norm_param.use_global_stats
-    )
 
 
 def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from caffeio import Layer, Value
-from pipeline.layers import Shape
-from pipeline.layers.pooling import pool_params
+from caffeio import Value
+from pipeline.layers import Shape, layer_type
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.eligibility import Verdict
 from pipeline.runtime.executor import FloatNet
@@ -107,7 +106,7 @@ def net_cost(
                 type(plan.method).__name__.lower() if plan else "",
                 bottom,
                 top,
-                _macs(layer, bottom, top),
+                layer_type(layer).macs(layer, bottom, top),
                 sum(blob.size for blob in layer.blobs),
             )
         )
@@ -121,18 +120,6 @@ def _one_sample(net: FloatNet, given: Mapping[str, Shape]) -> dict[Value, Shape]
     if len({shape[0] for shape in inputs.values() if shape}) == 1:
         return net.shapes({blob: (1, *shape[1:]) for blob, shape in inputs.items()})
     return shapes
-
-
-def _macs(layer: Layer, bottom: Shape, top: Shape) -> int:
-    if layer.type in ("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise"):
-        return prod(top) * prod(layer.blobs[0].shape[1:])
-    if layer.type == "Deconvolution":
-        return prod(bottom) * prod(layer.blobs[0].shape[1:])
-    if layer.type == "InnerProduct":
-        return prod(top) * (layer.blobs[0].size // top[-1])
-    if layer.type == "Pooling":
-        return prod(top) * prod(pool_params(layer, bottom).kernel)
-    return 0
 
 
 def _peak(net: FloatNet, shapes: Mapping[Value, Shape]) -> int:

@@ -15,6 +15,7 @@ from kernels import QuantParams
 from pipeline.errors import PipelineError
 from pipeline.layers import layer_type
 from pipeline.layers.fillers import fill
+from pipeline.layers.folding import statistics_share
 from pipeline.qat.plan import FakePlan, WeightPlan
 from pipeline.retrain.fake import Ulq, fake_weights
 from pipeline.retrain.group import Group
@@ -307,11 +308,11 @@ class CaffeModule(nn.Module):
         if plan.folds is None:
             return None
         bn, scale = (self.net.layer(name) for name in plan.folds)
-        _, variance, factor = (b.double() for b in self._blobs[bn.name])
-        sf = 0.0 if factor.item() == 0 else 1.0 / factor.item()
+        _, variance, count = (b.double() for b in self._blobs[bn.name])
+        share = statistics_share(count.item())
         eps = bn.param.batch_norm_param.eps
         gamma = self._blobs[scale.name][0].double().reshape(-1)
-        k = gamma / (variance.reshape(-1) * sf + eps).sqrt()
+        k = gamma / (variance.reshape(-1) * share + eps).sqrt()
         shape = [1] * axes
         shape[plan.channel_axis] = -1
         return k.reshape(shape)
@@ -354,7 +355,7 @@ def _loss_weights(layer: Layer) -> Sequence[float]:
     """Return the weight of each top in the loss; a loss layer's first top has 1 by default."""
     if layer.param.loss_weight:
         return layer.param.loss_weight
-    return (1.0,) if layer.type.endswith("Loss") else ()
+    return (1.0,) if layer_type(layer).loss else ()
 
 
 def _factors(net: Net) -> dict[str, tuple[float, float]]:

@@ -12,11 +12,13 @@ import torch
 
 import caffeio
 from caffeio import Layer, Net, Solver
-from caffeio.data import net_source
+from caffeio.data import DATA_LAYERS, net_source
 from pipeline.config.base import Data
 from pipeline.config.load import Config
 from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
+from pipeline.layers import layer_type
+from pipeline.layers.source import declared_batch
 from pipeline.quantize.feed import Feed, open_feed
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
@@ -141,8 +143,9 @@ def set_up_test(setup: Setup, opened: ExitStack) -> Test | None:
 def _metric(net: Net, asked: str | None) -> tuple[str, bool]:
     """Return the output to judge by, and whether more of it is better."""
     makers = {top: layer for layer in net.layers for top in layer.tops}
-    scalars = [b for b in net.outputs if makers[b].type == "Accuracy"]
-    losses = [b for b in net.outputs if makers[b].type.endswith("Loss")]
+    kinds = {b: layer_type(makers[b]) for b in net.outputs}
+    scalars = [b for b, kind in kinds.items() if kind.measures and not kind.loss]
+    losses = [b for b, kind in kinds.items() if kind.loss]
     if asked is not None and asked not in net.outputs:
         raise ConfigError(
             f"retrain.metric: the test net's outputs are {', '.join(net.outputs)}, not '{asked}'"
@@ -152,7 +155,7 @@ def _metric(net: Net, asked: str | None) -> tuple[str, bool]:
             "the test net has no Accuracy or loss to judge by; name an output in retrain.metric"
         )
     chosen = asked or (scalars + losses)[0]
-    return chosen, not makers[chosen].type.endswith("Loss")
+    return chosen, not kinds[chosen].loss
 
 
 def _feed(
@@ -172,7 +175,7 @@ def _feed(
     shuffle = training
     if tables:
         opener = partial(open_feed, net, tables, config.transform, where)
-        size = (settings.batch_size if training else None) or _declared_batch(net)
+        size = (settings.batch_size if training else None) or declared_batch(net.layers)
         size = size or settings.batch_size or 0
     else:
         layer = _data_layer(net, where)
@@ -200,7 +203,7 @@ def _feed(
 
 
 def _data_layer(net: Net, where: str) -> Layer:
-    makers = [x for x in net.layers if x.type in ("Data", "ImageData", "HDF5Data")]
+    makers = [x for x in net.layers if x.type in DATA_LAYERS]
     if len(makers) != 1:
         raise ConfigError(
             f"[{where}] is missing: net '{net.name}' has {len(makers)} data layers in phase "
@@ -212,23 +215,6 @@ def _data_layer(net: Net, where: str) -> Layer:
 def _open_layer(layer: Layer, base: Path) -> Feed:
     data = net_source(layer, base)
     return Feed(dict(data.inputs), 0, data.label_blob)
-
-
-def _declared_batch(net: Net) -> int:
-    """Return the batch size that a net's data layer gives, or 0."""
-    for layer in net.layers:
-        p = layer.param
-        sizes = {
-            "Data": p.data_param.batch_size,
-            "ImageData": p.image_data_param.batch_size,
-            "HDF5Data": p.hdf5_data_param.batch_size,
-            "MemoryData": p.memory_data_param.batch_size,
-        }
-        if layer.type in sizes:
-            return sizes[layer.type]
-        if layer.type == "Input" and p.input_param.shape:
-            return p.input_param.shape[0].dim[0]
-    return 0
 
 
 def _input_shapes(net: Net, feed: TrainingFeed) -> dict[str, Shape]:

@@ -12,9 +12,8 @@ from math import prod
 
 import numpy as np
 
-from caffeio.graph import Layer, Net, Value
-from pipeline.layers import Shape
-from pipeline.layers.normalization import uses_global_stats
+from caffeio.graph import Net, Value
+from pipeline.layers import Shape, layer_type
 
 __all__ = ["images_at_once", "in_halves", "splits"]
 
@@ -22,32 +21,6 @@ Arrays = Mapping[str, np.ndarray]
 
 #: What the largest values of a part may take together with what they are made of.
 _CACHE_BYTES = 8 << 20
-
-#: Types that treat every image alone, whatever their parameters.
-_ALONE = frozenset(
-    {
-        "AbsVal", "Clip", "Dropout", "ELU", "Eltwise", "LRN", "PReLU", "Pooling", "Power", "ReLU",
-        "ReLU6", "Sigmoid", "Split", "TanH",
-    }
-)  # fmt: skip
-_CONVOLUTIONS = frozenset(
-    {"Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution"}
-)
-
-
-def _alone(layer: Layer, rank: int) -> bool:
-    """Whether a layer treats every image of a batch alone."""
-    p = layer.param
-    rules = {
-        **dict.fromkeys(_CONVOLUTIONS, lambda: p.convolution_param.axis == 1),
-        "InnerProduct": lambda: p.inner_product_param.axis % rank == 1,
-        "Softmax": lambda: p.softmax_param.axis % rank != 0,
-        "Concat": lambda: p.concat_param.axis == 1 and not p.concat_param.HasField("concat_dim"),
-        "Scale": lambda: len(layer.bottoms) == 1 and p.scale_param.axis == 1,
-        "BatchNorm": lambda: uses_global_stats(layer),
-    }
-    rule = rules.get(layer.type)
-    return rule() if rule else layer.type in _ALONE
 
 
 def splits(
@@ -69,8 +42,14 @@ def splits(
     """
     if not all(net.links[i].reads for i in layers):
         return False  # what a layer makes out of nothing belongs to no image
-    return len(_batches(net, layers, shapes, results)) == 1 and all(
-        _alone(net.layers[i], len(shapes.get(net.links[i].reads[0], (1,)))) for i in layers
+    batches = _batches(net, layers, shapes, results)
+    return (
+        len(batches) == 1
+        and 0 not in batches
+        and all(
+            layer_type(net.layers[i]).per_image(net.layers[i], len(shapes[net.links[i].reads[0]]))
+            for i in layers
+        )
     )
 
 

@@ -18,9 +18,10 @@ from kernels import ConvGeometry, OutputStage, QuantParams
 from pipeline.layers import Shape
 from pipeline.layers.convolution import conv_params, weight_shape
 from pipeline.layers.int8 import QuantizedLayer
+from pipeline.layers.pooling import pool_geometry
 from pipeline.runtime.compiled import Action, CompiledNet
 from pipeline.runtime.identity import Same
-from pipeline.runtime.nodes import Node, make_nodes, pool_geometry
+from pipeline.runtime.nodes import Node, make_nodes
 from pipeline.runtime.packing import Operands, PackedWeights
 from pipeline.runtime.schedule import Schedule
 

@@ -25,7 +25,8 @@ from pipeline.layers.activation import natural_log
 from pipeline.layers.check import blob
 from pipeline.layers.convolution import ConvParams, conv_params, weight_shape
 from pipeline.layers.elementwise import factor_shape
-from pipeline.layers.int8 import INT8_FORWARD, QuantizedLayer
+from pipeline.layers.folding import batch_norm_affine
+from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.layers.normalization import uses_global_stats
 from pipeline.layers.pooling import AVE, pool_params
 from pipeline.layers.shape import concat_axis, permute_order, slice_cuts
@@ -116,11 +117,11 @@ class Resident:
         there = self.numbers(q)
         if q.type == "Convolution":
             return _int8_convolution(self, layer, there, x)
-        return INT8_FORWARD[layer.type](layer, there, x, self.device)
+        return INT8_TYPES[layer.type].forward(layer, there, x, self.device)
 
     def run(self, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]:
         """Return the tops of a layer."""
-        form = _FORMS.get(layer.type)
+        form = _FORMS.get(layer_type(layer).like or layer.type)
         tops = form(self, layer, bottoms) if form else None
         return self._on_host(layer, bottoms) if tops is None else tops
 
@@ -209,11 +210,8 @@ def _batch_norm(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any,
         return None
 
     def constants() -> tuple[np.ndarray, np.ndarray]:
-        factor = float(blob(layer, 2)[0])
-        factor = 0.0 if factor == 0 else 1.0 / factor
-        mean, variance = (blob(layer, i).astype(np.float64) * factor for i in (0, 1))
-        k = 1.0 / np.sqrt(variance + layer.param.batch_norm_param.eps)
-        return k, -mean * k
+        affine = batch_norm_affine(layer.blobs, layer.param.batch_norm_param.eps)
+        return affine.k, affine.shift
 
     scale = r.keep(layer, "scale", lambda: constants()[0])
     shift = r.keep(layer, "shift", lambda: constants()[1])
@@ -324,9 +322,7 @@ _FORMS: dict[str, Form] = {
     "Clip": _map("clip", lambda x: (x.param.clip_param.min, x.param.clip_param.max)),
     "Concat": _concat,
     "Convolution": _convolution,
-    "ConvolutionDepthwise": _convolution,
     "Deconvolution": _convolution,
-    "DepthwiseConvolution": _convolution,
     "Dropout": _same,
     "ELU": _map("elu", lambda x: (x.param.elu_param.alpha,)),
     "Eltwise": _eltwise,

@@ -19,7 +19,7 @@ import kernels
 from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
 from pipeline.layers import Shape, layer_type
 from pipeline.layers.base import Kept
-from pipeline.layers.int8 import INT8_FORWARD, QuantizedLayer
+from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.runtime.batching import images_at_once, in_halves, splits
 from pipeline.runtime.compiled import CompiledNet, Watch
 from pipeline.runtime.compiler import compile_net
@@ -239,7 +239,7 @@ class Executor:
             there = self._resident
             if there is not None:
                 return lambda bottoms: (there.run_int8(layer, numbers, bottoms[0]),)
-            operation = INT8_FORWARD[layer.type]
+            operation = INT8_TYPES[layer.type].forward
             return lambda bottoms: (operation(layer, numbers, bottoms[0], self.device),)
 
         def forward(bottoms: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

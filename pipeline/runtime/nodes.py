@@ -12,41 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 
 import numpy as np
 
 from caffeio.graph import Layer, Net, Value
-from caffeio.proto.caffe_pb2 import EltwiseParameter
-from kernels import PoolGeometry
-from pipeline.layers import Shape
-from pipeline.layers.convolution import conv_params
-from pipeline.layers.normalization import uses_global_stats
-from pipeline.layers.pooling import pool_params
+from pipeline.layers import Shape, layer_type
+from pipeline.layers.folding import Affine
 
-__all__ = ["Affine", "Node", "make_nodes", "pool_geometry"]
+__all__ = ["Node", "make_nodes"]
 
-_CONVOLUTIONS = {
-    "Convolution": "conv",
-    "ConvolutionDepthwise": "conv",
-    "DepthwiseConvolution": "conv",
-    "Deconvolution": "deconv",
-}
-_SAME = frozenset({"Dropout", "Split"})
 _WEIGHTED = frozenset({"conv", "deconv", "inner"})
 _HOSTS = _WEIGHTED | {"average", "apply"}
-
-
-@dataclass(frozen=True)
-class Affine:
-    """``y = x * k + shift`` for each channel, in float64."""
-
-    k: np.ndarray
-    shift: np.ndarray
-
-    def then(self, other: Affine) -> Affine:
-        """Return what both do, one after the other."""
-        return Affine(self.k * other.k, self.shift * other.k + other.shift)
 
 
 @dataclass(frozen=True)
@@ -80,12 +56,6 @@ class Node:
     other: Value | None = None
     slope: np.ndarray | None = None
     clamp: tuple[float, float] | None = None
-
-
-def pool_geometry(layer: Layer, bottom: Shape, top: Shape) -> PoolGeometry:
-    """Return the windows of a Pooling layer."""
-    p = pool_params(layer, bottom)
-    return PoolGeometry(p.kernel, p.stride, p.pad, (top[2], top[3]))
 
 
 def make_nodes(
@@ -122,7 +92,7 @@ def make_nodes(
     for i in layers:
         layer, link = net.layers[i], net.links[i]
         reads = tuple(same.get(v, v) for v in link.reads)
-        if layer.type in _SAME and len(reads) == 1:
+        if layer_type(layer).identity:
             same.update(dict.fromkeys(link.writes, reads[0]))
             continue
         made = None
@@ -143,93 +113,17 @@ def _compiled(
     """Return the node of a layer that can be compiled, or None."""
     if len(writes) != 1 or not reads:
         return None
-    bottom, top = shapes[reads[0]], shapes[writes[0]]
-    if len(bottom) not in (2, 4) or 0 in (*bottom, *top):
+    bottoms, top = [shapes[v] for v in reads], shapes[writes[0]]
+    if len(bottoms[0]) not in (2, 4) or 0 in (*bottoms[0], *top):
         return None
-    kind = _kind(layer, reads, bottom, top)
-    if kind is not None:
-        return Node(kind, i, reads, writes)
-    if len(reads) == 2:
-        added = layer.type == "Eltwise" and _adds(layer)
-        return Node("apply", i, reads[:1], writes, other=reads[1]) if added else None
-    return _one_to_one(layer, i, reads, writes, bottom) if len(reads) == 1 else None
-
-
-def _one_to_one(
-    layer: Layer, i: int, reads: tuple[Value, ...], writes: tuple[Value, ...], bottom: Shape
-) -> Node | None:
-    """Return the node of a layer that maps each value on its own, or None."""
-    step = _elementwise(layer, bottom)
-    if step is not None:
-        return Node("apply", i, reads, writes, slope=step[0], clamp=step[1])
-    affine = _affine(layer, bottom[1])
-    return None if affine is None else Node("layer", i, reads, writes, affine=affine)
-
-
-def _kind(layer: Layer, reads: Sequence[Value], bottom: Shape, top: Shape) -> str | None:
-    if layer.type == "Concat":
-        # along the channels: every other axis is alike
-        joins = len(bottom) == 4 and top[0] == bottom[0] and top[2:] == bottom[2:]
-        return "concat" if joins and len({*reads}) == len(reads) and top != bottom else None
-    if len(reads) != 1:
+    step = layer_type(layer).step(layer, bottoms, top)
+    if step is None or (step.kind == "concat" and len({*reads}) < len(reads)):
         return None
-    if layer.type in _CONVOLUTIONS and len(bottom) == 4:
-        p = conv_params(layer, bottom)
-        return _CONVOLUTIONS[layer.type] if p.axis == 1 and layer.blobs else None
-    if layer.type == "InnerProduct":
-        product = layer.param.inner_product_param
-        plain = product.axis % len(bottom) == 1 and not product.transpose
-        return "inner" if plain else None
-    if layer.type == "Pooling" and len(bottom) == 4:
-        return _pool_kind(layer, bottom, top)
-    return None
-
-
-def _pool_kind(layer: Layer, bottom: Shape, top: Shape) -> str | None:
-    """Return the kind of a pooling whose windows all meet the image."""
-    g = pool_geometry(layer, bottom, top)
-    for axis, size in enumerate(bottom[2:]):
-        start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]
-        if (np.minimum(start + g.kernel[axis], size) <= np.maximum(start, 0)).any():
-            return None
-    return {"MAX": "max", "AVE": "average"}.get(pool_params(layer, bottom).method)
-
-
-def _adds(layer: Layer) -> bool:
-    p = layer.param.eltwise_param
-    return p.operation == EltwiseParameter.SUM and all(c == 1 for c in p.coeff)
-
-
-def _elementwise(
-    layer: Layer, bottom: Shape
-) -> tuple[np.ndarray | None, tuple[float, float] | None] | None:
-    """Return slope and clamp of a layer that has no more than these, or None."""
-    if layer.type == "ReLU":
-        slope = layer.param.relu_param.negative_slope
-        return (None, (0.0, inf)) if slope == 0 else (np.full(bottom[1], slope, np.float32), None)
-    if layer.type == "ReLU6" and layer.param.relu6_param.negative_slope == 0:
-        return None, (0.0, 6.0)
-    if layer.type == "Clip":
-        p = layer.param.clip_param
-        return None, (p.min, p.max)
-    if layer.type == "PReLU":
-        slopes = layer.blobs[0].reshape(-1)
-        return np.ascontiguousarray(np.broadcast_to(slopes, (bottom[1],))), None
-    return None
-
-
-def _affine(layer: Layer, channels: int) -> Affine | None:
-    """Return what a BatchNorm or Scale layer does, if it is the same for every image."""
-    if layer.type == "BatchNorm" and uses_global_stats(layer):
-        mean, variance, factor = (b.astype(np.float64).reshape(-1) for b in layer.blobs)
-        part = 0.0 if factor[0] == 0 else 1 / factor[0]
-        k = 1 / np.sqrt(variance * part + layer.param.batch_norm_param.eps)
-        return Affine(k, -mean * part * k)
-    plain = layer.type == "Scale" and layer.blobs and layer.param.scale_param.axis == 1
-    if plain and layer.blobs[0].shape == (channels,):
-        k, *shift = (b.astype(np.float64) for b in layer.blobs)
-        return Affine(k, shift[0].reshape(-1) if shift else np.zeros(channels))
-    return None
+    if step.kind == "add":
+        return Node("apply", i, reads[:1], writes, other=reads[1])
+    if step.kind == "affine":
+        return Node("layer", i, reads, writes, affine=step.affine)
+    return Node(step.kind, i, reads, writes, slope=step.slope, clamp=step.clamp)
 
 
 def _absorb(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from kernels import ConvGeometry
+from pipeline.layers.folding import Affine, scaled_outputs
 from pipeline.runtime.identity import Same
-from pipeline.runtime.nodes import Affine
 
 __all__ = ["Operands", "PackedWeights"]
 
@@ -64,27 +64,16 @@ class Operands:
         g = self.geometry
         w = self.w.value.reshape(self.shape)
         outs = g.group * w.shape[1] if self.deconv else w.shape[0]
-        if self.bias is not None:
-            bias = self.bias.value.reshape(-1)
-        else:
-            bias = np.zeros(outs, np.float32 if w.dtype == np.float32 else np.int32)
+        bias = None if self.bias is None else self.bias.value.reshape(-1)
         if self.affine is not None:
-            w, bias = self._scaled(w, bias, *map(np.frombuffer, self.affine))
+            k, shift = map(np.frombuffer, self.affine)
+            group = g.group if self.deconv else 0
+            w, bias = scaled_outputs(w, bias, Affine(k, shift), deconv_group=group)
+        elif bias is None:
+            bias = np.zeros(outs, np.float32 if w.dtype == np.float32 else np.int32)
         if self.deconv:
             return engine.DeconvWeights.pack(self.kernel, w, bias, g, self.offset)
         return engine.ConvWeights.pack(self.kernel, w, bias, g, self.offset, self.whole)
-
-    def _scaled(
-        self, w: np.ndarray, bias: np.ndarray, k: np.ndarray, shift: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights and bias of a product that scales its result."""
-        if self.deconv:
-            group = self.geometry.group
-            by_group = w.reshape(group, -1, *w.shape[1:]) * k.reshape(group, 1, -1, 1, 1)
-            scaled = by_group.reshape(w.shape)
-        else:
-            scaled = w * k.reshape(-1, *(1,) * (w.ndim - 1))
-        return scaled.astype(np.float32), (bias * k + shift).astype(np.float32)
 
 
 class PackedWeights:

@@ -23,7 +23,7 @@ from pipeline.retrain.layers.base import BlobSpec, Context, Shape, TorchLayer
 
 __all__ = ["TABLE", "BlobSpec", "Context", "Shape", "TorchLayer", "torch_layer"]
 
-#: Every layer type that can be trained, by the name it has in a prototxt.
+#: Every layer type that can be trained, by the name it has in a prototxt; see `LayerType.like`.
 TABLE: dict[str, TorchLayer] = {
     name: kind
     for family in (
@@ -53,5 +53,5 @@ def torch_layer(layer: Layer) -> TorchLayer:
     caffeio.NetError
         If the layer's type is unknown, or cannot run.
     """
-    layer_type(layer)  # raises for a type that TABLE does not hold: both tables have the same
-    return TABLE[layer.type]
+    kind = layer_type(layer)  # raises for a type that TABLE does not hold: both have the same
+    return TABLE[kind.like or layer.type]

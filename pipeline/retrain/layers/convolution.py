@@ -128,8 +128,6 @@ _CONVOLUTION = TorchLayer(_conv, lambda layer, shapes: _blobs(layer, shapes, dec
 
 TYPES: dict[str, TorchLayer] = {
     "Convolution": _CONVOLUTION,
-    "ConvolutionDepthwise": _CONVOLUTION,
     "Deconvolution": TorchLayer(_deconv, lambda layer, shapes: _blobs(layer, shapes, deconv=True)),
-    "DepthwiseConvolution": _CONVOLUTION,
     "Im2col": TorchLayer(_im2col),
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import LRNParameter
+from pipeline.layers.folding import statistics_share
 from pipeline.layers.pooling import PoolParams
 from pipeline.retrain.layers.base import BlobSpec, Context, Shape, TorchLayer
 from pipeline.retrain.layers.common import constant, filler_or, root
@@ -26,9 +28,8 @@ def _batch_norm_blobs(layer: Layer, shapes: Sequence[Shape]) -> tuple[BlobSpec, 
 def _stored(x: Tensor, blobs: Sequence[Tensor], eps: float) -> Tensor:
     """Normalize by the stored averages: sums, divided by the scale factor (0 where that is 0)."""
     with torch.no_grad():
-        count = blobs[2].reshape(1)
-        factor = torch.where(count == 0, 0, 1 / count)
-        mean, variance = blobs[0].reshape(-1) * factor, blobs[1].reshape(-1) * factor
+        share = statistics_share(np.float32(blobs[2].item()))
+        mean, variance = (blob.reshape(-1) * float(share) for blob in blobs[:2])
     return functional.batch_norm(x, mean, variance, eps=eps)
 
 

@@ -1,0 +1,208 @@
+"""What each layer type says of itself is true: on every layer of many nets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from layer_nets import one_layer
+
+pytest.importorskip("torch")
+
+from random_nets import random_net
+
+import caffeio
+from caffeio import Layer, Value
+from caffeio.graph import SOURCE_TYPES
+from pipeline import FloatNet
+from pipeline.layers import TABLE, Sign, layer_type
+from pipeline.layers.base import Step
+from pipeline.qat.plan import not_negative
+
+SEEDS = 250
+STEPS = {"conv", "deconv", "inner", "max", "average", "concat", "add", "apply", "affine"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A layer with what it reads and makes."""
+
+    layer: Layer
+    bottoms: list[np.ndarray]
+    tops: list[np.ndarray]
+
+
+def _of_net(net: caffeio.Net, values: dict[Value, np.ndarray]) -> Iterator[Example]:
+    for layer, link in zip(net.layers, net.links, strict=True):
+        if layer.type not in SOURCE_TYPES:
+            arrays = ([values[v] for v in side] for side in (link.reads, link.writes))
+            yield Example(layer, *arrays)
+
+
+def _of_golden(case: Path, folder: Path) -> Iterator[Example]:
+    with np.load(case) as stored:
+        arrays = dict(stored)
+    (folder / "net.prototxt").write_bytes(arrays["prototxt"].tobytes())
+    (folder / "weights").write_bytes(arrays["caffemodel"].tobytes())
+    net = caffeio.read_net(folder / "net.prototxt", folder / "weights")
+    values: dict[Value, np.ndarray] = {}
+
+    def see(i: int, layer: Layer, bottoms: object, tops: tuple) -> None:
+        values.update(zip(net.links[i].writes, tops, strict=True))
+
+    inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in_")}
+    values.update({Value(name): x for name, x in inputs.items()})
+    FloatNet(net, device="reference").forward(inputs, observer=see)
+    yield from _of_net(net, values)
+
+
+@cache
+def examples() -> tuple[Example, ...]:
+    """Return the layers of random nets, and of the one-layer nets that Caffe ran."""
+    import tempfile
+
+    found: list[Example] = []
+    for seed in range(SEEDS):
+        made = random_net(seed)
+        found += _of_net(made.net, made.values)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in sorted((GOLDENS / "caffe").glob("*.npz")):
+            found += _of_golden(case, Path(folder))
+    return tuple(found)
+
+
+def forward(layer: Layer, bottoms: list[np.ndarray]) -> list[np.ndarray]:
+    with np.errstate(all="ignore"):
+        tops = layer_type(layer).forward(layer, bottoms, "reference")
+    return [np.asarray(y) for y in tops]
+
+
+def test_every_type_answers_every_fact():
+    seen = set()
+    for e in examples():
+        kind = layer_type(e.layer)
+        shapes = [x.shape for x in e.bottoms]
+        if e.bottoms and e.bottoms[0].ndim:
+            assert kind.per_image(e.layer, e.bottoms[0].ndim) in (True, False)
+        assert kind.sign(e.layer) in Sign
+        if e.tops and e.tops[0].ndim in (2, 4) and shapes and len(shapes[0]) in (2, 4):
+            step = kind.step(e.layer, shapes, e.tops[0].shape)
+            assert step is None or (isinstance(step, Step) and step.kind in STEPS)
+        if e.bottoms and e.tops:
+            assert kind.macs(e.layer, shapes[0], e.tops[0].shape) >= 0
+        assert isinstance(kind.note(e.layer), str)
+        assert TABLE[kind.like or e.layer.type].like == ""
+        seen.add(e.layer.type)
+    rest = set(TABLE) - seen - SOURCE_TYPES
+    assert rest <= {"DetectionOutput", "InfogainLoss", "ContrastiveLoss", "DeQuant"}
+    for name in rest | SOURCE_TYPES:
+        layer = one_layer(name, "", [], tops=1).layers[-1]
+        assert TABLE[name].per_image(layer, 4) is (name == "DeQuant")
+        assert (TABLE[name].sign(layer) is Sign.ANY) is (name != "DeQuant")
+
+
+def test_what_treats_images_alone_gives_each_its_own_tops():
+    alone = set()
+    for e in examples():
+        kind, arrays = layer_type(e.layer), [*e.bottoms, *e.tops]
+        if not e.bottoms or not e.tops or not e.bottoms[0].ndim:
+            continue
+        if not kind.per_image(e.layer, e.bottoms[0].ndim):
+            continue
+        batches = {x.shape[:1] for x in arrays}
+        if len(batches) != 1 or batches == {()}:
+            continue
+        (batch,) = batches.pop()
+        for i in range(batch):
+            tops = forward(e.layer, [x[i : i + 1] for x in e.bottoms])
+            for top, whole in zip(tops, e.tops, strict=True):
+                np.testing.assert_allclose(top, whole[i : i + 1], rtol=1e-4, atol=1e-4)
+        alone.add(e.layer.type)
+    assert {"Swish", "Flatten", "Exp", "BNLL", "Permute", "Threshold", "Reshape"} <= alone
+
+
+def test_what_keeps_the_sign_makes_nothing_negative_of_what_is_not():
+    kept, never = set(), set()
+    for e in examples():
+        sign = layer_type(e.layer).sign(e.layer)
+        if sign is Sign.ANY or not e.bottoms:
+            continue
+        given = [e.bottoms]
+        if sign is Sign.KEPT:
+            given = [[np.abs(x) for x in e.bottoms]]
+        for bottoms in given:
+            tops = forward(e.layer, bottoms) if sign is Sign.KEPT else e.tops
+            # the place of a maximum that lies nowhere is -1, and such a maximum the least float
+            tops = tops[:1] if e.layer.type == "Pooling" else tops
+            assert all((y >= 0).all() or (y == -np.finfo(np.float32).max).any() for y in tops)
+        (kept if sign is Sign.KEPT else never).add(e.layer.type)
+    assert {"Swish", "ReLU6", "Eltwise", "Concat", "Reduction", "LRN"} <= kept
+    assert {"ReLU", "ReLU6", "Sigmoid", "Exp", "Threshold", "Softmax"} <= never
+
+
+def test_what_changes_nothing_changes_nothing():
+    same = set()
+    for e in examples():
+        if layer_type(e.layer).identity:
+            for top in e.tops:
+                np.testing.assert_array_equal(top, e.bottoms[0])
+            same.add(e.layer.type)
+    assert same == {"AntiQuant", "Dropout", "Split"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "bottom", "blobs", "macs"),
+    [
+        ("Convolution", "convolution_param { num_output: 6 kernel_size: 3 group: 2 }",
+         (1, 4, 5, 5), [(6, 2, 3, 3), (6,)], 6 * 3 * 3 * 2 * 9),
+        ("Deconvolution", "convolution_param { num_output: 3 kernel_size: 2 }",
+         (1, 4, 5, 5), [(4, 3, 2, 2), (3,)], 4 * 25 * 3 * 4),
+        ("InnerProduct", "inner_product_param { num_output: 7 }",
+         (1, 4, 5, 5), [(7, 100), (7,)], 700),
+        ("Pooling", "pooling_param { pool: AVE kernel_size: 3 stride: 2 }",
+         (1, 4, 5, 5), [], 4 * 2 * 2 * 9),
+        ("ReLU", "", (1, 4, 5, 5), [], 0),
+    ],
+)  # fmt: skip
+def test_macs(kind: str, params: str, bottom: tuple, blobs: list, macs: int):
+    net = one_layer(kind, params, [bottom], [np.ones(s) for s in blobs])
+    layer = net.layers[-1]
+    top = FloatNet(net).shapes()[Value("y0")]
+    assert layer_type(layer).macs(layer, bottom, top) == macs
+
+
+def test_relu6_with_a_slope_may_be_negative():
+    """Else quantization-aware training would cut what is below 0, and lose data."""
+    for slope, sure in ((0.0, True), (0.1, False)):
+        net = one_layer("ReLU6", f"relu6_param {{ negative_slope: {slope} }}", [(1, 2)])
+        assert not_negative(net, Value("y0")) is sure
+        out = FloatNet(net).forward({"x0": np.full((1, 2), -1, np.float32)})["y0"]
+        assert bool((out < 0).any()) is not sure
+
+
+def test_a_net_of_layers_that_once_kept_a_batch_whole_runs_in_parts(monkeypatch):
+    text = """
+    layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 6 dim: 4 dim: 5 dim: 5 } } }
+    layer { name: "a" type: "Swish" bottom: "x" top: "a" }
+    layer { name: "b" type: "BNLL" bottom: "a" top: "b" }
+    layer { name: "c" type: "Permute" bottom: "b" top: "c"
+      permute_param { order: 0 order: 2 order: 3 order: 1 } }
+    layer { name: "d" type: "Exp" bottom: "c" top: "d" exp_param { scale: 0.1 } }
+    layer { name: "e" type: "Flatten" bottom: "d" top: "e" }
+    layer { name: "f" type: "Threshold" bottom: "e" top: "f" threshold_param { threshold: 1.1 } }
+    """
+    net = caffeio.parse_net('name: "n"' + text)
+    x = np.random.default_rng(0).normal(size=(6, 4, 5, 5)).astype(np.float32)
+    whole = FloatNet(net).forward({"x": x}, ["e", "f"])
+    monkeypatch.setattr("pipeline.runtime.batching._CACHE_BYTES", 4 * prod(x.shape[1:]) * 4)
+    runner = FloatNet(net)
+    parts = runner.forward({"x": x}, ["e", "f"])
+    assert runner._part_once((("x", x.shape),), ("e", "f"), ()) == (2, {"x"})
+    for name, want in whole.items():
+        np.testing.assert_array_equal(parts[name], want)
