@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import mmap
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -499,30 +500,24 @@ def main() -> int:
     types: Counter[str] = Counter()
     failed = 0
 
+    free = threading.Semaphore(2 * options.processes)  # hand out work no faster than it is done
+
     def chunks() -> Iterator[range]:
         first = options.start
-        while time.monotonic() < end:
+        while free.acquire() and time.monotonic() < end:
             yield range(first, first + 20)
             first += 20
 
     # a process is replaced now and then: machine code, once made, stays
     with get_context("spawn").Pool(options.processes, maxtasksperchild=30) as pool:
-        for some, found, count in pool.imap_unordered(_work, _paced(chunks(), pool)):
+        for some, found, count in pool.imap_unordered(_work, chunks()):
+            free.release()
             types, nets, failed = types + some, nets + count, failed + len(found)
             for line in found:
                 print(line, flush=True)
     print(f"{nets} nets from seed {options.start} on, {failed} differences")
     print(", ".join(f"{kind} {n}" for kind, n in types.most_common()))
     return bool(failed)
-
-
-def _paced(chunks: Iterator[range], pool: object) -> Iterator[range]:
-    """Hand out work no faster than it is done."""
-    tasks = pool._taskqueue  # type: ignore[attr-defined]
-    for chunk in chunks:
-        while tasks.qsize() > 4:
-            time.sleep(0.05)
-        yield chunk
 
 
 if __name__ == "__main__":

@@ -418,7 +418,7 @@ def exp(g: Growing) -> Proposal | None:
 
 
 def log(g: Growing) -> Proposal | None:
-    x = g.pick(lambda b: b.positive)
+    x = g.pick(lambda b: b.positive and b.array.min() > 0.01)
     return x and Proposal(
         "Log", (x,), g.one_of("", "log_param { base: 2 shift: 1 }"), in_place=True
     )
