@@ -8,10 +8,9 @@ from pathlib import Path
 from caffeio import SOURCE_TYPES
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
-from pipeline.jobs.files import MODEL_FILES, model_writers, output_files, write_files
-from pipeline.jobs.stages import Clock, calibrate, evaluate, make_record, make_report
+from pipeline.jobs.files import MODEL_FILES, output_files
+from pipeline.jobs.stages import Clock, calibrate, finish
 from pipeline.quantize.feed import open_feed
-from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.prepare import prepare, read_model
 from pipeline.report.cost import NetCost, net_cost
 from pipeline.report.progress import Reporter
@@ -67,15 +66,7 @@ def quantize_model(
         with clock.stage("calibrate"):
             net = FloatNet(work.fused.net, device=device)
             ranges = calibrate(config, work, net, reporter)
-        with clock.stage("quantize"):
-            record = make_record(work, ranges)
-            int8 = Int8Net(work.net, record, device=device)
-        with clock.stage("evaluate"):
-            scores = evaluate(config, work, work.net, int8, device, reporter)
-    name = work.net.name or config.model.prototxt.stem
-    report = make_report(name, work, record, scores, files, ranges.samples, clock)
-    write_files(files, model_writers(report, work.fused, int8))
-    return report
+        return finish(config, work, ranges, files, clock, reporter, device=device)
 
 
 def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:

@@ -16,7 +16,6 @@ from pipeline.errors import ConfigError
 from pipeline.jobs.files import (
     MODEL_FILES,
     Writer,
-    model_writers,
     output_files,
     write_files,
     write_text,
@@ -25,15 +24,12 @@ from pipeline.jobs.stages import (
     Clock,
     Ranges,
     calibrate,
-    evaluate,
+    finish,
     input_shapes,
-    make_record,
-    make_report,
 )
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
-from pipeline.quantize.fuse import Fused, fuse
-from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.fuse import fuse
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
@@ -95,7 +91,7 @@ def emit_qat(
     skip = settings.skip_fusion_layers
 
     def put_in(net: Net) -> Net:
-        return qat_net(fuse(net, skip, training=True).net if settings.do_fusion else net, plan)
+        return qat_net(fuse(net, skip, training=True, fold=settings.do_fusion).net, plan)
 
     whole = put_in(train)
     if solver.test_net is not None:
@@ -149,27 +145,20 @@ def quantize_trained(
     files = output_files(config, output, MODEL_FILES)
     clock = Clock()
     with on_compile(device, reporter.compiling):
-        with clock.stage("quantize"):
+        with clock.stage("read"):
             trained = caffeio.read_net(prototxt, caffemodel, "TRAIN")
             before = read_model(config)
             work = _work(config, before, trained)
             shapes = input_shapes(config, work, FloatNet(work.fused.net, device=device))
-            record = make_record(work, Ranges(ranges_of(trained), shapes, 0))
-            int8 = Int8Net(work.net, record, device=device)
-        with clock.stage("evaluate"):
-            scores = evaluate(config, work, before, int8, device, reporter)
-    name = before.name or config.model.prototxt.stem
-    report = make_report(name, work, record, scores, files, 0, clock)
-    write_files(files, model_writers(report, work.fused, int8))
-    return report
+        ranges = Ranges(ranges_of(trained), shapes, 0)
+        return finish(config, work, ranges, files, clock, reporter, device=device, before=before)
 
 
 def _work(config: Config, before: Net, trained: Net) -> Prepared:
     """Return the float model, folded, with the trained weights, and the layers to quantize."""
     chosen = config.retrain or config.calibrate
-    fused = Fused(before, ())
-    if chosen.do_fusion:
-        fused = fuse(before, chosen.skip_fusion_layers, training=True)
+    skip = chosen.skip_fusion_layers
+    fused = fuse(before, skip, training=True, fold=chosen.do_fusion)
     plain = {layer.name: layer.blobs for layer in without_qat(trained).layers if layer.blobs}
     ranges = ranges_of(trained)
     net = with_blobs(fused.net, plain)
@@ -188,4 +177,4 @@ def _work(config: Config, before: Net, trained: Net) -> Prepared:
         name: replace(plan, channel_wise=channel_wise.get(name, plan.channel_wise))
         for name, plan in work.plans.items()
     }
-    return replace(work, fused=Fused(net, fused.fusions), plans=plans)
+    return replace(work, fused=replace(fused, net=net), plans=plans)

@@ -17,6 +17,7 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.load import Config, EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
 from pipeline.quantize.calibrate import observe_shards, search, search_exactly
 from pipeline.quantize.evaluate import (
@@ -43,6 +44,7 @@ __all__ = [
     "check_evaluation",
     "evaluate",
     "evaluation",
+    "finish",
     "input_shapes",
     "make_record",
     "make_report",
@@ -140,7 +142,7 @@ def make_record(work: Prepared, ranges: Ranges) -> Record:
                 ranges.params[layer.name],
                 channel_wise=work.plans[layer.name].channel_wise,
                 shape=ranges.shapes[layer.name],
-                skip_fusion=layer.name in work.unfused,
+                skip_fusion=layer.name in work.fused.kept,
             )
             for layer in work.fused.net.layers
             if layer.name in work.plans
@@ -210,6 +212,47 @@ def evaluate(
         return compare(models, tracked, blobs), errors
     finally:
         feed.close()
+
+
+def finish(
+    config: Config,
+    work: Prepared,
+    ranges: Ranges,
+    files: dict[str, Path],
+    clock: Clock,
+    reporter: Reporter,
+    *,
+    device: str,
+    before: Net | None = None,
+    more: Mapping[str, Writer] | None = None,
+) -> Report:
+    """Go from ranges to files: record, integers, evaluation, report; the end of every job.
+
+    Parameters
+    ----------
+    config : Config
+    work : Prepared
+    ranges : Ranges
+        Of the data that each quantized layer reads.
+    files : dict of str to Path
+        What to write, by kind.
+    clock : Clock
+    reporter : Reporter
+    device : str
+    before : Net, optional
+        The float net to compare with; by default the one that is quantized.
+    more : mapping of kind to Writer, optional
+        For files beside those of the model.
+    """
+    with clock.stage("quantize"):
+        record = make_record(work, ranges)
+        int8 = Int8Net.of_fused(work.fused.net, record, device=device)
+    with clock.stage("evaluate"):
+        scores = evaluate(config, work, before or work.net, int8, device, reporter)
+    name = work.net.name or config.model.prototxt.stem
+    report = make_report(name, work, record, scores, files, ranges.samples, clock)
+    write_files(files, {**model_writers(report, work.fused, int8), **(more or {})})
+    return report
 
 
 def make_report(

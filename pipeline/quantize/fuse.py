@@ -11,7 +11,7 @@ shares are changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from caffeio import Layer, Net
@@ -46,10 +46,13 @@ class Fused:
     ----------
     net : Net
     fusions : tuple of Fusion
+    kept : frozenset of str
+        Layers that could have taken others in, but were to stay as they are.
     """
 
     net: Net
     fusions: tuple[Fusion, ...]
+    kept: frozenset[str] = frozenset()
 
     def origin(self, layer: str) -> tuple[str, ...]:
         """Return the names of the original layers that a layer stands for, itself first."""
@@ -59,7 +62,9 @@ class Fused:
         return (layer,)
 
 
-def fuse(net: Net, skip: Collection[str] = (), *, training: bool = False) -> Fused:
+def fuse(
+    net: Net, skip: Collection[str] = (), *, training: bool = False, fold: bool = True
+) -> Fused:
     """Fold every BatchNorm + Scale pair that can be.
 
     Parameters
@@ -71,36 +76,74 @@ def fuse(net: Net, skip: Collection[str] = (), *, training: bool = False) -> Fus
         would take others in, or of a BatchNorm or Scale layer.
     training : bool
         Only what training folds: Convolution and Deconvolution with BatchNorm and Scale behind.
+    fold : bool
+        False: fold nothing, and say only what could be.
 
     Returns
     -------
     Fused
     """
     layers = dict(enumerate(net.layers))
-    fusions = []
+    fusions, kept = [], []
     shared = _shared_parameters(net)
     for i in range(len(net.layers)):
         pair = _pair_at(net, i)
         if pair is None:
             continue
-        bn, scale = net.layers[i], net.layers[pair]
-        affine = batch_norm_affine(bn.blobs, bn.param.batch_norm_param.eps, scale.blobs)
-        fixed = shared | {*skip}
-        if fixed.intersection((bn.name, scale.name)):
+        found = _Pair(net, layers, i, pair)
+        able = found.folded(shared)
+        taken = found.folded(shared | {*skip}, training=training) if fold else None
+        if able is not None and (taken is None or taken[0] != able[0]):
+            kept.append(able[1].name)
+        if taken is None:
             continue
-        at, taken = _maker(net, i), None
-        if at in layers and _may_host(layers[at], fixed):
-            taken = _folded_forwards(layers[at], scale, affine, training)
-        if taken is None and not training:
-            at = _only_reader(net, pair)
-            if at in layers and _may_host(layers[at], fixed) and _stays(net, i, pair, at):
-                taken = _folded_backwards(layers[at], bn, affine)
-        if taken is None or at is None:
-            continue
-        layers[at] = taken
-        fusions.append(Fusion(taken.name, (bn.name, scale.name)))
+        at, host = taken
+        layers[at] = host
+        fusions.append(Fusion(host.name, (net.layers[i].name, net.layers[pair].name)))
         del layers[i], layers[pair]
-    return Fused(net.with_layers(tuple(layers.values())), tuple(fusions))
+    return Fused(net.with_layers(tuple(layers.values())), tuple(fusions), frozenset(kept))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A BatchNorm and a Scale layer that alone reads it, in a net some of which is folded."""
+
+    net: Net
+    layers: Mapping[int, Layer]
+    bn: int
+    scale: int
+
+    def folded(self, fixed: Collection[str], *, training: bool = False) -> tuple[int, Layer] | None:
+        """Return the layer that takes the pair in, and its position; `fixed` ones stay."""
+        bn, scale = self.net.layers[self.bn], self.net.layers[self.scale]
+        if {bn.name, scale.name}.intersection(fixed):
+            return None
+        affine = batch_norm_affine(bn.blobs, bn.param.batch_norm_param.eps, scale.blobs)
+        maker = _maker(self.net, self.bn)
+        host = self._host(maker, fixed)
+        if maker is not None and host is not None:
+            taken = _folded_forwards(host, scale, affine, training)
+            if taken is not None:
+                return maker, taken
+        reader = None if training else _only_reader(self.net, self.scale)
+        host = self._host(reader, fixed)
+        if reader is None or host is None or not self._stays(reader):
+            return None
+        taken = _folded_backwards(host, bn, affine)
+        return None if taken is None else (reader, taken)
+
+    def _host(self, at: int | None, fixed: Collection[str]) -> Layer | None:
+        """Return a layer, as it is by now, that may take others in."""
+        host = None if at is None else self.layers.get(at)
+        if host is None or host.name in fixed or not host.blobs:
+            return None
+        return host if len(host.bottoms) == len(host.tops) == 1 else None
+
+    def _stays(self, host: int) -> bool:
+        """Whether what BatchNorm reads is still there under its name where the host reads it."""
+        blob = self.net.links[self.bn].reads[0].blob
+        between = (i for i in range(self.bn, host) if i not in (self.bn, self.scale))
+        return not any(blob in self.net.layers[i].tops for i in between)
 
 
 def _pair_at(net: Net, i: int) -> int | None:
@@ -147,21 +190,6 @@ def _shared_parameters(net: Net) -> set[str]:
             if spec.name:
                 users.setdefault(spec.name, []).append(layer.name)
     return {name for names in users.values() if len(names) > 1 for name in names}
-
-
-def _may_host(host: Layer, fixed: Collection[str]) -> bool:
-    one_way = len(host.bottoms) == 1 and len(host.tops) == 1 and bool(host.blobs)
-    return one_way and host.name not in fixed
-
-
-def _stays(net: Net, bn: int, scale: int, host: int) -> bool:
-    """Whether what BatchNorm reads is still there under its name where the host will read it."""
-    value = net.links[bn].reads[0]
-    return not any(
-        value.blob in layer.tops
-        for i, layer in enumerate(net.layers[bn:host], bn)
-        if i not in (bn, scale)
-    )
 
 
 def _folded_forwards(host: Layer, scale: Layer, affine: Affine, training: bool) -> Layer | None:

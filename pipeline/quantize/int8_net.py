@@ -54,9 +54,19 @@ class Int8Net:
     """
 
     def __init__(self, net: Net, record: Record, *, device: str = "cpu") -> None:
-        self.net = fuse(net, unfused(record)).net
-        self.layers = quantize_layers(self.net, record)
-        self._executor = Executor(self.net, self.layers, device=device)
+        self._set_up(fuse(net, unfused(record)).net, record, device)
+
+    @classmethod
+    def of_fused(cls, net: Net, record: Record, *, device: str = "cpu") -> Int8Net:
+        """Return the integer net of a net in which all is folded that is to be."""
+        made = cls.__new__(cls)
+        made._set_up(net, record, device)
+        return made
+
+    def _set_up(self, net: Net, record: Record, device: str) -> None:
+        self.net = net
+        self.layers = quantize_layers(net, record)
+        self._executor = Executor(net, self.layers, device=device)
 
     def forward(
         self,

@@ -31,8 +31,6 @@ class Prepared:
     net : Net
         As read.
     fused : Fused
-    unfused : frozenset of str
-        Layers that could have taken others in.
     verdicts : tuple of Verdict
     plans : dict of layer name to LayerPlan
         The layers to quantize.
@@ -43,7 +41,6 @@ class Prepared:
 
     net: Net
     fused: Fused
-    unfused: frozenset[str]
     verdicts: tuple[Verdict, ...]
     plans: dict[str, LayerPlan]
     calibrate: CalibrateConfig
@@ -90,11 +87,7 @@ def prepare(config: Config, net: Net) -> Prepared:
     chosen = config.retrain or calibrate
     check_names("retrain" if config.retrain else "calibrate", chosen, net)
     training = config.retrain is not None
-    everything = fuse(net)
-    fused = Fused(net, ())
-    if chosen.do_fusion:
-        fused = fuse(net, chosen.skip_fusion_layers, training=training)
-    unfused = {f.layer for f in everything.fusions} - {f.layer for f in fused.fusions}
+    fused = fuse(net, chosen.skip_fusion_layers, training=training, fold=chosen.do_fusion)
     verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types)
     wanted = {v.layer for v in verdicts if v.quantize}
     plans = {x.name: layer_plan(x, calibrate) for x in fused.net.layers if x.name in wanted}
@@ -103,7 +96,7 @@ def prepare(config: Config, net: Net) -> Prepared:
             f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"
         )
     notes = (*net.notes, *notes, *filter(None, (layer_type(x).note(x) for x in net.layers)))
-    return Prepared(net, fused, frozenset(unfused), verdicts, plans, calibrate, notes)
+    return Prepared(net, fused, verdicts, plans, calibrate, notes)
 
 
 def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:

@@ -12,20 +12,17 @@ from caffeio import Net
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
-from pipeline.jobs.files import MODEL_FILES, Writer, model_writers, output_files, write_files
+from pipeline.jobs.files import MODEL_FILES, Writer, output_files, write_files
 from pipeline.jobs.stages import (
     Clock,
     Ranges,
     calibrate,
     check_evaluation,
-    evaluate,
+    finish,
     input_shapes,
-    make_record,
-    make_report,
 )
 from pipeline.qat.plan import channel_wise, fake_plan
 from pipeline.quantize.assign import LayerPlan
-from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
@@ -263,20 +260,21 @@ def _quantize(
     assert done.work is not None
     assert done.before is not None
     module = done.setup.module
-    with clock.stage("quantize"):
+    with clock.stage("read"):
         work = _prepared(config, with_blobs(done.work.net, module.trained_blobs()))
         work = replace(work, notes=(*work.notes, *_notes(done)))
         shapes = input_shapes(config, work, FloatNet(work.fused.net, device=device))
-        record = make_record(work, Ranges(module.ranges_by_layer(), shapes, done.samples))
-        int8 = Int8Net(work.net, record, device=device)
-    with clock.stage("evaluate"):
-        before = work.net if config.model.caffemodel is None else done.before
-        scores = evaluate(config, work, before, int8, device, reporter)
-    name = work.net.name or config.model.prototxt.stem
-    report = make_report(name, work, record, scores, files, done.samples, clock)
-    writers = {**model_writers(report, work.fused, int8), **_course_writers(done, files)}
-    write_files(files, writers)
-    return report
+    return finish(
+        config,
+        work,
+        Ranges(module.ranges_by_layer(), shapes, done.samples),
+        files,
+        clock,
+        reporter,
+        device=device,
+        before=None if config.model.caffemodel is None else done.before,
+        more=_course_writers(done, files),
+    )
 
 
 def _course_writers(done: _Done, files: Mapping[str, Path]) -> dict[str, Writer]:
