@@ -1,9 +1,14 @@
 """Quantize Caffe models to INT8: the pipeline that joins `caffeio` and `kernels`.
 
->>> report = pipeline.quantize_model("config.toml")  # by calibration
->>> report = pipeline.retrain_model("config.toml")  # by training; needs PyTorch
->>> out = pipeline.FloatNet(net).forward({"data": x})
->>> out = pipeline.Int8Net(net, report.record).forward({"data": x})
+By calibration, or by training, which needs PyTorch:
+
+>>> report = pipeline.quantize_model("config.toml")  # doctest: +SKIP
+>>> report = pipeline.retrain_model("config.toml")  # doctest: +SKIP
+
+What the nets compute:
+
+>>> out = pipeline.FloatNet(net).forward({"data": x})  # doctest: +SKIP
+>>> out = pipeline.Int8Net(net, report.record).forward({"data": x})  # doctest: +SKIP
 """
 
 from __future__ import annotations

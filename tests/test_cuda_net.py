@@ -112,10 +112,10 @@ def test_calibration_halves_a_batch_that_does_not_fit(net, monkeypatch):
     whole = observe(FloatNet(fused), plans, batches, 1)
     watch = FloatNet.watch
 
-    def narrow(self, inputs, values, shown):
+    def narrow(self, inputs, values, shown, **more):
         if len(inputs["data"]) > 1:
             raise MemoryError("out of memory")
-        watch(self, inputs, values, shown)
+        watch(self, inputs, values, shown, **more)
 
     monkeypatch.setattr(FloatNet, "watch", narrow)
     with pytest.warns(UserWarning, match="batch of 2"):

@@ -274,7 +274,7 @@ def test_other_computations_run_on_the_same_loop():
     def forward_of(position):
         if runner.net.layers[position].name == "a":
             return lambda bottoms: (bottoms[0] + 1,)
-        return runner.forward_of(position)
+        return runner._model.operation(position)
 
     plan = schedule(runner.net, {"x"})
     out = run(runner.net, plan, {"x": X}, forward_of)

@@ -203,6 +203,6 @@ def test_a_net_of_layers_that_once_kept_a_batch_whole_runs_in_parts(monkeypatch)
     monkeypatch.setattr("pipeline.runtime.batching._CACHE_BYTES", 4 * prod(x.shape[1:]) * 4)
     runner = FloatNet(net)
     parts = runner.forward({"x": x}, ["e", "f"])
-    assert runner._part_once((("x", x.shape),), ("e", "f"), ()) == (2, {"x"})
+    assert runner._runner.parts((("x", x.shape),), ("e", "f")) == (2, {"x"})
     for name, want in whole.items():
         np.testing.assert_array_equal(parts[name], want)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -258,7 +260,7 @@ def test_integers_pass_from_layer_to_layer():
     net, x = build("separable"), data("separable")
     executor = Int8Net(net, record(net, x))._executor
     executor.forward({"x": x})
-    compiled = executor._compile_once((("x", x.shape),), None, ())
+    compiled = executor._runner.compiled((("x", x.shape),), None)
     kinds = [action.kind for action in compiled.actions]
     assert kinds == ["enter", "run", "leave", "layer"]  # the last is Softmax
 
@@ -292,7 +294,7 @@ def test_buffers_are_used_again():
         found, FloatNet(runner.net, device="reference").forward({"x": x})["y11"], rtol=1e-4,
         atol=1e-5,
     )  # fmt: skip
-    program = runner._compile_once((("x", x.shape),), None, ()).program
+    program = runner._runner.compiled((("x", x.shape),), None).program
     assert len(program.sizes) == 2
     assert len({*program.steps["bases"]}) == 1  # tables of like layers are one
 
@@ -338,10 +340,10 @@ def test_nan_in_the_input_of_an_integer_net_is_refused():
 def test_weights_are_packed_once_for_all_shapes():
     runner = FloatNet(build("residual"))
     runner.forward({"x": data("residual")})
-    packed = dict(runner._packed._packed)
+    packed = dict(runner._runner.packed._packed)
     runner.forward({"x": data("residual", 3)})
-    assert runner._packed._packed == packed
-    assert all(runner._packed._packed[k] is v for k, v in packed.items())
+    assert runner._runner.packed._packed == packed
+    assert all(runner._runner.packed._packed[k] is v for k, v in packed.items())
 
 
 def test_a_plan_may_leave_layers_out():
@@ -349,7 +351,7 @@ def test_a_plan_may_leave_layers_out():
     plan = schedule(net, {"x"}, ["m"])
     runner = FloatNet(net)
     shapes = runner.shapes()
-    compiled = compile_net(net, plan, shapes, {}, packed=runner._packed)
+    compiled = compile_net(net, plan, shapes, {}, packed=runner._runner.packed)
     assert not any(action.kind == "layer" for action in compiled.actions)
 
 
@@ -359,7 +361,7 @@ def test_a_large_batch_is_run_in_parts_with_the_same_numbers(monkeypatch: pytest
     factors = record(net, x)
     for runner in (FloatNet(net), Int8Net(net, factors)._executor):
         found = runner.forward({"x": x}, ["g", "z"])
-        assert runner._part_once((("x", x.shape),), ("g", "z"), ()) == (2, {"x"})
+        assert runner._runner.parts((("x", x.shape),), ("g", "z")) == (2, {"x"})
         for i in range(7):
             alone = runner.forward({"x": x[i : i + 1]}, ["g", "z"])
             for blob in ("g", "z"):
@@ -375,7 +377,7 @@ def test_nets_that_mix_images_stay_whole():
     runner = FloatNet(net)
     x = np.random.default_rng(0).normal(size=(4, 3, 5, 5)).astype(np.float32)
     assert runner.forward({"x": x})["r"].shape == (2, 200)
-    assert runner._part_once((("x", x.shape),), None, ()) == (None, set())
+    assert runner._runner.parts((("x", x.shape),), None) == (None, set())
 
 
 def test_nan_within_a_net_names_the_layer():
@@ -385,3 +387,30 @@ def test_nan_within_a_net_names_the_layer():
     del factors.layers["a"]  # runs in float
     with pytest.raises(NetError, match="layer 'a' gives NaN"):
         Int8Net(broken, factors).forward({"x": x})
+
+
+def test_a_net_that_is_dropped_is_freed_at_once():
+    """Its buffers are large: they must not wait for the cyclic collector."""
+    net, x = build("residual"), data("residual")
+    factors = record(net, x)
+    gc.collect()
+    gc.disable()
+    try:
+        for make in (
+            lambda: FloatNet(net),
+            lambda: Int8Net(net, factors),
+            lambda: FloatNet(net, device="reference"),
+        ):
+            runner = make()
+            runner.forward({"x": x})
+            runner.forward({"x": x}, ["c"])
+            inner = getattr(runner, "_executor", runner)
+            held = [weakref.ref(runner), weakref.ref(inner._model)]
+            if inner.device == "cpu":
+                compiled = inner._runner.compiled((("x", x.shape),), None)
+                held += [weakref.ref(compiled), weakref.ref(compiled.program)]
+                del compiled
+            del runner, inner
+            assert [ref() for ref in held] == [None] * len(held)
+    finally:
+        gc.enable()

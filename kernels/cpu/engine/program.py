@@ -87,7 +87,8 @@ class Instance:
     """
 
     def __init__(self, program: Program) -> None:
-        self._program = program  # whose arrays the steps point to
+        # not the program itself, which keeps its instances: that would be a circle
+        self._keep, self._places, self._table = program.keep, program.places, program.steps
         self._buffers = [_aligned(size + SLACK) for size in program.sizes]
         places = np.array([b.ctypes.data for b in self._buffers] or [0], np.int64)
         self._stages = program.stages.copy()
@@ -104,7 +105,7 @@ class Instance:
 
     def view(self, image: Image) -> np.ndarray:
         """Return the values (N, H, W, C) of an image."""
-        return image.view(self._buffers[self._program.places[image.buffer]])
+        return image.view(self._buffers[self._places[image.buffer]])
 
     def run(self, begin: int, end: int, threads: int) -> None:
         """Run steps [begin, end).
@@ -117,8 +118,8 @@ class Instance:
         run_steps(self._steps, begin, end, threads)
         marked = np.flatnonzero(self._stages[:, FIELDS.index("nans")])
         if marked.size:
-            stages = self._program.steps["stage"][begin:end]
-            with_stage = self._program.steps["store"][begin:end] != 0
+            stages = self._table["stage"][begin:end]
+            with_stage = self._table["store"][begin:end] != 0
             raise NanError(begin + int(np.argmax(with_stage & (stages == marked[0]))))
 
 
