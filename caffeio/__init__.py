@@ -28,6 +28,8 @@ from caffeio.record import (
 from caffeio.solver import Solver, read_solver, read_solver_net
 from caffeio.solver_state import SolverState, read_solver_state, write_solver_state
 
+__version__ = "0.2.0"
+
 __all__ = [
     "SOURCE_TYPES",
     "CaffeFileError",

@@ -1,9 +1,41 @@
 """Numerical kernels of INT8 quantization, usable without Caffe.
 
-Every operation validates its arguments, then runs on the device named: ``"reference"``
-(NumPy, the definition of the result) or ``"cpu"`` (numba, all cores). Importing this
-package compiles nothing and does not import numba; a kernel is compiled, and cached on
-disk, when it is first called.
+Numbers in, numbers out: NumPy arrays, or arrays of a CUDA device. By theme:
+
+Number format
+    `QuantParams`, `params_from_range`, `quantize`, `dequantize`, `fake_quantize`, `requantize`
+Weights
+    `arq`, `arq_fake_quantize`, `quantize_weights`, `dequantize_weights`,
+    `fake_quantize_weights`
+Layers, in float32 and in INT8
+    `conv2d`, `conv2d_int8`, `prepare_conv2d`, `deconv2d`, `deconv2d_int8`, `inner_product`,
+    `inner_product_int8`, `avg_pool2d`, `avg_pool2d_int8`, `max_pool2d`
+What becomes of the sums of an INT8 layer
+    `OutputStage`
+Sizes of results
+    `conv_output_size`, `deconv_output_size`, `pool_output_size`
+Observing data, in one pass and constant memory
+    `Histogram`, `NotFiniteError`
+From a histogram to scale and offset
+    `search_params`, by one of `METHODS` or its settings: `Method` is any of `Ifmr`, `Hfmg`,
+    `MinMax`, `Percentile`, `Mse`, `Kl`; `quantization_error`
+IFMR on the data itself
+    `ifmr`, or in batches `percentile_range`, `tail_rank`, `ifmr_candidates`, `IfmrCandidates`,
+    `IfmrPass`
+Training with a learned range
+    `ClipRange`, `guard_clips`, `UlqGrid`, `ulq_grid`, `ulq_forward`, `ulq_backward`
+Devices and compiling
+    `DEVICES`, `best_device`, `device_count`, `select_device`, `on_compile`
+For programs that run whole nets
+    `packed`, `resident`, `check_output`, `float_stage`, `ConvGeometry`, `PoolGeometry`
+
+A module of this folder holds one operation: its arguments are checked there, once. Then it runs
+on the device named, in the module of the same name under ``kernels/<device>``: ``"reference"``
+(NumPy, the definition of the result), ``"cpu"`` (all cores, by numba and generated machine
+code) or ``"cuda"``. ``kernels/README.md`` derives the arithmetic and says how to add to it.
+
+Importing this package compiles nothing and does not import numba; a kernel is compiled, and
+on the CPU cached on disk, when it is first called.
 """
 
 from kernels._ifmr import (
@@ -40,6 +72,10 @@ from kernels.programs import packed, resident
 from kernels.search import quantization_error, search_params
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
 from kernels.weights import arq, arq_fake_quantize
+
+__version__ = "0.2.0"
+
+# caffe-quant: kernels (by this line `pipeline.installed` knows that the package is this one)
 
 __all__ = [
     "DEVICES",

@@ -41,6 +41,14 @@ def tail_rank(total: int, percentile: float) -> int:
     total : int
     percentile : float
         In (0.5, 1].
+
+    Examples
+    --------
+    >>> from kernels import tail_rank
+    >>> tail_rank(1000, 0.75)
+    250
+    >>> tail_rank(1000, 1.0)
+    1
     """
     floor = int(np.floor(np.float32(percentile) * np.float32(total)))
     return min(max(total - floor, 1), total)
@@ -97,6 +105,16 @@ def ifmr_candidates(low: float, high: float, settings: Ifmr, bits: int = 8) -> I
     ------
     ValueError
         If a scale would be infinite or out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Ifmr, ifmr_candidates
+    >>> candidates = ifmr_candidates(0.0, 255.0, Ifmr((0.5, 1.5), 0.5))
+    >>> candidates.scales
+    array([0.5, 1. , 1.5], dtype=float32)
+    >>> candidates.best(np.array([3.0, 1.0, 2.0]))  # losses
+    QuantParams(scale=1.0, offset=-128, bits=8)
     """
     check_bits(bits)
     start, end = (np.float32(r) for r in settings.search_range)
@@ -133,6 +151,16 @@ class IfmrPass:
         Sum of squared errors so far; sums of two passes over parts of the data add up.
     total : int
         Values seen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Ifmr, IfmrPass, ifmr_candidates
+    >>> second = IfmrPass(ifmr_candidates(0.0, 255.0, Ifmr((0.5, 1.5), 0.5)))
+    >>> for batch in np.arange(256, dtype=np.float32).reshape(4, 64):
+    ...     second.update(batch)
+    >>> int(second.losses.argmin()), second.params()
+    (1, QuantParams(scale=1.0, offset=-128, bits=8))
     """
 
     def __init__(self, candidates: IfmrCandidates) -> None:
@@ -196,6 +224,14 @@ def ifmr(
         If `x` holds NaN or infinity.
     ValueError
         If `x` is empty, a setting is out of range, or the data is too large to scale.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import ifmr
+    >>> x = np.arange(256, dtype=np.float32)
+    >>> ifmr(x, (0.5, 1.5), 0.25)
+    QuantParams(scale=1.0, offset=-128, bits=8)
     """
     x = _flat(x, device)
     size = math.prod(x.shape)
@@ -234,6 +270,15 @@ def percentile_range(hist: Histogram, settings: Ifmr | Percentile) -> tuple[floa
     ------
     ValueError
         If the histogram is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Histogram, Percentile, percentile_range
+    >>> hist = Histogram()
+    >>> hist.update(np.arange(-50, 50, dtype=np.float32))
+    >>> percentile_range(hist, Percentile(max_percentile=0.75, min_percentile=1.0))
+    (-50.0, 25.0)
     """
     low, _ = hist.smallest_at(tail_rank(hist.total, settings.min_percentile))
     high, _ = hist.largest_at(tail_rank(hist.total, settings.max_percentile))

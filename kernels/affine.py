@@ -59,6 +59,15 @@ class QuantParams:
         If offset or bits is no integer.
     ValueError
         If the scale is not a positive finite float32 or the offset leaves the range.
+
+    Examples
+    --------
+    >>> from kernels import QuantParams
+    >>> params = QuantParams(0.5, -28)
+    >>> params.low, params.high
+    (-128, 127)
+    >>> params.range
+    (-50.0, 77.5)
     """
 
     scale: float
@@ -136,6 +145,14 @@ def params_from_range(
     ------
     ValueError
         If an end is NaN or infinite, or the scale is out of range.
+
+    Examples
+    --------
+    >>> from kernels import params_from_range
+    >>> params_from_range(10.0, 63.75)  # as if from 0
+    QuantParams(scale=0.25, offset=-128, bits=8)
+    >>> params_from_range(-64.0, 10.0, asymmetric=False)
+    QuantParams(scale=0.5, offset=0, bits=8)
     """
     check_bits(bits)
     with np.errstate(over="ignore"):
@@ -172,6 +189,14 @@ def quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.n
         If `x` lies on a CUDA device that is not to compute.
     ValueError
         If `x` holds a NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import QuantParams, quantize
+    >>> x = np.array([-1.0, 0.0, 0.25, 0.6, 100.0], np.float32)
+    >>> quantize(x, QuantParams(0.5, 10))  # half a step rounds away from zero, 100 saturates
+    array([  8,  10,  11,  11, 127], dtype=int8)
     """
     return backend(device, "affine").quantize(check_array("x", x, np.float32, None, device), params)
 
@@ -184,6 +209,13 @@ def dequantize(q: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np
     q : int8 array, any shape
     params : QuantParams
     device : str
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import QuantParams, dequantize
+    >>> dequantize(np.array([8, 10, 127], np.int8), QuantParams(0.5, 10))
+    array([-1. ,  0. , 58.5], dtype=float32)
     """
     return backend(device, "affine").dequantize(check_array("q", q, np.int8, None, device), params)
 
@@ -203,6 +235,13 @@ def fake_quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") ->
         If `x` lies on a CUDA device that is not to compute.
     ValueError
         If `x` holds a NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import QuantParams, fake_quantize
+    >>> fake_quantize(np.array([-1.0, 0.6, 100.0], np.float32), QuantParams(0.5, 10))
+    array([-1. ,  0.5, 58.5], dtype=float32)
     """
     x = check_array("x", x, np.float32, None, device)
     return backend(device, "affine").fake_quantize(x, params)
@@ -230,6 +269,15 @@ def requantize(
     ------
     ValueError
         If there are neither 1 nor C scales, or one is not positive and finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import QuantParams, requantize
+    >>> sums = np.array([[100, -7], [3, 40]], np.int32)
+    >>> requantize(sums, np.array([0.5, 2.0], np.float32), QuantParams(1.0, 5))
+    array([[55, -9],
+           [ 7, 85]], dtype=int8)
     """
     acc = check_array("acc", acc, np.int32, None, device)
     scales = _scales("scale", scale)
@@ -280,6 +328,15 @@ def quantize_weights(
     ------
     ValueError
         If the scales do not fit or are not positive and finite, or `w` holds a NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import quantize_weights
+    >>> w = np.array([[127.0, -63.6], [-32.0, 16.0]], np.float32)
+    >>> quantize_weights(w, np.array([1.0, 0.25], np.float32))
+    array([[ 127,  -64],
+           [-128,   64]], dtype=int8)
     """
     w = check_array("w", w, np.float32, None, "cpu")
     if np.isnan(w).any():
@@ -303,6 +360,15 @@ def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int =
     ------
     ValueError
         If the scales do not fit or are not positive and finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import dequantize_weights
+    >>> q = np.array([[127, -64], [-128, 64]], np.int8)
+    >>> dequantize_weights(q, np.array([1.0, 0.25], np.float32))
+    array([[127., -64.],
+           [-32.,  16.]], dtype=float32)
     """
     q = check_array("q", q, np.int8, None, "cpu")
     return q.astype(np.float32) * _channels(q, scales, channel_axis)

@@ -45,6 +45,15 @@ def avg_pool2d(
     ------
     TypeError, ValueError
         If dtype, rank or parameters are wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import avg_pool2d
+    >>> x = np.ones((1, 1, 3, 3), np.float32)
+    >>> avg_pool2d(x, 2, stride=2, pad=1)  # padded positions count
+    array([[[[0.25, 0.5 ],
+             [0.5 , 1.  ]]]], dtype=float32)
     """
     x = check_array("x", x, np.float32, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)
@@ -85,6 +94,17 @@ def avg_pool2d_int8(
         If dtype, rank or parameters are wrong.
     OverflowError
         If a sum could leave int32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import OutputStage, QuantParams, avg_pool2d_int8
+    >>> x = np.array([[[[7, 8], [9, 12]]]], np.int8)
+    >>> avg_pool2d_int8(x, 2, x_offset=5, output=OutputStage(0.5))  # 0.5 * (2 + 3 + 4 + 7) / 4
+    array([[[[2.]]]], dtype=float32)
+    >>> same = OutputStage(0.5, params=QuantParams(0.5, 5))
+    >>> avg_pool2d_int8(x, 2, x_offset=5, output=same)
+    array([[[[9]]]], dtype=int8)
     """
     x = check_array("x", x, np.int8, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)

@@ -56,6 +56,12 @@ def conv_output_size(size: int, kernel: int, stride: int, pad: int, dilation: in
     ValueError
         If a number is out of range, or the kernel is so much larger than the padded image that
         there is no window.
+
+    Examples
+    --------
+    >>> from kernels import conv_output_size
+    >>> conv_output_size(224, kernel=7, stride=2, pad=3)
+    112
     """
     check_integer("kernel", kernel, 1)
     check_integer("stride", stride, 1)
@@ -127,6 +133,15 @@ def conv2d(
     ------
     TypeError, ValueError
         If dtypes, ranks, shapes or parameters do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import conv2d
+    >>> x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    >>> conv2d(x, np.ones((1, 1, 2, 2), np.float32), np.array([0.5], np.float32))
+    array([[[[ 8.5, 12.5],
+             [20.5, 24.5]]]], dtype=float32)
     """
     x = check_array("x", x, np.float32, 4, device)
     w = check_array("w", w, np.float32, 4, device)
@@ -177,6 +192,20 @@ def conv2d_int8(
         If dtypes, ranks, shapes or parameters do not fit together.
     OverflowError
         If a sum could leave int32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import OutputStage, QuantParams, conv2d_int8
+    >>> x = np.full((1, 1, 2, 2), 5, np.int8)  # stands for 5 - 3
+    >>> w = np.ones((1, 1, 3, 3), np.int8)
+    >>> conv2d_int8(x, w, x_offset=3, pad=1)[0, 0]  # four times 2; the padding adds nothing
+    array([[8, 8],
+           [8, 8]], dtype=int32)
+    >>> stage = OutputStage(0.5, params=QuantParams(0.25, -10))
+    >>> conv2d_int8(x, w, x_offset=3, pad=1, output=stage)[0, 0]  # 8 * 0.5 / 0.25 - 10
+    array([[6, 6],
+           [6, 6]], dtype=int8)
     """
     x = check_array("x", x, np.int8, 4, device)
     w = check_array("w", w, np.int8, 4, device)
@@ -228,6 +257,14 @@ def prepare_conv2d(
     ------
     TypeError, ValueError, OverflowError
         As `conv2d_int8`; ``run`` raises for data of another shape or dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import prepare_conv2d
+    >>> run = prepare_conv2d((1, 1, 2, 2), np.ones((1, 1, 2, 2), np.int8), x_offset=3)
+    >>> run(np.full((1, 1, 2, 2), 5, np.int8))
+    array([[[[8]]]], dtype=int32)
     """
     check_array("w", w, None, 4, device)
     integers = not str(w.dtype).endswith("float32")  # torch has names of its own

@@ -30,6 +30,12 @@ def deconv_output_size(size: int, kernel: int, stride: int, pad: int, dilation: 
     ------
     ValueError
         If nothing would be left after cutting the padding off.
+
+    Examples
+    --------
+    >>> from kernels import deconv_output_size
+    >>> deconv_output_size(7, kernel=4, stride=2, pad=1)
+    14
     """
     out = stride * (size - 1) + dilation * (kernel - 1) + 1 - 2 * pad
     if out < 1:
@@ -101,6 +107,15 @@ def deconv2d(
     ------
     TypeError, ValueError
         If dtypes, ranks, shapes or parameters do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import deconv2d
+    >>> x = np.array([[[[1, 2]]]], np.float32)
+    >>> deconv2d(x, np.ones((1, 1, 2, 3), np.float32), stride=2)  # windows overlap in a column
+    array([[[[1., 1., 3., 2., 2.],
+             [1., 1., 3., 2., 2.]]]], dtype=float32)
     """
     x = check_array("x", x, np.float32, 4, device)
     w = check_array("w", w, np.float32, 4, device)
@@ -148,6 +163,14 @@ def deconv2d_int8(
         If dtypes, ranks, shapes or parameters do not fit together.
     OverflowError
         If a sum could leave int32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import deconv2d_int8
+    >>> x = np.array([[[[1, 2]]]], np.int8)
+    >>> deconv2d_int8(x, np.full((1, 1, 1, 2), 10, np.int8), x_offset=-1, stride=2)
+    array([[[[20, 20, 30, 30]]]], dtype=int32)
     """
     x = check_array("x", x, np.int8, 4, device)
     w = check_array("w", w, np.int8, 4, device)

@@ -114,6 +114,19 @@ class Histogram:
         Least and greatest value seen; NaN before any.
     smallest, largest : float32 array
         The extreme values, ascending from the least and descending from the greatest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Histogram
+    >>> hist, other = Histogram(), Histogram()
+    >>> hist.update(np.array([[0.0, 3.0], [-2.0, 1.0]], np.float32))
+    >>> other.update(np.array([5.0, 0.0], np.float32))
+    >>> hist.merge(other)  # other.merge(hist) has the same state
+    >>> hist.total, hist.zeros, hist.low, hist.high
+    (6, 2, -2.0, 5.0)
+    >>> hist.largest_at(2)  # and it is exact
+    (3.0, True)
     """
 
     def __init__(self, half: int = 1 << 14, tail: int = 4096) -> None:

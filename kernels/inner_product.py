@@ -38,6 +38,14 @@ def inner_product(
     ------
     TypeError, ValueError
         If dtypes, ranks or shapes do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import inner_product
+    >>> x, w = np.array([[1, 2]], np.float32), np.array([[3, 4], [5, 6]], np.float32)
+    >>> inner_product(x, w, np.array([0.5, 0], np.float32))
+    array([[11.5, 17. ]], dtype=float32)
     """
     x = check_array("x", x, np.float32, 2, device)
     w = check_array("w", w, np.float32, 2, device)
@@ -80,6 +88,17 @@ def inner_product_int8(
         If dtypes, ranks or shapes do not fit together.
     OverflowError
         If a sum could leave int32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import OutputStage, inner_product_int8
+    >>> x, w = np.array([[1, 2]], np.int8), np.array([[3, 4], [-5, -6]], np.int8)
+    >>> inner_product_int8(x, w, x_offset=-1)  # 2 * 3 + 3 * 4, and so on
+    array([[ 18, -28]], dtype=int32)
+    >>> relu = OutputStage(0.25, clamp=(0, np.inf))
+    >>> inner_product_int8(x, w, x_offset=-1, output=relu)
+    array([[4.5, 0. ]], dtype=float32)
     """
     x = check_array("x", x, np.int8, 2, device)
     w = check_array("w", w, np.int8, 2, device)

@@ -43,6 +43,15 @@ def max_pool2d(
     ------
     TypeError, ValueError
         If dtype, rank or parameters are wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import max_pool2d
+    >>> x = np.array([[[[1, 5, 2], [4, 3, 6]]]], np.float32)
+    >>> y, indices = max_pool2d(x, (2, 2), return_indices=True)
+    >>> y, indices
+    (array([[[[5., 6.]]]], dtype=float32), array([[[[1, 5]]]]))
     """
     x = check_array("x", x, np.float32, 4, device)
     geometry = pool_geometry(x, kernel, stride, pad, ceil_mode)

@@ -34,6 +34,15 @@ class OutputStage:
         Lowest and highest real value kept: (0, inf) is ReLU, (0, 6) is ReLU6.
     params : QuantParams, optional
         Requantize to int8; without it the values are stored as float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import OutputStage, QuantParams, inner_product_int8
+    >>> x, w = np.array([[3]], np.int8), np.array([[10], [-10], [20]], np.int8)
+    >>> relu6 = OutputStage(0.125, clamp=(0, 6), params=QuantParams(0.0625, -128))
+    >>> inner_product_int8(x, w, output=relu6)  # 3.75, 0 and 6 in steps of 1/16, less 128
+    array([[ -68, -128,  -32]], dtype=int8)
     """
 
     scale: np.ndarray | float

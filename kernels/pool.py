@@ -55,6 +55,14 @@ def pool_output_size(
     ValueError
         If a number is out of range, the kernel is so much larger than the padded image that
         there is no window, or the padding is not below the kernel.
+
+    Examples
+    --------
+    >>> from kernels import pool_output_size
+    >>> pool_output_size(112, kernel=3, stride=2, pad=0)
+    56
+    >>> pool_output_size(112, kernel=3, stride=2, pad=0, ceil_mode=False)
+    55
     """
     check_integer("kernel", kernel, 1)
     check_integer("stride", stride, 1)

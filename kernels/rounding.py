@@ -1,6 +1,8 @@
 """The one rule by which a value of the number format is rounded.
 
-Every backend uses this function: NumPy calls it on arrays, numba compiles it for scalars.
+NumPy calls this function on arrays, numba compiles it for scalars. Code that cannot call it
+states the same rule in its own terms, for which tests hold it to this one: generated machine
+code (`kernels.cpu.codegen`) and CUDA, whose ``roundf`` it is.
 """
 
 from __future__ import annotations

@@ -46,6 +46,17 @@ def search_params(
     ------
     TypeError, ValueError
         If the histogram is empty, or the method or a setting is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Histogram, search_params
+    >>> hist = Histogram()
+    >>> hist.update(np.append(np.arange(256), 1020).astype(np.float32))
+    >>> search_params(hist, "minmax")
+    QuantParams(scale=4.0, offset=-128, bits=8)
+    >>> search_params(hist, "percentile", max_percentile=0.996)  # leaves 1020 out
+    QuantParams(scale=1.0, offset=-128, bits=8)
     """
     check_bits(bits)
     check_device(device)
@@ -72,6 +83,16 @@ def quantization_error(hist: Histogram, params: QuantParams, *, device: str = "c
     hist : Histogram
     params : QuantParams
     device : str
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Histogram, QuantParams, quantization_error
+    >>> hist = Histogram()
+    >>> hist.update(np.linspace(-1, 1, 1000, dtype=np.float32))
+    >>> fine, coarse = (quantization_error(hist, QuantParams(s)) for s in (1 / 128, 1 / 64))
+    >>> round(coarse / fine)  # scale**2 / 12 each
+    4
     """
     low, high, scale = (np.array([v]) for v in (*params.range, params.scale))
     return float(_losses(hist, low, high, scale, device)[0]) / max(hist.total, 1)

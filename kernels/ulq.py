@@ -109,6 +109,12 @@ def guard_clips(clips: ClipRange, *, fixed_min: bool = False) -> ClipRange:
     -------
     ClipRange
         Its previous values are the guarded ones, before `fixed_min`.
+
+    Examples
+    --------
+    >>> from kernels import ClipRange, guard_clips
+    >>> guard_clips(ClipRange(high=6.0, low=0.5, previous_high=5.0, previous_low=-1.0))
+    ClipRange(high=6.0, low=-1.0, previous_high=6.0, previous_low=-1.0)
     """
     high, low = clips.high, clips.low
     if not high > low:
@@ -134,6 +140,13 @@ def ulq_grid(clip_max: float, clip_min: float, *, bits: int = 8) -> UlqGrid:
     ------
     ValueError
         If the range is empty, not finite, or too wide for a scale.
+
+    Examples
+    --------
+    >>> from kernels import ulq_grid
+    >>> grid = ulq_grid(95.5, -32.0)
+    >>> grid.scale, grid.zero, grid.params()
+    (0.5, -64, QuantParams(scale=0.5, offset=-64, bits=8))
     """
     check_bits(bits)
     high, low = np.float32(clip_max), np.float32(clip_min)
@@ -160,6 +173,14 @@ def ulq_forward(x: np.ndarray, grid: UlqGrid, *, device: str = "cpu") -> np.ndar
     Returns
     -------
     float32 array, shape of `x`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import ulq_forward, ulq_grid
+    >>> x = np.array([-1.0, 0.25, 0.75, 3.1, 1000.0], np.float32)
+    >>> ulq_forward(x, ulq_grid(127.5, 0.0))  # halves round to even here
+    array([  0. ,   0. ,   1. ,   3. , 127.5], dtype=float32)
     """
     return backend(device, "ulq").forward(check_array("x", x, np.float32, None, device), grid)
 
@@ -188,6 +209,14 @@ def ulq_backward(
     ------
     ValueError
         If the shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import ulq_backward, ulq_grid
+    >>> x, gradient = np.array([-1, 1, 200], np.float32), np.array([2, 3, 4], np.float32)
+    >>> ulq_backward(x, gradient, ulq_grid(127.5, 0.0))  # what lies outside moves the range
+    (array([0., 3., 0.], dtype=float32), 4.0, 2.0)
     """
     x = check_array("x", x, np.float32, None, device)
     gradient = check_array("gradient", gradient, np.float32, None, device)

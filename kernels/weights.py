@@ -39,6 +39,16 @@ def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.nda
     ValueError
         If `w` is empty, holds NaN or infinity (the first such channel is named), or the axis
         is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import arq
+    >>> w = np.array([[127.0, -3.0], [2.0, -64.0]], np.float32)
+    >>> arq(w)  # 127 / 127 and -64 / -128
+    array([1. , 0.5], dtype=float32)
+    >>> arq(w, None)
+    array([1.], dtype=float32)
     """
     w, half = _check(w, channel_axis, bits, "cpu")
     rows = w.reshape(1, -1) if channel_axis is None else _rows(w, channel_axis)
@@ -68,6 +78,17 @@ def arq_fake_quantize(
     ------
     ValueError
         As `arq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import arq_fake_quantize
+    >>> fake, scales = arq_fake_quantize(np.array([[127.0, -3.2], [0.3, -64.0]], np.float32))
+    >>> fake
+    array([[127. ,  -3. ],
+           [  0.5, -64. ]], dtype=float32)
+    >>> scales
+    array([1. , 0.5], dtype=float32)
     """
     w, half = _check(w, channel_axis, bits, device)
     axis = channel_axis or 0

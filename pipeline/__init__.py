@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.runtime.executor import FloatNet
     from pipeline.runtime.state import State
 
+__version__ = "0.2.0"
+
 __all__ = ["FloatNet", "Int8Net", "State", "quantize_model", "retrain_model", "train_model"]
 
 _HOMES = {
@@ -40,4 +42,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
     import importlib
 
+    from pipeline.installed import check_kernels
+
+    check_kernels()
     return getattr(importlib.import_module(f"pipeline.{_HOMES[name]}"), name)

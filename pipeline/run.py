@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline import __version__
+from pipeline.installed import check_kernels
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "it costs.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong use (command or config), 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"caffe-quant {__version__}")
     parser.add_argument("config", help="TOML file that names the model, the data and the output")
     parser.add_argument(
         "--plan", action="store_true", help="show what would be done, without computing"
@@ -85,6 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
     options = _parser().parse_args(arguments)
+    try:
+        check_kernels()
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     if options.threads:
         # read when the libraries are loaded, which has not happened yet
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))

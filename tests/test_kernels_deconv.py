@@ -265,3 +265,17 @@ def test_wrong_arguments_are_named(change: dict, error: type[Exception], message
         arguments |= {k: arguments[k].astype(np.float32) for k in ("x", "w")}
         with pytest.raises(error, match=message):
             deconv2d(**arguments)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_outputs_that_no_tap_reaches_know_nothing_of_the_data(device, group, value):
+    x = np.ones((2, 3, 2, 2), np.float32)
+    x[0, 1, 1, 0] = value
+    w = np.ones((3, 3 // group, 1, 1), np.float32)
+    bias = np.arange(3, dtype=np.float32)
+    y = deconv2d(x, w, bias, stride=3, group=group, device=device)
+    want = np.broadcast_to(bias[None, :, None, None], y.shape).copy()
+    want[:, :, ::3, ::3] += x if group == 3 else x.sum(1, keepdims=True)
+    np.testing.assert_array_equal(y, want)

@@ -1,8 +1,8 @@
 """The data a Caffe user has, as batches of float32 arrays.
 
->>> source = open_source("images")
+>>> source = open_source("images")  # doctest: +SKIP
 >>> transform = Transform(resize=(256, 256), crop=227, mean=(104, 117, 123))
->>> for batch in batches({"data": (source, transform)}, batch_size=32):
+>>> for batch in batches({"data": (source, transform)}, batch_size=32):  # doctest: +SKIP
 ...     batch.inputs["data"]  # N×C×H×W float32
 """
 

@@ -164,12 +164,22 @@ class DeconvWeights:
 
     def add(self, to: Builder, source: Image, writes: Writes) -> None:
         """Add the layer's steps."""
-        phases = deconv_phases(source, self.geometry)
-        for packed, phase in zip(self.packed, phases, strict=True):
-            grid = phase.grid
+        for packed, phase in zip(self.packed, deconv_phases(source, self.geometry), strict=True):
+            read, grid = source, phase.grid
             if not grid.taps.size:
-                grid = Grid(np.zeros_like(grid.bases), np.zeros(1, np.int64), grid.where)
-            (to.channels if self.alone else to.outputs)(source, packed, grid, writes)
+                read, grid = _nothing(to, source, packed.kernel, grid)
+            (to.channels if self.alone else to.outputs)(read, packed, grid, writes)
+
+
+def _nothing(to: Builder, like: Image, kernel: MicroKernel, grid: Grid) -> tuple[Image, Grid]:
+    """Return zeros for outputs that no tap reaches, which must not see what the data holds.
+
+    Their weights are zero, but zero times infinity is not.
+    """
+    zeros = to.image(kernel, (1, like.channels, 1, 1), (1, 1), like.offset)
+    to.fill(zeros)
+    at = np.full_like(grid.bases, zeros.distance(0, -1, -1))
+    return zeros, Grid(at, np.zeros(1, np.int64), grid.where)
 
 
 def add_average(to: Builder, source: Image, g: PoolGeometry, writes: Writes) -> None:
