@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from caffeio.errors import NetError
 from caffeio.graph import Value
+from kernels.programs import Engine, Image, Instance, Program
 from pipeline.layers import Shape
 
 __all__ = ["Action", "CompiledNet", "Watch"]
@@ -42,7 +42,7 @@ class Action:
     end: int = 0
     value: Value = NOTHING
     watched: Value = NOTHING
-    image: Any = None
+    image: Image | None = None
     shape: Shape = ()
     position: int = -1
     reads: tuple[Value, ...] = ()
@@ -67,8 +67,8 @@ class CompiledNet:
     results : dict of str to Value
     """
 
-    engine: Any
-    program: Any
+    engine: Engine
+    program: Program
     owners: tuple[str, ...]
     actions: tuple[Action, ...]
     inputs: tuple[Value, ...]
@@ -127,7 +127,7 @@ class CompiledNet:
         self,
         action: Action,
         arrays: dict[Value, np.ndarray],
-        instance: Any,
+        instance: Instance,
         threads: int,
         run_layer: RunLayer,
         watch: Watch | None,
@@ -145,10 +145,13 @@ class CompiledNet:
             arrays.update(zip(action.writes, tops, strict=True))
         elif action.kind == "watch":
             if watch is not None:
-                held = action.image is None
-                numbers = arrays[action.value] if held else instance.view(action.image)
-                watch(action.watched, numbers)
+                image = action.image
+                watch(
+                    action.watched,
+                    arrays[action.value] if image is None else instance.view(image),
+                )
         else:
+            assert action.image is not None
             view = instance.view(action.image)
             n, height, width, channels = view.shape
             shape = n, channels, height, width

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from math import inf
-from typing import Any
 
 import kernels
 from caffeio.graph import Net, Value
 from kernels import ConvGeometry, OutputStage, QuantParams
+from kernels.output import CheckedStage
+from kernels.programs import Image, PackedLayer
 from pipeline.layers import Shape
 from pipeline.layers.convolution import conv_params, weight_shape
 from pipeline.layers.int8 import QuantizedLayer
@@ -80,7 +81,7 @@ class _Compiler:
         numbers: Mapping[str, QuantizedLayer],
         packed: PackedWeights,
     ) -> None:
-        engine: Any = kernels.packed("cpu")
+        engine = packed.engine
         self.engine = engine
         self.net, self.shapes, self.numbers, self.packed = net, shapes, numbers, packed
         self.parents: dict[Value, tuple[Value, int]] = {}
@@ -89,8 +90,8 @@ class _Compiler:
         self.by_steps = {v for v, node in self.made_by.items() if node.kind != "layer"}
         self.needs: dict[Value, set[Form]] = {}
         self.borders: dict[tuple[Value, Form], Pair] = {}
-        self.builder: Any = self.engine.Builder()
-        self.images: dict[tuple[Value, Form], Any] = {}
+        self.builder = self.engine.Builder()
+        self.images: dict[tuple[Value, Form], Image] = {}
         self.actions: list[Action] = []
         self.begun = 0
         self.owners: list[str] = []
@@ -187,7 +188,7 @@ class _Compiler:
         n, c, h, w = (*self.shapes[value], 1, 1)[:4]
         return n, c, h, w
 
-    def _image(self, value: Value, form: Form) -> Any:
+    def _image(self, value: Value, form: Form) -> Image:
         """Return where a value lies, having made room for it."""
         key = value, form
         if key not in self.images:
@@ -295,7 +296,9 @@ class _Compiler:
             self._weights(node, numbers, source).add(self.builder, source, writes)
         return {f for f in ("float", params) if f in forms}
 
-    def _stage(self, node: Node, numbers: QuantizedLayer | None, params: QuantParams | None) -> Any:
+    def _stage(
+        self, node: Node, numbers: QuantizedLayer | None, params: QuantParams | None
+    ) -> CheckedStage:
         channels = self.shapes[node.writes[0]][1]
         clamp = node.clamp or (-inf, inf)
         if numbers is None:
@@ -320,7 +323,7 @@ class _Compiler:
         )
         return ConvGeometry(kernel, stride, pad, dilation, p.group, (top[2], top[3]))
 
-    def _weights(self, node: Node, numbers: QuantizedLayer | None, source: Any) -> Any:
+    def _weights(self, node: Node, numbers: QuantizedLayer | None, source: Image) -> PackedLayer:
         """Return a layer's packed weights."""
         layer, g = self.net.layers[node.position], self._geometry(node)
         channels = self._image_shape(node.reads[0])[1]

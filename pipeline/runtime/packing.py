@@ -9,11 +9,11 @@ their keys do.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from kernels import ConvGeometry
+from kernels.programs import Engine, MicroKernel, PackedLayer
 from pipeline.layers.folding import Affine, scaled_outputs
 from pipeline.runtime.identity import Same
 
@@ -26,7 +26,7 @@ class Operands:
 
     Attributes
     ----------
-    kernel : object
+    kernel : MicroKernel
         The engine's micro-kernel that will read them.
     w : Same of array
         As the layer holds them, float32 or int8.
@@ -44,7 +44,7 @@ class Operands:
         What the result is multiplied by, and what is added then: float64, one for each output.
     """
 
-    kernel: Any
+    kernel: MicroKernel
     w: Same[np.ndarray]
     bias: Same[np.ndarray] | None
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ class Operands:
         """Return an affine map as it is written here."""
         return None if affine is None else (affine.k.tobytes(), affine.shift.tobytes())
 
-    def pack(self, engine: Any) -> Any:
+    def pack(self, engine: Engine) -> PackedLayer:
         """Return the weights packed by an engine, see `kernels.programs`."""
         g = self.geometry
         w = self.w.value.reshape(self.shape)
@@ -85,16 +85,16 @@ class PackedWeights:
         From `kernels.programs`.
     """
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._packed: dict[Operands, Any] = {}
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._packed: dict[Operands, PackedLayer] = {}
 
-    def of(self, operands: Operands) -> Any:
+    def of(self, operands: Operands) -> PackedLayer:
         """Return the weights packed from these operands, to be laid over their windows."""
         g = operands.geometry
         # of the number of windows packing may know only which phases of a stride occur
         phases = (min(g.stride[0], g.out_size[0]), min(g.stride[1], g.out_size[1]))
         key = replace(operands, geometry=replace(g, out_size=phases))
         if key not in self._packed:
-            self._packed[key] = key.pack(self._engine)
+            self._packed[key] = key.pack(self.engine)
         return self._packed[key].over(g)

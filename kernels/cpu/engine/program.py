@@ -18,6 +18,7 @@ import numpy as np
 from kernels.cpu.codegen.epilogue import FIELDS
 from kernels.cpu.engine.image import SLACK, Image
 from kernels.cpu.engine.runner import run_steps
+from kernels.programs import StepError
 
 __all__ = ["Instance", "NanError", "Program", "Slots"]
 
@@ -64,7 +65,7 @@ class Program:
             self._free.append(instance)
 
 
-class NanError(ValueError):
+class NanError(StepError):
     """A value to be quantized is NaN.
 
     Attributes
