@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from caffeio.data import KINDS
 from pipeline.layers.int8 import INT8_TYPES
 
 __all__ = [
@@ -75,23 +76,20 @@ class TransformConfig(Table):
     mirror: bool = Field(False, description="in training: half of the images, at random")
 
 
+def _kind(name: str) -> str:
+    known = ("auto", *KINDS, "net")
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(map(repr, known))}")
+    return name
+
+
 class DataConfig(Table):
     """``[calibrate.data]``, ``[evaluate.data]``: where samples come from, for one input."""
 
     source: FilePath | None = Field(None, description="file or folder; left out for kind = 'net'")
-    kind: Literal[
-        "auto",
-        "folder",
-        "list",
-        "lmdb",
-        "leveldb",
-        "hdf5",
-        "hdf5_list",
-        "numpy",
-        "idx",
-        "raw",
-        "net",
-    ] = "auto"
+    kind: Annotated[str, AfterValidator(_kind)] = Field(
+        "auto", description="what lies there; net: what the net's own data layer names"
+    )
     input: str | None = Field(None, description="name of the net's input blob")
     color: bool | None = Field(None, description="decode to three channels, or to one")
     root: FilePath | None = Field(None, description="folder that a list's paths start from")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from kernels import METHODS
 from pipeline.config.base import Data, FilePath, Names, Number, QuantizableType, Table, as_tuple
 
 __all__ = [
@@ -103,8 +104,7 @@ class Algorithm(Table):
     @property
     def data_searches(self) -> dict[str, Table]:
         """The searches that are set, by method name (``"ifmr"``, ...)."""
-        names = ("ifmr", "hfmg", "minmax", "percentile", "mse", "kl")
-        found = {name: getattr(self, f"{name}_quantize") for name in names}
+        found = {name: getattr(self, f"{name}_quantize") for name in METHODS}
         return {name: search for name, search in found.items() if search is not None}
 
     @model_validator(mode="after")

@@ -22,7 +22,6 @@ from kernels import (
     Ifmr,
     IfmrPass,
     NotFiniteError,
-    Percentile,
     QuantParams,
     ifmr_candidates,
     percentile_range,
@@ -249,9 +248,9 @@ def _tail(value: Value, net: Net, plans: Mapping[str, LayerPlan], total: int) ->
     longest = _TAIL
     for i in net.readers[value]:
         plan = plans.get(net.layers[i].name)
-        if plan is not None and isinstance(plan.method, Ifmr | Percentile):
-            p = min(plan.method.max_percentile, plan.method.min_percentile)
-            longest = max(longest, tail_rank(total, p))
+        for end in ("max_percentile", "min_percentile"):
+            p = None if plan is None else getattr(plan.method, end, None)
+            longest = longest if p is None else max(longest, tail_rank(total, p))
     return min(longest, _LONGEST_TAIL)
 
 
