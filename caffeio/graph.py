@@ -37,7 +37,8 @@ class Layer:
     param : LayerParameter
         The layer's message without blobs. Never changed: copy it to change it.
     blobs : tuple of ndarray
-        Weights, float32, C-contiguous, in Caffe's order; empty if it has none.
+        Weights, C-contiguous, in Caffe's order, float32 (in deploy models also int8, int32 and
+        uint64); empty if it has none.
     """
 
     name: str
