@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.ir import Writer
 from kernels.cpu.codegen.microkernels import choose
 from kernels.cpu.codegen.native import compile_text
+from kernels.cpu.codegen.values import Operand, Value, where
 
 __all__ = ["RUN", "TURNS", "compiled", "place_text"]
 
@@ -29,8 +30,8 @@ TURNS = 16
 #: So many values ahead memory is called for, which else would idle while values are counted.
 _AHEAD = 1 << 12
 _MOST = (1 << 31) - 1
-#: Variables of a loop by the function that collects them.
-_EXTREMES = {"smin": "l", "smax": "h"}
+#: LLVM's functions that collect extremes.
+_EXTREMES = ("smin", "smax")
 
 
 @lru_cache(maxsize=1)
@@ -43,114 +44,104 @@ def compiled() -> int:
 class _Loop:
     """A loop over values, a vector at a time: places are written and extremes collected.
 
+    It is made at the function's entry, where its constants are.
+
     Parameters
     ----------
-    writer : Writer
-        At the function's entry: constants are made there.
     name : str
-        Of its blocks and values. It leaves the number of places as ``{name}_k_end``.
+        Of its blocks and values.
     lanes : int
     isa : str
         An instruction set that leaves zeros out, or any other.
+    factor, half : Value
+        Scalars, float32 and int32.
     """
 
-    def __init__(self, writer: Writer, name: str, lanes: int, isa: str) -> None:
-        self.w, self.name, self.lanes = writer, name, lanes
-        self.real, self.whole = vector(lanes, "float"), vector(lanes, "i32")
-        self.factor = writer.splat(lanes, "float", "%scale")
-        self.half = writer.splat(lanes, "i32", "%middle")
-        turn = writer.splat(lanes, "i32", writer.value("shl i32 %middle, 1"))
-        steps = ", ".join(f"i32 {i}" for i in range(lanes))
-        self.turns = writer.value(f"add {self.whole} {turn}, <{steps}>")
+    def __init__(self, name: str, lanes: int, isa: str, factor: Value, half: Value) -> None:
+        self.w, self.name, self.lanes = factor.w, name, lanes
+        self.factor = factor.splat(lanes)
+        self.half = half.splat(lanes)
+        behind = (half << 1).splat(lanes)
+        self.turns = behind + behind.iota()
         self.put = {"avx512": self._compressed}.get(isa, self._all)
 
-    def write(self, before: str, begin: str, end: str, kept: str, low: str, high: str) -> None:
-        """Write the loop, from a block on; it runs on to the block ``{name}_after``."""
-        w, n, whole = self.w, self.name, self.whole
-        some = w.value(f"icmp slt i64 {begin}, {end}")
-        w.do(f"br i1 {some}, label %{n}, label %{n}_after")
+    def write(self, before: str, first: dict[str, Value], end: Value) -> dict[str, Value]:
+        """Write the loop, from a block on; it runs on to the block ``{name}_after``.
+
+        Its variables, whose first values are given and whose last ones returned, are the
+        position "i", the number of places kept "k" and the extreme keys by `_EXTREMES`.
+        """
+        w, n, lanes = self.w, self.name, self.lanes
+        w.do(f"br i1 {first['i'] < end}, label %{n}, label %{n}_after")
         w.label(n)
-        first = {"i": ("i64", begin), "k": ("i64", kept), "l": (whole, low), "h": (whole, high)}
-        for v, (kind, value) in first.items():
-            w.phi(f"%{n}_{v}", kind, **{before: value, n: f"%{n}_{v}_next"})
-        x = w.load(self.real, w.value(f"getelementptr float, ptr %x, i64 %{n}_i"))
-        if self.lanes > 1:
-            ahead = w.value(f"add i64 %{n}_i, {_AHEAD}")
-            w.prefetch(w.value(f"getelementptr float, ptr %x, i64 {ahead}"))
-        bits = w.value(f"bitcast {self.real} {x} to {whole}")
-        sign = w.value(f"ashr {whole} {bits}, splat (i32 31)")
-        flip = w.value(f"and {whole} {sign}, splat (i32 {_MOST})")
-        key = w.value(f"xor {whole} {bits}, {flip}")
-        product = w.value(f"fmul {self.real} {x}, {self.factor}")
-        index = w.value(f"fptosi {self.real} {product} to {whole}")
-        signed = w.value(f"add {whole} {index}, {sign}")
-        place = w.value(f"add {whole} {signed}, {self.half}")
-        nothing = w.value(f"fcmp oeq {self.real} {x}, zeroinitializer")
-        out = w.value(f"getelementptr i32, ptr %out, i64 %{n}_k")
-        w.named(f"%{n}_k_next", f"add i64 %{n}_k, {self.put(place, nothing, out)}")
-        for function, v in _EXTREMES.items():
-            name, found = f"llvm.{function}.v{self.lanes}i32", f"%{n}_{v}"
-            best = w.call(whole, name, (whole, found), (whole, key))
-            w.named(f"%{n}_{v}_next", f"bitcast {whole} {best} to {whole}")
-        w.named(f"%{n}_i_next", f"add i64 %{n}_i, {self.lanes}")
-        w.loop(n, f"%{n}_i_next", end, f"{n}_after")
+        now = self._variables("", before, first)
+        x = Value.load(w, "float", lanes, w.element("float", "%x", str(now["i"])))
+        if lanes > 1:
+            w.prefetch(w.element("float", "%x", str(now["i"] + _AHEAD)))
+        bits = x.bits("i32")
+        sign = bits >> 31  # -1 of negative floats, else 0
+        key = bits ^ (sign & _MOST)  # in the order of the floats
+        place = (x * self.factor).to("i32") + sign + self.half
+        nothing = x.equals(0)
+        out = w.element("i32", "%out", str(now["k"]))
+        (now["k"] + self.put(place, nothing, out)).alias(f"%{n}_k_next")
+        for function in _EXTREMES:
+            now[function].call(function, key).alias(f"%{n}_{function}_next")
+        (now["i"] + lanes).alias(f"%{n}_i_next")
+        w.loop(n, f"%{n}_i_next", str(end), f"{n}_after")
         w.label(f"{n}_after")
-        for v, (kind, value) in first.items():
-            w.phi(f"%{n}_{v}_end", kind, **{before: value, n: f"%{n}_{v}_next"})
+        return self._variables("_end", before, first)
 
-    def extreme(self, function: str) -> str:
-        """Return the least or greatest key that the loop has met, as one element."""
-        keys = f"%{self.name}_{_EXTREMES[function]}_end"
-        name = f"llvm.vector.reduce.{function}.v{self.lanes}i32"
-        return self.w.call("i32", name, (self.whole, keys))
+    def _variables(self, suffix: str, before: str, first: dict[str, Value]) -> dict[str, Value]:
+        """Return the variables in a block that is entered from `before` and from the loop."""
+        variables = {}
+        for v, x in first.items():
+            sources = {before: x.name, self.name: f"%{self.name}_{v}_next"}
+            name = f"%{self.name}_{v}{suffix}"
+            variables[v] = Value.phi(self.w, x.kind, x.lanes, name, **sources)
+        return variables
 
-    def _all(self, place: str, nothing: str, out: str) -> str:
+    def _all(self, place: Value, nothing: Value, out: str) -> Operand:
         """Store all places and return how many; zeros take their turn."""
-        w, mask = self.w, vector(self.lanes, "i1")
-        place = w.value(f"select {mask} {nothing}, {self.whole} {self.turns}, {self.whole} {place}")
-        w.store(self.whole, place, out)
-        return str(self.lanes)
+        where(nothing, self.turns, place).store(out)
+        return self.lanes
 
-    def _compressed(self, place: str, nothing: str, out: str) -> str:
+    def _compressed(self, place: Value, nothing: Value, out: str) -> Operand:
         """Store the places of values that are not zero and return how many."""
-        w, mask = self.w, vector(self.lanes, "i1")
-        some = w.value(f"xor {mask} {nothing}, splat (i1 true)")
+        some = ~nothing
         name = f"llvm.x86.avx512.mask.compress.v{self.lanes}i32"
-        given = (self.whole, place), (self.whole, "zeroinitializer"), (mask, some)
-        w.store(self.whole, w.call(self.whole, name, *given), out)
-        bits = w.value(f"bitcast {mask} {some} to i{self.lanes}")
-        wide = w.value(f"zext i{self.lanes} {bits} to i64")
-        return w.call("i64", "llvm.ctpop.i64", ("i64", wide))
+        given = ((v.type, str(v)) for v in (place, place.constant(0), some))
+        self.w.store(place.type, self.w.call(place.type, name, *given), out)
+        return some.flags().zext("i64").call("ctpop")
 
 
 def place_text(isa: str, lanes: int) -> str:
     """Return the LLVM text of ``place`` for vectors of an instruction set."""
     names = ("x", "n", "factor", "half", "out", "lows", "highs", "kept")
     w = Writer("place", [("i64" if n in ("n", "factor", "half") else "ptr", n) for n in names])
+    n, factor, half = (Value(w, "i64", 0, f"%{name}") for name in ("n", "factor", "half"))
     w.label("entry")
-    w.named("%factor_bits", "trunc i64 %factor to i32")
-    w.named("%scale", "bitcast i32 %factor_bits to float")
-    w.named("%middle", "trunc i64 %half to i32")
-    many, rest = _Loop(w, "many", lanes, isa), _Loop(w, "rest", 1, "")
+    numbers = factor.to("i32").bits("float"), half.to("i32")
+    many, rest = _Loop("many", lanes, isa, *numbers), _Loop("rest", 1, "", *numbers)
     w.do("br label %run")
     w.label("run")
-    w.phi("%r", "i64", entry="0", rest_after="%r_next")
-    w.phi("%filled", "i64", entry="0", rest_after="%rest_k_end")
-    w.named("%begin", f"mul i64 %r, {RUN}")
-    left = w.value("sub i64 %n, %begin")
-    here = w.call("i64", "llvm.smin.i64", ("i64", left), ("i64", str(RUN)))
-    w.named("%end", f"add i64 %begin, {here}")
-    w.named("%middle_end", f"add i64 %begin, {w.value(f'and i64 {here}, {-lanes}')}")
-    none = f"splat (i32 {_MOST})", f"splat (i32 {-_MOST - 1})"
-    many.write("run", "%begin", "%middle_end", "%filled", *none)
-    ends = (w.splat(1, "i32", many.extreme(function)) for function in ("smin", "smax"))
-    rest.write("many_after", "%middle_end", "%end", "%many_k_end", *ends)
+    r = Value.phi(w, "i64", 0, "%r", entry="0", rest_after="%r_next")
+    filled = Value.phi(w, "i64", 0, "%filled", entry="0", rest_after="%rest_k_end")
+    begin = r * RUN
+    here = (n - begin).call("smin", RUN)
+    end = begin + here
+    middle = begin + (here & -lanes)
+    ends = {"smin": _MOST, "smax": -_MOST - 1}
+    none = {f: Value.number(w, "i32", lanes, key) for f, key in ends.items()}
+    last = many.write("run", {"i": begin, "k": filled, **none}, middle)
+    best = {f: last[f].reduce(f).splat(1) for f in _EXTREMES}
+    last = rest.write("many_after", {"i": middle, "k": last["k"], **best}, end)
     for table, function in (("lows", "smin"), ("highs", "smax")):
-        place = w.value(f"getelementptr i32, ptr %{table}, i64 %r")
-        w.store("i32", rest.extreme(function), place)
-    w.named("%r_next", "add i64 %r, 1")
-    w.loop("run", "%end", "%n", "done")
+        place = w.element("i32", f"%{table}", str(r))
+        last[function].reduce(function).store(place)
+    (r + 1).alias("%r_next")
+    w.loop("run", str(end), str(n), "done")
     w.label("done")
-    w.store("i64", "%rest_k_end", "%kept")
+    last["k"].store("%kept")
     w.do("ret void")
     return w.text()

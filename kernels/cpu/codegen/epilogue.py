@@ -7,24 +7,31 @@ constants (`CONSTANTS`), and for each image it reads or writes the address of it
 channel and of the distances of its positions from there, in bytes. The last entry is a mark
 that is set where a NaN should become an integer.
 
-``y = sum * scale`` or, for float32 sums, ``y = sum / divisor``; before that the 16-bit step where
-``power > 0``; ``y = max(y, 0) + slope * min(y, 0)``, ``y = y + other``, ``y = clamp(y)``, stored
-as float32; and ``round(y / q_scale) + q_offset``, saturated, stored as an integer. Each is the
-float32 operation of `kernels.output`, with one exception that does not show: instead of a
-division the value is multiplied by the reciprocal, in units of 1/4096 of a step, and rounded as
-an integer. Products differ from the quotient by less than half a unit; so where the result lies
-within two units of half-way between two steps, and only there, the division is done after all.
+With a sum ``a`` of channel c, and of the following lines those that the form asks for::
+
+    y = a / divisor                                                      float32 sums
+    y = clip(round(y / power_c), -2**15, 2**15 - 1) * power_c  where power_c > 0
+    y = y * scale_c                                                      int32 sums
+    y = slope_c * y  where y < 0
+    y = y + other
+    y = clip(y, low, high)                                               stored as float32
+    q = clip(round(y / q_scale), q_low, q_high) + q_stored               stored as an integer
+
+Each operation is that of `kernels.output` in float32, ``round`` is half away from zero, and
+``q_low`` and ``q_high`` are the limits less the offset, which ``q_stored`` adds. One thing is done
+otherwise, and does not show: instead of a division, y is multiplied by the reciprocal
+``UNITS / q_scale``, which gives units of 1/4096 of a step. Product and quotient differ by less
+than half a unit; so they can round to different steps only within two units of a tie, half-way
+between two steps. There, and only there, the division is done after all.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
-import numpy as np
-
-from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.ir import Writer
 from kernels.cpu.codegen.native import compile_text
+from kernels.cpu.codegen.values import Operand, Value, where
 
 __all__ = [
     "CONSTANTS",
@@ -48,7 +55,7 @@ CONSTANTS = (
     "low", "high", "divisor", "q_scale", "q_low", "q_high", "q_stored", "reciprocal_units",
     "low_units", "high_units", "stored_units", "first", "last",
 )  # fmt: skip
-#: Parts of a step that a fast result is rounded to.
+#: Parts of a step that a fast result is rounded to; a power of two.
 UNITS = 4096
 
 _BYTES = {"uint8": 1, "int16": 2}
@@ -102,15 +109,35 @@ def compiled(form: Form) -> int:
 class Lanes:
     """Which lanes of a vector count: those of a mask, by a number known to be the first ones."""
 
-    mask: str = ""
+    mask: Value | None = None
     count: int = 0
 
     @classmethod
-    def first(cls, lanes: int, count: int) -> Lanes:
+    def first(cls, w: Writer, lanes: int, count: int) -> Lanes:
         """Return the first `count` of so many lanes."""
         if count >= lanes:
             return cls()
-        return cls(f"<{', '.join(f'i1 {int(i < count)}' for i in range(lanes))}>", count)
+        bits = ", ".join(f"i1 {int(i < count)}" for i in range(lanes))
+        return cls(Value(w, "i1", lanes, f"<{bits}>"), count)
+
+
+def _round(x: Value) -> Value:
+    """Return ``trunc(x) + sign(x) * [|x - trunc(x)| >= 1/2]``: half away from zero."""
+    whole = x.trunc()
+    up = abs(x - whole) >= 0.5
+    return whole + where(up, 1, x.constant(0)).copysign(x)
+
+
+def _clip(x: Value, low: Operand, high: Operand) -> Value:
+    """Return ``min(max(x, low), high)``; NaN stays NaN."""
+    x = where(x < low, low, x)
+    return where(x > high, high, x)
+
+
+def _step_of_16_bits(y: Value, power: Value) -> Value:
+    """Return ``clip(round(y / power), -2**15, 2**15 - 1) * power`` where power > 0, else y."""
+    stepped = _clip(_round(y / power), -(2**15), 2**15 - 1) * power
+    return where(power > 0, stepped, y)
 
 
 class OutputWriter:
@@ -126,200 +153,138 @@ class OutputWriter:
     def __init__(self, form: Form, writer: Writer) -> None:
         self.form = form
         self.w = writer
-        self.real = vector(form.lanes, "float")
-        self.whole = vector(form.lanes, "i32")
-        self.mask = vector(form.lanes, "i1")
-        self.constants: dict[str, str] = {}
+        self.constants: dict[str, Value] = {}
         self.lines: dict[str, str] = {}
         self.images: dict[str, tuple[str, str]] = {}
         self.ties = 0
 
-    def _each(self, value: float) -> str:
-        """Return a constant vector."""
-        # LLVM writes a float as the bits of the double of the same value
-        bits = struct.pack(">d", np.float32(value)).hex()
-        return f"splat (float 0x{bits})"
-
     def _field(self, name: str) -> str:
         return self.w.load("ptr", self.w.at("%stage", str(8 * FIELDS.index(name))))
 
-    def _float_call(self, function: str, *values: str) -> str:
-        name = f"llvm.{function}.v{self.form.lanes}f32"
-        return self.w.call(self.real, name, *((self.real, v) for v in values))
+    def _line(self, table: str, column: str) -> Value:
+        """Load a vector of float32 from a table of the channels or from an image's row."""
+        place = self.w.element("float", self.lines[table], column)
+        return Value.load(self.w, "float", self.form.lanes, place)
 
-    def _floats_at(self, table: str, column: str) -> str:
-        place = self.w.value(f"getelementptr float, ptr {self.lines[table]}, i64 {column}")
-        return self.w.load(self.real, place)
-
-    def _away(self, value: str) -> str:
-        """Round half away from zero, as `kernels.rounding` does."""
-        w = self.w
-        cut = self._float_call("trunc", value)
-        rest = self._float_call("fabs", w.value(f"fsub {self.real} {value}, {cut}"))
-        up = w.value(f"fcmp oge {self.real} {rest}, {self._each(0.5)}")
-        one = w.value(
-            f"select {self.mask} {up}, {self.real} {self._each(1)}, {self.real} {self._each(0)}"
-        )
-        return w.value(f"fadd {self.real} {cut}, {self._float_call('copysign', one, value)}")
-
-    def _limited(self, value: str, low: str, high: str) -> str:
-        """Clamp; NaN stays NaN."""
-        w = self.w
-        below = w.value(f"fcmp olt {self.real} {value}, {low}")
-        value = w.value(f"select {self.mask} {below}, {self.real} {low}, {self.real} {value}")
-        above = w.value(f"fcmp ogt {self.real} {value}, {high}")
-        return w.value(f"select {self.mask} {above}, {self.real} {high}, {self.real} {value}")
-
-    def _scaled(self, y: str, column: str) -> str:
-        return self.w.value(f"fmul {self.real} {y}, {self._floats_at('scale', column)}")
-
-    def _real_value(self, y: str, column: str) -> str:
-        """Write the steps up to the float32 result for sums as float32."""
-        w, form = self.w, self.form
+    def _real(self, y: Value, column: str) -> Value:
+        """Return y, by the lines of the formula, of sums as float32."""
+        form, c = self.form, self.constants
         if form.divided:
-            y = w.value(f"fdiv {self.real} {y}, {self.constants['divisor']}")
+            y = y / c["divisor"]
         if form.shift:
-            y = self._shifted(y, self._floats_at("power", column))
+            y = _step_of_16_bits(y, self._line("power", column))
         if form.scaled:
-            y = self._scaled(y, column)
+            y = y * self._line("scale", column)
         if form.slope:
-            falls = w.value(f"fcmp olt {self.real} {y}, {self._each(0)}")
-            less = w.value(f"fmul {self.real} {y}, {self._floats_at('slope', column)}")
-            y = w.value(f"select {self.mask} {falls}, {self.real} {less}, {self.real} {y}")
+            y = where(y < 0, y * self._line("slope", column), y)
         if form.other:
-            y = w.value(f"fadd {self.real} {y}, {self._floats_at('other', column)}")
+            y = y + self._line("other", column)
         if form.clamp:
-            y = self._limited(y, self.constants["low"], self.constants["high"])
+            y = _clip(y, c["low"], c["high"])
         return y
 
-    def _shifted(self, y: str, power: str) -> str:
-        w = self.w
-        stepped = self._away(w.value(f"fdiv {self.real} {y}, {power}"))
-        kept = self._limited(stepped, self._each(-32768), self._each(32767))
-        back = w.value(f"fmul {self.real} {kept}, {power}")
-        some = w.value(f"fcmp ogt {self.real} {power}, {self._each(0)}")
-        return w.value(f"select {self.mask} {some}, {self.real} {back}, {self.real} {y}")
-
-    def _cut(self, value: str, function: str, limit: str) -> str:
-        """Return the smaller or greater of two vectors of integers."""
-        name = f"llvm.{function}.v{self.form.lanes}i32"
-        return self.w.call(self.whole, name, (self.whole, value), (self.whole, limit))
-
-    def _any(self, bits: str, mask: str) -> str:
-        """Return whether any lane of a mask, or of two, is set."""
-        w, lanes = self.w, self.form.lanes
-        if mask:  # behind the last channel lies anything
-            bits = w.value(f"and {self.mask} {bits}, {mask}")
-        as_one = w.value(f"bitcast {self.mask} {bits} to i{lanes}")
-        return w.value(f"icmp ne i{lanes} {as_one}, 0")
-
-    def _units(self, value: str) -> tuple[str, str]:
-        """Return the step a value in units lies in, and where it is near the border of two."""
-        w, whole = self.w, self.whole
-        name = f"llvm.lrint.v{self.form.lanes}i32.v{self.form.lanes}f32"
-        near = w.call(whole, name, (self.real, value))
-        moved = w.value(f"add {whole} {near}, {self.constants['stored_units']}")
-        step = w.value(f"ashr {whole} {moved}, splat (i32 {UNITS.bit_length() - 1})")
-        low_bits = w.value(f"and {whole} {moved}, splat (i32 {UNITS - 4})")
-        return step, w.value(f"icmp eq {whole} {low_bits}, splat (i32 0)")
-
-    def _divided(self, y: str, mask: str) -> str:
-        """Write quantization by the division, for any value."""
-        w, c = self.w, self.constants
-        self._note_nans(y, mask)
-        steps = self._away(w.value(f"fdiv {self.real} {y}, {c['q_scale']}"))
-        known = w.value(f"fcmp ord {self.real} {steps}, {steps}")
-        number = w.value(
-            f"select {self.mask} {known}, {self.real} {steps}, {self.real} {self._each(0)}"
-        )
-        kept = self._limited(number, c["q_low"], c["q_high"])
-        stored = w.value(f"fadd {self.real} {kept}, {c['q_stored']}")
-        return w.value(f"fptosi {self.real} {stored} to {self.whole}")
-
-    def _integer_value(self, y: str, column: str, mask: str) -> str:
-        """Write quantization of a vector: quickly, and once more where it is near a tie.
+    def _quantized(self, y: Value, column: str, mask: Value | None) -> Value:
+        """Return the integers of a vector: quickly, and once more where one is near a tie.
 
         `y` are bare sums if the form is bounded.
         """
-        w, c, form = self.w, self.constants, self.form
+        form, c = self.form, self.constants
         if form.careful:
-            return self._divided(y, mask)
-        if form.bounded:
-            factor = self._floats_at("factor", column)
-            fast, near = self._units(w.value(f"fmul {self.real} {y}, {factor}"))
-            fast = self._cut(fast, "smax", c["first"])
+            return self._by_division(y, mask)
+        if form.bounded:  # few enough units for an int32: the limits can wait for the integers
+            fast, near = self._from_units(y * self._line("factor", column))
+            fast = fast.call("smax", c["first"])
         else:
-            product = w.value(f"fmul {self.real} {y}, {c['reciprocal_units']}")
-            fast, near = self._units(self._limited(product, c["low_units"], c["high_units"]))
+            units = _clip(y * c["reciprocal_units"], c["low_units"], c["high_units"])
+            fast, near = self._from_units(units)
             if not form.scaled:  # sums of float32 may be NaN
-                unknown = w.value(f"fcmp uno {self.real} {y}, {y}")
-                near = w.value(f"or {self.mask} {near}, {unknown}")
-        some = self._any(near, mask)
+                near = near | y.is_nan()
+        q = self._unless_near(fast, near, y, column, mask)
+        if not form.bounded:
+            return q
+        if form.full and form.integers == "uint8":  # saturates as it is stored
+            return q.call("umin", 255)
+        return q.call("smin", c["last"])
+
+    def _from_units(self, units: Value) -> tuple[Value, Value]:
+        """Return the integer that a value in units rounds to, and where that is near a tie.
+
+        ``floor(u / UNITS + 1/2) + q_stored`` of the nearest whole unit u is a shift of
+        ``u + UNITS * (q_stored + 1/2)``, whose low bits are 0 at a tie. Two are added
+        (``stored_units``), so that those within -2..1 units of a tie are known by low bits 0..3.
+        """
+        moved = units.lrint("i32") + self.constants["stored_units"]
+        return moved >> (UNITS.bit_length() - 1), (moved & (UNITS - 4)).equals(0)
+
+    def _unless_near(
+        self, fast: Value, near: Value, y: Value, column: str, mask: Value | None
+    ) -> Value:
+        """Return the fast result, unless a lane is near a tie: then that of the division."""
+        w = self.w
+        if mask is not None:  # behind the last channel lies anything
+            near = near & mask
+        some = near.any()
         self.ties += 1
         here, exact, after = (f"{n}{self.ties}" for n in ("fast", "exact", "after"))
         w.do(f"br label %{here}")
         w.label(here)
         w.do(f"br i1 {some}, label %{exact}, label %{after}, !prof !0")
         w.label(exact)
-        careful = self._divided(self._scaled(y, column) if form.bounded else y, mask)
+        y = y * self._line("scale", column) if self.form.bounded else y
+        divided = self._by_division(y, mask)
         w.do(f"br label %{after}")
         w.label(after)
-        result = f"%q{self.ties}"
-        w.phi(result, self.whole, **{here: fast, exact: careful})
-        if not form.bounded:
-            return result
-        if form.full and form.integers == "uint8":  # saturates as it is stored
-            return self._cut(result, "umin", "splat (i32 255)")
-        return self._cut(result, "smin", c["last"])
+        sources = {here: fast, exact: divided}
+        return Value.phi(w, "i32", self.form.lanes, f"%q{self.ties}", **sources)
 
-    def _note_nans(self, y: str, mask: str) -> None:
+    def _by_division(self, y: Value, mask: Value | None) -> Value:
+        """Return ``clip(round(y / q_scale), q_low, q_high) + q_stored``; a NaN is noted."""
+        c = self.constants
+        self._note_nans(y, mask)
+        steps = _round(y / c["q_scale"])
+        steps = where(steps.is_number(), steps, steps.constant(0))
+        return (_clip(steps, c["q_low"], c["q_high"]) + c["q_stored"]).to("i32")
+
+    def _note_nans(self, y: Value, mask: Value | None) -> None:
         """Set the mark of the table if a value is NaN: it has no integer."""
-        w, lanes = self.w, self.form.lanes
-        nans = w.value(f"fcmp uno {self.real} {y}, {y}")
-        if mask:
-            nans = w.value(f"and {self.mask} {nans}, {mask}")
-        bits = w.value(f"bitcast {self.mask} {nans} to i{lanes}")
-        here = w.at("%stage", str(8 * FIELDS.index("nans")))
-        some = w.value(f"zext i{lanes} {bits} to i64")
-        w.store("i64", w.value(f"or i64 {w.load('i64', here)}, {some}"), here)
+        nans = y.is_nan()
+        if mask is not None:
+            nans = nans & mask
+        flags, mark = nans.flags(), self.w.at("%stage", str(8 * FIELDS.index("nans")))
+        some = flags.zext("i64")
+        (Value.load(self.w, "i64", 0, mark) | some).store(mark)
 
-    def _put(self, kind: str, value: str, table: str, column: str, lanes: Lanes) -> None:
+    def _put(self, value: Value, table: str, column: str, lanes: Lanes) -> None:
         """Store a vector at a column, or those lanes of it that count."""
-        w, size = self.w, self.form.lanes
-        place = w.value(f"getelementptr {kind}, ptr {self.lines[table]}, i64 {column}")
+        place = self.w.element(value.kind, self.lines[table], column)
         if lanes.count:
-            w.store_first(size, kind, value, place, lanes.count)
-        elif lanes.mask:
-            w.masked_store(size, kind, value, place, lanes.mask)
+            value.store_first(lanes.count, place)
+        elif lanes.mask is not None:
+            value.store_where(lanes.mask, place)
         else:
-            w.store(vector(size, kind), value, place)
+            value.store(place)
 
-    def vector(self, kind: str, sums: str, column: str, lanes: Lanes | None = None) -> None:
-        """Write what happens to one vector of sums of a type, or to some of its lanes."""
-        lanes = lanes or Lanes()
-        how = "sitofp" if self.form.scaled else "bitcast"
-        y = self.w.value(f"{how} {kind} {sums} to {self.real}")
-        if not self.form.bounded:
-            y = self._real_value(y, column)
-        if self.form.floats:
-            self._put("float", y, "floats", column, lanes)
-        if self.form.integers:
-            kind = f"i{8 * _BYTES[self.form.integers]}"
-            q = self._integer_value(y, column, lanes.mask)
-            small = self.w.value(f"trunc {self.whole} {q} to {vector(self.form.lanes, kind)}")
-            self._put(kind, small, "integers", column, lanes)
+    def vector(self, sums: Value, column: str, lanes: Lanes | None = None) -> None:
+        """Write what happens to one vector of sums, or to some of its lanes."""
+        form, lanes = self.form, lanes or Lanes()
+        y = sums.to("float") if form.scaled else sums.bits("float")
+        if not form.bounded:
+            y = self._real(y, column)
+        if form.floats:
+            self._put(y, "floats", column, lanes)
+        if form.integers:
+            q = self._quantized(y, column, lanes.mask)
+            self._put(q.to(f"i{8 * _BYTES[form.integers]}"), "integers", column, lanes)
 
     def begin(self) -> None:
         """Load what is the same for all vectors."""
         w, form = self.w, self.form
         block = self._field("constants")
         for i, name in enumerate(CONSTANTS):
-            number = w.load("float", w.at(block, str(4 * i)))
+            number = Value.load(w, "float", 0, w.at(block, str(4 * i)))
             if name in ("stored_units", "first", "last"):
-                number = w.value(f"fptosi float {number} to i32")
-                self.constants[name] = w.splat(form.lanes, "i32", number)
-            else:
-                self.constants[name] = w.splat(form.lanes, "float", number)
+                number = number.to("i32")
+            self.constants[name] = number.splat(form.lanes)
         tables = {
             "scale": form.scaled,
             "factor": form.bounded,
@@ -327,23 +292,19 @@ class OutputWriter:
             "slope": form.slope,
         }
         for name in (name for name, used in tables.items() if used):
-            place = w.value(f"getelementptr float, ptr {self._field(name)}, i64 %channel")
-            self.lines[name] = place
+            self.lines[name] = w.element("float", self._field(name), "%channel")
         sizes = {"other": 4 * form.other, "floats": 4 * form.floats}
         for name, size in {**sizes, "integers": _BYTES.get(form.integers, 0)}.items():
             if size:
-                kind = f"i{8 * size}"
-                first = w.value(f"getelementptr {kind}, ptr {self._field(name)}, i64 %channel")
-                table = self._field(f"{name}_at")
-                at = w.value(f"getelementptr i64, ptr {table}, i64 %position")
+                first = w.element(f"i{8 * size}", self._field(name), "%channel")
+                at = w.element("i64", self._field(f"{name}_at"), "%position")
                 self.images[name] = first, at
 
     def row(self, m: str) -> None:
         """Go to a row: find where its position lies in the images."""
         w = self.w
         for name, (first, distances) in self.images.items():
-            distance = w.load("i64", w.value(f"getelementptr i64, ptr {distances}, i64 {m}"))
-            self.lines[name] = w.at(first, distance)
+            self.lines[name] = w.at(first, w.load("i64", w.element("i64", distances, m)))
 
 
 def store_text(form: Form) -> str:
@@ -355,9 +316,8 @@ def store_text(form: Form) -> str:
     out.begin()
     w.named("%whole", f"and i64 %columns, {-lanes}")
     w.named("%rest", "sub i64 %columns, %whole")
-    places = ", ".join(f"i64 {i}" for i in range(lanes))
-    many = w.splat(lanes, "i64", "%rest")
-    w.named("%mask", f"icmp slt {vector(lanes, 'i64')} <{places}>, {many}")
+    rest = Value(w, "i64", 0, "%rest").splat(lanes)
+    mask = rest.iota() < rest
     w.named("%any", f"icmp sge i64 %columns, {lanes}")
     w.named("%ragged", "icmp ne i64 %rest, 0")
     w.do("br label %row")
@@ -370,8 +330,8 @@ def store_text(form: Form) -> str:
     w.do("br label %column")
     w.label("column")
     w.phi("%n", "i64", before="0", column_end="%n_next")
-    place = w.value("getelementptr i32, ptr %line, i64 %n")
-    out.vector(out.whole, w.load(out.whole, place), "%n")
+    sums = Value.load(w, "i32", lanes, w.element("i32", "%line", "%n"))
+    out.vector(sums, "%n")
     w.do("br label %column_end")
     w.label("column_end")
     w.named("%n_next", f"add i64 %n, {lanes}")
@@ -379,8 +339,8 @@ def store_text(form: Form) -> str:
     w.label("behind")
     w.do("br i1 %ragged, label %tail, label %next_row")
     w.label("tail")
-    place = w.value("getelementptr i32, ptr %line, i64 %whole")
-    out.vector(out.whole, w.load(out.whole, place), "%whole", Lanes("%mask"))
+    sums = Value.load(w, "i32", lanes, w.element("i32", "%line", "%whole"))
+    out.vector(sums, "%whole", Lanes(mask))
     w.do("br label %next_row")
     w.label("next_row")
     w.named("%m_next", "add i64 %m, 1")

@@ -23,12 +23,13 @@ a window, `step` bytes from the next, and is put together once for all windows i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from kernels.cpu.codegen.epilogue import Form, Lanes, OutputWriter
-from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.ir import Writer
 from kernels.cpu.codegen.microkernels import MicroKernel
 from kernels.cpu.codegen.native import compile_text
+from kernels.cpu.codegen.values import Value
 
 __all__ = [
     "Tiles",
@@ -56,17 +57,20 @@ class Tiles:
     short: tuple[int, int]
 
 
+@cache
 def stored_tile(kernel: MicroKernel, outs: int, form: Form) -> int:
     """Return the address of a whole tile with an output stage, for so many outputs."""
     vectors = -(-outs // kernel.lanes)
     return compile_text(tile_text(kernel, kernel.rows, vectors, form, outs), "tile")
 
 
+@cache
 def stored_columns(kernel: MicroKernel, outs: int, form: Form, width: int, stride: int) -> int:
     """Return the address of ``columns`` for windows so wide, so far apart."""
     return compile_text(columns_text(kernel, outs, form, width, stride), "columns")
 
 
+@cache
 def stored_channels(kernel: MicroKernel, outs: int, form: Form) -> int:
     """Return the address of ``channels`` with an output stage, for so many outputs."""
     return compile_text(channels_text(kernel, outs, form), "channels")
@@ -85,10 +89,23 @@ def compiled(kernel: MicroKernel) -> Tiles:
     )
 
 
-def _sums(kernel: MicroKernel) -> tuple[str, str]:
-    """Return the types of one sum and of a vector of them."""
-    one = "float" if kernel.operands.sums == "float32" else "i32"
-    return one, vector(kernel.lanes, one)
+def _sum_kind(kernel: MicroKernel) -> str:
+    """Return the type of a sum."""
+    return "float" if kernel.operands.sums == "float32" else "i32"
+
+
+def _load_vectors(w: Writer, kernel: MicroKernel, pointer: str, vectors: int) -> list[Value]:
+    """Load vectors of sums or words that lie one behind the other."""
+    kind, lanes = _sum_kind(kernel), kernel.lanes
+    places = (w.at(pointer, str(4 * lanes * v)) for v in range(vectors))
+    return [Value.load(w, kind, lanes, place) for place in places]
+
+
+def _multiply_add(kernel: MicroKernel, sums: Value, data: Value, weights: Value) -> Value:
+    """Return ``sums + data * weights``, of words, as the micro-kernel does it."""
+    names = (str(v) for v in (sums, data, weights))
+    name = sums.w.multiply_add(kernel.multiply_add, *names)
+    return Value(sums.w, sums.kind, sums.lanes, name)
 
 
 def _parameters(form: Form | None, *names: str) -> list[tuple[str, str]]:
@@ -99,12 +116,11 @@ def _parameters(form: Form | None, *names: str) -> list[tuple[str, str]]:
     return [("i64" if name in numbers else "ptr", name) for name in order]
 
 
-def _store(out: OutputWriter, kernel: MicroKernel, sums: list[str], outs: int) -> None:
+def _store(out: OutputWriter, sums: list[Value], outs: int) -> None:
     """Write the output stage of one position: vectors of sums, the last perhaps in part."""
-    kind = _sums(kernel)[1]
     for v, values in enumerate(sums):
-        column = kernel.lanes * v
-        out.vector(kind, values, str(column), Lanes.first(kernel.lanes, outs - column))
+        column = values.lanes * v
+        out.vector(values, str(column), Lanes.first(out.w, values.lanes, outs - column))
 
 
 def tile_text(
@@ -113,36 +129,39 @@ def tile_text(
     """Return the LLVM text of ``tile`` for so many rows and vectors of columns."""
     names = ("data", "bases", "taps", "runs", "words", "weights", "start")
     w = Writer("tile", _parameters(form, *names))
-    one, many = _sums(kernel)
-    size = 4 * kernel.lanes
+    kind, lanes = _sum_kind(kernel), kernel.lanes
+    size = 4 * lanes
     cells = [(m, v) for m in range(rows) for v in range(vectors)]
     w.label("entry")
     lines = []
     for m in range(rows):
         distance = w.load("i64", w.at("%bases", str(8 * m)))
         lines.append(w.at("%data", distance))
-    first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
+    first = _load_vectors(w, kernel, "%start", vectors)
     w.do("br label %run")
     w.label("run")
     w.phi("%t", "i64", entry="0", next_run="%t_next")
     w.phi("%run_weights", "ptr", entry="%weights", next_run="%weights_next")
-    for m, v in cells:
-        w.phi(f"%r{m}_{v}", many, entry=first[v], next_run=f"%n{m}_{v}")
-    tap = w.load("i64", w.value("getelementptr i64, ptr %taps, i64 %t"))
+    before = {
+        (m, v): Value.phi(w, kind, lanes, f"%r{m}_{v}", entry=first[v], next_run=f"%n{m}_{v}")
+        for m, v in cells
+    }
+    tap = w.load("i64", w.element("i64", "%taps", "%t"))
     starts = [w.at(line, tap) for line in lines]
     w.do("br label %step")
     w.label("step")
     w.phi("%k", "i64", run="0", step="%k_next")
     w.phi("%at", "ptr", run="%run_weights", step="%weights_next")
-    for m, v in cells:
-        w.phi(f"%s{m}_{v}", many, run=f"%r{m}_{v}", step=f"%n{m}_{v}")
-    columns = [w.load(many, w.at("%at", str(size * v))) for v in range(vectors)]
+    sums = {
+        (m, v): Value.phi(w, kind, lanes, f"%s{m}_{v}", run=before[m, v], step=f"%n{m}_{v}")
+        for m, v in cells
+    }
+    columns = _load_vectors(w, kernel, "%at", vectors)
     for m in range(rows):
-        word = w.load(one, w.value(f"getelementptr i32, ptr {starts[m]}, i64 %k"))
-        data = w.splat(kernel.lanes, one, word)
+        data = Value.load(w, kind, 0, w.element("i32", starts[m], "%k")).splat(lanes)
         for v in range(vectors):
-            fresh = w.multiply_add(kernel.multiply_add, f"%s{m}_{v}", data, columns[v])
-            w.named(f"%n{m}_{v}", f"bitcast {many} {fresh} to {many}")
+            fresh = _multiply_add(kernel, sums[m, v], data, columns[v])
+            sums[m, v] = fresh.alias(f"%n{m}_{v}")
     w.named("%k_next", "add i64 %k, 1")
     w.named("%weights_next", f"getelementptr i8, ptr %at, i64 {size * vectors}")
     w.loop("step", "%k_next", "%words", "next_run")
@@ -151,42 +170,38 @@ def tile_text(
     w.loop("run", "%t_next", "%runs", "done")
     w.label("done")
     if form is None:
-        for i, (m, v) in enumerate(cells):
-            w.store(many, f"%n{m}_{v}", w.at("%acc", str(size * i)))
+        for i, cell in enumerate(cells):
+            sums[cell].store(w.at("%acc", str(size * i)))
     else:
         out = OutputWriter(form, w)
         out.begin()
         for m in range(rows):
             out.row(str(m))
-            _store(out, kernel, [f"%n{m}_{v}" for v in range(vectors)], outs)
+            _store(out, [sums[m, v] for v in range(vectors)], outs)
     w.do("ret void")
     return f"{kernel.declarations}\n{w.text()}"
 
 
-def _zip(w: Writer, kind: str, count: int, pieces: int, a: str, b: str) -> tuple[str, str]:
-    """Interleave the lower and the upper halves of every 128 bits."""
-    per = count // pieces
+def _zip(a: Value, b: Value, pieces: int) -> list[Value]:
+    """Interleave the lower and the upper halves of every piece of two vectors."""
+    per = a.lanes // pieces
     half = per // 2
-    low, high = (
-        w.shuffle(
-            count,
-            kind,
-            a,
-            b,
+    return [
+        a.shuffle(
             [
-                side + lane * per + begin + j
-                for lane in range(pieces)
+                side + piece * per + begin + j
+                for piece in range(pieces)
                 for j in range(half)
-                for side in (0, count)
+                for side in (0, a.lanes)
             ],
+            b,
         )
         for begin in (0, half)
-    )
-    return low, high
+    ]
 
 
-def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str], vectors: int) -> list[str]:
-    """Turn some vectors of channels for each tap into vectors of words, one for each channel.
+def _words_of_taps(kernel: MicroKernel, taps: list[Value]) -> list[Value]:
+    """Turn vectors of channels for each tap into vectors of words, one for each channel.
 
     Processors interleave within 128 bits only; so pieces of four channels are first moved
     to where their words belong.
@@ -194,26 +209,21 @@ def _words_of_taps(w: Writer, kernel: MicroKernel, taps: list[str], vectors: int
     per, lanes, kind = kernel.operands.per_word, kernel.lanes, kernel.operands.llvm
     if per == 1:
         return taps
-    count, pieces, piece = lanes * per, lanes // 4, f"i{128 // per}"
-    given, here = vector(lanes * vectors, kind), vectors * pieces
+    vectors, pieces = taps[0].lanes // lanes, lanes // 4
+    here = vectors * pieces
     order = [i * pieces + lane for lane in range(pieces) for i in range(per)]
-    whole, parts = vector(count, kind), vector(count // 4, piece)
-    moved = []
-    for tap in taps:
-        cut = w.value(f"bitcast {given} {tap} to {vector(here, piece)}")
-        placed = w.shuffle(here, piece, cut, "poison", [p if p < here else -1 for p in order])
-        moved.append(w.value(f"bitcast {parts} {placed} to {whole}"))
-    made = [_zip(w, kind, count, pieces, moved[i], moved[i + 1]) for i in range(0, per, 2)]
-    words: list[str] = []
-    if per == 2:
-        words += made[0]
-    else:
-        pairs = vector(count // 2, "i16")
-        for a, b in zip(*made, strict=True):
-            low, high = (w.value(f"bitcast {whole} {v} to {pairs}") for v in (a, b))
-            words += _zip(w, "i16", count // 2, pieces, low, high)
-        whole = pairs
-    return [w.value(f"bitcast {whole} {v} to {vector(lanes, 'i32')}") for v in words[:vectors]]
+    order = [p if p < here else -1 for p in order]
+    moved = [
+        tap.bits(f"i{128 // per}", here).shuffle(order).bits(kind, lanes * per) for tap in taps
+    ]
+    words = _zip(moved[0], moved[1], pieces)
+    if per == 4:
+        pairs = list(zip(words, _zip(moved[2], moved[3], pieces), strict=True))
+        words = []
+        for pair in pairs:
+            a, b = (v.bits("i16", lanes * 2) for v in pair)
+            words += _zip(a, b, pieces)
+    return [v.bits("i32", lanes) for v in words[:vectors]]
 
 
 def channels_text(kernel: MicroKernel, outs: int, form: Form) -> str:
@@ -221,38 +231,35 @@ def channels_text(kernel: MicroKernel, outs: int, form: Form) -> str:
     vectors = -(-outs // kernel.lanes)
     names = ("data", "bases", "taps", "groups", "weights", "start", "count")
     w = Writer("channels", _parameters(form, *names))
-    many = _sums(kernel)[1]
-    per, size = kernel.operands.per_word, 4 * kernel.lanes
-    tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
+    kind, lanes, data = _sum_kind(kernel), kernel.lanes, kernel.operands.llvm
+    per, size = kernel.operands.per_word, 4 * lanes
     w.label("entry")
-    first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
+    first = _load_vectors(w, kernel, "%start", vectors)
     out = OutputWriter(form, w)
     out.begin()
     w.do("br label %place")
     w.label("place")
     w.phi("%p", "i64", entry="0", next_place="%p_next")
-    base = w.load("i64", w.value("getelementptr i64, ptr %bases, i64 %p"))
+    base = w.load("i64", w.element("i64", "%bases", "%p"))
     start = w.at("%data", base)
     w.do("br label %group")
     w.label("group")
     w.phi("%q", "i64", place="0", group="%q_next")
-    for v in range(vectors):
-        w.phi(f"%s{v}", many, place=first[v], group=f"%n{v}")
-    distances = w.value(f"getelementptr [{per} x i64], ptr %taps, i64 %q")
-    taps = [
-        w.load(tap_kind, w.at(start, w.load("i64", w.at(distances, str(8 * e)))))
-        for e in range(per)
+    sums = [
+        Value.phi(w, kind, lanes, f"%s{v}", place=first[v], group=f"%n{v}") for v in range(vectors)
     ]
-    weights = w.value(f"getelementptr [{size * per} x i8], ptr %weights, i64 %q")
-    for v, word in enumerate(_words_of_taps(w, kernel, taps, vectors)):
-        column = w.load(many, w.at(weights, str(size * v)))
-        fresh = w.multiply_add(kernel.multiply_add, f"%s{v}", word, column)
-        w.named(f"%n{v}", f"bitcast {many} {fresh} to {many}")
+    distances = w.element(f"[{per} x i64]", "%taps", "%q")
+    places = (w.at(start, w.load("i64", w.at(distances, str(8 * e)))) for e in range(per))
+    taps = [Value.load(w, data, lanes * vectors, place) for place in places]
+    weights = w.element(f"[{size * per} x i8]", "%weights", "%q")
+    for v, word in enumerate(_words_of_taps(kernel, taps)):
+        column = Value.load(w, kind, lanes, w.at(weights, str(size * v)))
+        sums[v] = _multiply_add(kernel, sums[v], word, column).alias(f"%n{v}")
     w.named("%q_next", "add i64 %q, 1")
     w.loop("group", "%q_next", "%groups", "store")
     w.label("store")
     out.row("%p")
-    _store(out, kernel, [f"%n{v}" for v in range(vectors)], outs)
+    _store(out, sums, outs)
     w.do("br label %next_place")
     w.label("next_place")
     w.named("%p_next", "add i64 %p, 1")
@@ -267,19 +274,18 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
     vectors = -(-outs // kernel.lanes)
     names = ("data", "bases", "taps", "step", "weights", "start", "count")
     w = Writer("columns", _parameters(form, *names))
-    many = _sums(kernel)[1]
-    per, size = kernel.operands.per_word, 4 * kernel.lanes
-    tap_kind = vector(kernel.lanes * vectors, kernel.operands.llvm)
+    kind, lanes, data = _sum_kind(kernel), kernel.lanes, kernel.operands.llvm
+    per, size = kernel.operands.per_word, 4 * lanes
     kept = width - stride  # columns that the next window reads, too
     w.label("entry")
-    first = [w.load(many, w.at("%start", str(size * v))) for v in range(vectors)]
+    first = _load_vectors(w, kernel, "%start", vectors)
     distances = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(per)]
     begin = w.at("%data", w.load("i64", "%bases"))
 
-    def column(window: str, c: int) -> list[str]:
+    def column(window: str, c: int) -> list[Value]:
         top = w.at(window, w.value(f"mul i64 %step, {c}"))
-        taps = [w.load(tap_kind, w.at(top, d)) for d in distances]
-        return _words_of_taps(w, kernel, taps, vectors)
+        taps = [Value.load(w, data, lanes * vectors, w.at(top, d)) for d in distances]
+        return _words_of_taps(kernel, taps)
 
     out = OutputWriter(form, w)
     out.begin()
@@ -289,19 +295,23 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
     w.label("place")
     w.phi("%p", "i64", entry="0", next_place="%p_next")
     w.phi("%at", "ptr", entry=begin, next_place="%at_next")
-    for c, v in ((c, v) for c in range(kept) for v in range(vectors)):
-        w.phi(f"%c{c}_{v}", many, entry=words[c][v], next_place=f"%d{c}_{v}")
-    seen = [[f"%c{c}_{v}" for v in range(vectors)] for c in range(kept)]
+    seen = [
+        [
+            Value.phi(w, kind, lanes, f"%c{c}_{v}", entry=word, next_place=f"%d{c}_{v}")
+            for v, word in enumerate(words[c])
+        ]
+        for c in range(kept)
+    ]
     seen += [column("%at", c) for c in range(kept, width)]
     sums = [*first]
     for c, words_of_column in enumerate(seen):
         for v, word in enumerate(words_of_column):
-            weights = w.load(many, w.at("%weights", str(size * (c * per + v))))
-            sums[v] = w.multiply_add(kernel.multiply_add, sums[v], word, weights)
+            place = w.at("%weights", str(size * (c * per + v)))
+            sums[v] = _multiply_add(kernel, sums[v], word, Value.load(w, kind, lanes, place))
     for c, v in ((c, v) for c in range(kept) for v in range(vectors)):
-        w.named(f"%d{c}_{v}", f"bitcast {many} {seen[c + stride][v]} to {many}")
+        seen[c + stride][v].alias(f"%d{c}_{v}")
     out.row("%p")
-    _store(out, kernel, sums, outs)
+    _store(out, sums, outs)
     w.do("br label %next_place")
     w.label("next_place")
     w.named("%p_next", "add i64 %p, 1")

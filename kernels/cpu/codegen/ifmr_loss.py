@@ -1,18 +1,22 @@
 """The squared errors of quantizing data with many scales, as machine code.
 
-``add_errors(x, blocks, lows, highs, scales, shares, count, sums)`` adds, for each of `count`
-candidates and blocks of `BLOCK` values, the squares of
-``round_half_away(clip(x, low, high) / scale) * scale - x`` to its line of `sums`, float64 of as
-many as a vector has lanes. All else is float32, and exact, with one exception that does not
-show: instead of a division the value is multiplied by its share, the reciprocal of the scale.
-Product and quotient differ by less than `NEAR` where both are below `MOST`; so only where the
-product is so near half-way between two integers, or the share is NaN, the division is done after
-all. Blocks that lie in a candidate's range are not clipped.
+``add_errors(x, blocks, lows, highs, scales, shares, count, sums)`` adds for each of `count`
+candidates (low, high, s) and for `blocks` blocks of `BLOCK` values x::
+
+    sum over x of  (round(clip(x, low, high) / s) * s - x)**2
+
+to its line of `sums`, float64 of as many as a vector has lanes. ``round`` is half away from zero.
+The difference is computed in float32, its square in float64. All of it is exactly that, though
+one thing is done otherwise: instead of a division, the value is multiplied by its share
+``1 / s``. Product and quotient differ by less than `NEAR` where both are below `MOST`; so they can
+round to different integers only where the product is that near to a tie, half-way between two
+integers. There, and where the share is NaN, the division is done after all. Blocks that lie in a
+candidate's range are not clipped.
 """
 
 from __future__ import annotations
 
-import struct
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +24,7 @@ import numpy as np
 from kernels.cpu.codegen.ir import Writer, vector
 from kernels.cpu.codegen.microkernels import choose
 from kernels.cpu.codegen.native import compile_text
+from kernels.cpu.codegen.values import Value, where
 
 __all__ = ["BLOCK", "MOST", "compiled", "errors_text"]
 
@@ -30,6 +35,7 @@ MOST = 512
 #: Three roundings of a value below `MOST` are less than three times 2**-15.
 NEAR = 2.0**-12
 
+#: The float32 below one half.
 _ALMOST_HALF = 0.49999997
 #: Vectors whose nearness to a half is looked at together.
 _TOGETHER = 4
@@ -42,137 +48,134 @@ def compiled() -> tuple[int, int]:
     return compile_text(errors_text(lanes), "add_errors"), lanes
 
 
-class _Errors:
-    """Writes the errors of some vectors of values for one candidate."""
-
-    def __init__(self, writer: Writer, lanes: int) -> None:
-        self.w, self.lanes = writer, lanes
-        self.real, self.wide = vector(lanes, "float"), vector(lanes, "double")
-        self.whole, self.mask = vector(lanes, "i32"), vector(lanes, "i1")
-
-    def each(self, value: float) -> str:
-        """Return a constant vector."""
-        bits = struct.pack(">d", np.float32(value)).hex()  # as the double of the same value
-        return f"splat (float 0x{bits})"
-
-    def of(self, function: str, *values: str) -> str:
-        """Call a function of float32 vectors."""
-        given = ((self.real, v) for v in values)
-        return self.w.call(self.real, f"llvm.{function}.v{self.lanes}f32", *given)
-
-    def least(self, a: str, b: str, kind: str = "olt") -> str:
-        """Return the smaller of two vectors, or the greater by "ogt"; of NaN and b, b."""
-        wins = self.w.value(f"fcmp {kind} {self.real} {a}, {b}")
-        return self.w.value(f"select {self.mask} {wins}, {self.real} {a}, {self.real} {b}")
-
-    def clipped(self, x: str) -> str:
-        """Return a vector within the candidate's range."""
-        return self.least(self.least(x, "%low", "ogt"), "%high")
-
-    def near(self, x: str) -> tuple[str, str]:
-        """Return the integer nearest to the product, and the bits of how far it lies from it."""
-        w = self.w
-        product = w.value(f"fmul {self.real} {x}, %share")
-        nearest = self.of("rint", product)
-        rest = self.of("fabs", w.value(f"fsub {self.real} {product}, {nearest}"))
-        return nearest, w.value(f"bitcast {self.real} {rest} to {self.whole}")
-
-    def divided(self, x: str) -> str:
-        """Return the quotient rounded half away from zero."""
-        w = self.w
-        quotient = w.value(f"fdiv {self.real} {x}, %scale")
-        half = self.of("copysign", self.each(_ALMOST_HALF), quotient)
-        return self.of("trunc", w.value(f"fadd {self.real} {quotient}, {half}"))
-
-    def add(self, sums: str, x: str, steps: str) -> str:
-        """Add the squared errors of a vector that became so many steps."""
-        w = self.w
-        product = w.value(f"fmul {self.real} {steps}, %scale")
-        narrow = w.value(f"fsub {self.real} {product}, {x}")
-        d = w.value(f"fpext {self.real} {narrow} to {self.wide}")
-        name = f"llvm.fmuladd.v{self.lanes}f64"
-        return w.call(self.wide, name, (self.wide, d), (self.wide, d), (self.wide, sums))
-
-    def loop(self, name: str, clip: bool, after: str) -> None:
-        """Write the loop over a block; it leaves its sums as ``{name}_sums_next``."""
-        w = self.w
-        w.label(name)
-        w.phi(f"%{name}_i", "i64", candidate="0", **{f"{name}_end": f"%{name}_i_next"})
-        w.phi(f"%{name}_sums", self.wide, candidate="%held", **{f"{name}_end": f"%{name}_total"})
-        xs, inner, steps, doubts = [], [], [], []
-        for k in range(_TOGETHER):
-            place = w.value(f"add i64 %{name}_i, {k * self.lanes}")
-            xs.append(w.load(self.real, w.value(f"getelementptr float, ptr %begin, i64 {place}")))
-            inner.append(self.clipped(xs[-1]) if clip else xs[-1])
-            step, doubt = self.near(inner[-1])
-            steps.append(step)
-            doubts.append(doubt)
-        furthest = doubts[0]
-        for other in doubts[1:]:  # of positive floats the bits are in order; NaN comes last
-            given = (self.whole, furthest), (self.whole, other)
-            furthest = w.call(self.whole, f"llvm.umax.v{self.lanes}i32", *given)
-        limit = int(np.float32(0.5 - NEAR).view(np.int32))
-        doubt = w.value(f"icmp ugt {self.whole} {furthest}, splat (i32 {limit})")
-        bits = w.value(f"bitcast {self.mask} {doubt} to i{self.lanes}")
-        some = w.value(f"icmp ne i{self.lanes} {bits}, 0")
-        w.do(f"br i1 {some}, label %{name}_exact, label %{name}_end, !prof !0")
-        w.label(f"{name}_exact")
-        exact = [self.divided(x) for x in inner]
-        w.do(f"br label %{name}_end")
-        w.label(f"{name}_end")
-        for k, (step, careful) in enumerate(zip(steps, exact, strict=True)):
-            w.phi(f"%{name}_{k}", self.real, **{name: step, f"{name}_exact": careful})
-        total = f"%{name}_sums"
-        for k, x in enumerate(xs):
-            total = self.add(total, x, f"%{name}_{k}")
-        w.named(f"%{name}_total", f"bitcast {self.wide} {total} to {self.wide}")
-        w.named(f"%{name}_i_next", f"add i64 %{name}_i, {_TOGETHER * self.lanes}")
-        w.loop(name, f"%{name}_i_next", str(BLOCK), after)
+def _least(a: Value, b: Value) -> Value:
+    """Return the smaller of two; of NaN and b, b."""
+    return where(a < b, a, b)
 
 
-def _block_extremes(w: Writer, e: _Errors) -> None:
-    """Write the extremes of a block, NaN left out, as ``least`` and ``most``."""
-    whole = [
-        w.load(e.real, w.value(f"getelementptr float, ptr %begin, i64 {i}"))
-        for i in range(0, BLOCK, e.lanes)
+def _greatest(a: Value, b: Value) -> Value:
+    """Return the greater of two; of NaN and b, b."""
+    return where(a > b, a, b)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Where a candidate clips, its scale and the reciprocal of it, each through a vector."""
+
+    low: Value
+    high: Value
+    scale: Value
+    share: Value
+
+    def clip(self, x: Value) -> Value:
+        """Return ``min(max(x, low), high)``."""
+        return _least(_greatest(x, self.low), self.high)
+
+    def near(self, x: Value) -> tuple[Value, Value]:
+        """Return ``rint(x * share)``, and how far it is from the product: 1/2 at a tie."""
+        product = x * self.share
+        nearest = product.call("rint")
+        return nearest, abs(product - nearest)
+
+    def divided(self, x: Value) -> Value:
+        """Return ``round(x / scale)``: adding almost 1/2 rounds every float32 half away from 0."""
+        quotient = x / self.scale
+        half = quotient.constant(_ALMOST_HALF).copysign(quotient)
+        return (quotient + half).trunc()
+
+    def add(self, sums: Value, x: Value, steps: Value) -> Value:
+        """Return ``sums + (steps * scale - x)**2``."""
+        error = (steps * self.scale - x).to("double")
+        return error.call("fmuladd", error, sums)
+
+
+def _some_near_a_tie(distances: list[Value]) -> Value:
+    """Return whether a product lies within `NEAR` of a tie, or is NaN.
+
+    The bits of floats that are not negative, as integers, are in the order of the floats; those
+    of NaN come last.
+    """
+    bits = [d.bits("i32") for d in distances]
+    furthest = bits[0]
+    for other in bits[1:]:
+        furthest = furthest.call("umax", other)
+    return furthest.above(int(np.float32(0.5 - NEAR).view(np.int32))).any()
+
+
+def _loop(candidate: _Candidate, sums: Value, name: str, clip: bool, after: str) -> None:
+    """Write the loop that adds a block's errors to sums; it leaves them as ``{name}_total``."""
+    w, lanes, end = sums.w, sums.lanes, f"{name}_end"
+    w.label(name)
+    w.phi(f"%{name}_i", "i64", candidate="0", **{end: f"%{name}_i_next"})
+    total = Value.phi(
+        w, "double", lanes, f"%{name}_sums", candidate=sums, **{end: f"%{name}_total"}
+    )
+    xs, inner, near = [], [], []
+    for k in range(_TOGETHER):
+        place = w.value(f"add i64 %{name}_i, {k * lanes}")
+        xs.append(Value.load(w, "float", lanes, w.element("float", "%begin", place)))
+        inner.append(candidate.clip(xs[-1]) if clip else xs[-1])
+        near.append(candidate.near(inner[-1]))
+    some = _some_near_a_tie([distance for _, distance in near])
+    w.do(f"br i1 {some}, label %{name}_exact, label %{end}, !prof !0")
+    w.label(f"{name}_exact")
+    exact = [candidate.divided(x) for x in inner]
+    w.do(f"br label %{end}")
+    w.label(end)
+    steps = [
+        Value.phi(w, "float", lanes, f"%{name}_{k}", **{name: fast, f"{name}_exact": divided})
+        for k, ((fast, _), divided) in enumerate(zip(near, exact, strict=True))
     ]
-    for name, kind, first in (("min", "olt", np.inf), ("max", "ogt", -np.inf)):
-        best = e.each(first)
-        for x in whole:
-            best = e.least(x, best, kind)
-        reduced = f"llvm.vector.reduce.f{name}.v{e.lanes}f32"
-        w.named(f"%{name}", f"bitcast float {w.call('float', reduced, (e.real, best))} to float")
+    for x, step in zip(xs, steps, strict=True):
+        total = candidate.add(total, x, step)
+    total.alias(f"%{name}_total")
+    w.named(f"%{name}_i_next", f"add i64 %{name}_i, {_TOGETHER * lanes}")
+    w.loop(name, f"%{name}_i_next", str(BLOCK), after)
+
+
+def _block_extremes(w: Writer, lanes: int) -> tuple[Value, Value]:
+    """Return the least and the greatest value of a block, NaN left out."""
+    xs = [
+        Value.load(w, "float", lanes, w.element("float", "%begin", str(i)))
+        for i in range(0, BLOCK, lanes)
+    ]
+    least, greatest = xs[0].constant(np.inf), xs[0].constant(-np.inf)
+    for x in xs:
+        least = _least(x, least)
+    low = least.reduce("fmin")
+    for x in xs:
+        greatest = _greatest(x, greatest)
+    return low, greatest.reduce("fmax")
 
 
 def errors_text(lanes: int) -> str:
     """Return the LLVM text of ``add_errors`` for vectors of so many lanes."""
     names = ("x", "blocks", "lows", "highs", "scales", "shares", "count", "sums")
     w = Writer("add_errors", [("i64" if n in ("blocks", "count") else "ptr", n) for n in names])
-    e = _Errors(w, lanes)
+    wide = vector(lanes, "double")
     w.label("entry")
     w.do("br label %block")
     w.label("block")
     w.phi("%b", "i64", entry="0", block_end="%b_next")
     w.named("%begin", f"getelementptr [{BLOCK} x float], ptr %x, i64 %b")
-    _block_extremes(w, e)
+    least, greatest = _block_extremes(w, lanes)
     w.do("br label %candidate")
     w.label("candidate")
     w.phi("%r", "i64", block="0", candidate_end="%r_next")
-    ends = {}
+    ends, splats = {}, {}
     for name in ("low", "high", "scale", "share"):
-        ends[name] = w.load("float", w.value(f"getelementptr float, ptr %{name}s, i64 %r"))
-        w.named(f"%{name}", f"bitcast {e.real} {w.splat(lanes, 'float', ends[name])} to {e.real}")
-    w.named("%line", f"getelementptr {e.wide}, ptr %sums, i64 %r")
-    w.named("%held", f"load {e.wide}, ptr %line, align 8")
-    above = w.value(f"fcmp oge float %min, {ends['low']}")
-    below = w.value(f"fcmp ole float %max, {ends['high']}")
-    inside = w.value(f"and i1 {above}, {below}")
+        ends[name] = Value.load(w, "float", 0, w.element("float", f"%{name}s", "%r"))
+        splats[name] = ends[name].splat(lanes)
+    w.named("%line", f"getelementptr {wide}, ptr %sums, i64 %r")
+    sums = Value(w, "double", lanes, w.value(f"load {wide}, ptr %line, align 8"))
+    inside = (least >= ends["low"]) & (greatest <= ends["high"])
     w.do(f"br i1 {inside}, label %inside, label %clipped")
-    e.loop("inside", False, "candidate_end")
-    e.loop("clipped", True, "candidate_end")
+    candidate = _Candidate(**splats)
+    _loop(candidate, sums, "inside", False, "candidate_end")
+    _loop(candidate, sums, "clipped", True, "candidate_end")
     w.label("candidate_end")
-    w.phi("%total", e.wide, inside_end="%inside_total", clipped_end="%clipped_total")
-    w.store(e.wide, "%total", "%line")
+    totals = {f"{name}_end": f"%{name}_total" for name in ("inside", "clipped")}
+    Value.phi(w, "double", lanes, "%total", **totals).store("%line")
     w.named("%r_next", "add i64 %r, 1")
     w.loop("candidate", "%r_next", "%count", "block_end")
     w.label("block_end")

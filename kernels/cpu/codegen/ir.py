@@ -39,6 +39,13 @@ class Writer:
         """Add an instruction whose value has a name chosen beforehand, as a loop needs."""
         self._lines.append(f"  {name} = {instruction}")
 
+    def alias(self, name: str, kind: str, value: str) -> None:
+        """Give a value the name by which a `phi` above it has asked for it.
+
+        LLVM's text has no second names; a cast from a type to itself costs nothing.
+        """
+        self.named(name, f"bitcast {kind} {value} to {kind}")
+
     def do(self, instruction: str) -> None:
         """Add an instruction without a value."""
         self._lines.append(f"  {instruction}")
@@ -61,6 +68,10 @@ class Writer:
         """Return the address so many bytes behind a pointer."""
         return self.value(f"getelementptr i8, ptr {pointer}, i64 {offset}")
 
+    def element(self, kind: str, pointer: str, index: str) -> str:
+        """Return the address of an element of an array."""
+        return self.value(f"getelementptr {kind}, ptr {pointer}, i64 {index}")
+
     def load(self, kind: str, pointer: str) -> str:
         """Load from anywhere: no address is taken to be aligned."""
         return self.value(f"load {kind}, ptr {pointer}, align 1")
@@ -74,23 +85,6 @@ class Writer:
         self.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)")
 
-    def masked_store(self, lanes: int, kind: str, value: str, pointer: str, mask: str) -> None:
-        """Store those elements of a vector that a mask names."""
-        whole, bits = vector(lanes, kind), vector(lanes, "i1")
-        name = f"llvm.masked.store.v{lanes}{'f32' if kind == 'float' else kind}.p0"
-        self.declare(f"declare void @{name}({whole}, ptr, i32, {bits})")
-        self.do(f"call void @{name}({whole} {value}, ptr {pointer}, i32 1, {bits} {mask})")
-
-    def store_first(self, lanes: int, kind: str, value: str, pointer: str, count: int) -> None:
-        """Store the first elements of a vector, in pieces of 8, 4, 2 and 1."""
-        begin = 0
-        for size in (8, 4, 2, 1):
-            if count & size:
-                piece = self.shuffle(lanes, kind, value, "poison", range(begin, begin + size))
-                place = self.value(f"getelementptr {kind}, ptr {pointer}, i64 {begin}")
-                self.store(vector(size, kind), piece, place)
-                begin += size
-
     def call(self, result: str, function: str, *arguments: tuple[str, str]) -> str:
         """Call an intrinsic of LLVM, by operands as (type, value)."""
         kinds = ", ".join(kind for kind, _ in arguments)
@@ -101,19 +95,6 @@ class Writer:
     def declare(self, line: str) -> None:
         """Name an intrinsic that the function uses."""
         self._declarations[line] = None
-
-    def splat(self, count: int, kind: str, value: str) -> str:
-        """Repeat a scalar through a vector."""
-        whole = vector(count, kind)
-        first = self.value(f"insertelement {whole} poison, {kind} {value}, i64 0")
-        return self.shuffle(count, kind, first, "poison", [0] * count)
-
-    def shuffle(self, count: int, kind: str, a: str, b: str, places: Sequence[int]) -> str:
-        """Pick elements of two vectors of `count`; a place below 0 may hold anything."""
-        whole = vector(count, kind)
-        mask = ", ".join(f"i32 {p if p >= 0 else 'poison'}" for p in places)
-        picked = vector(len(places), "i32")
-        return self.value(f"shufflevector {whole} {a}, {whole} {b}, {picked} <{mask}>")
 
     def multiply_add(
         self, lines: Sequence[tuple[str, str]], sums: str, data: str, weights: str

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from kernels.cpu.codegen.ir import Writer, vector
+from kernels.cpu.codegen.ir import Writer
 from kernels.cpu.codegen.native import compile_text
+from kernels.cpu.codegen.values import Value
 
 __all__ = ["SIZES", "compiled", "turn_text"]
 
 #: Blocks there are, the fastest first.
 SIZES = (16, 8, 4)
-
-_BYTES = {"i8": 1, "i16": 2, "float": 4}
 
 
 @lru_cache(maxsize=32)
@@ -26,25 +25,14 @@ def compiled(source: str, target: str, size: int) -> int:
     return compile_text(turn_text(source, target, size), "turn")
 
 
-def _converted(w: Writer, source: str, target: str, size: int, value: str) -> str:
-    """Return a vector as the type of the target, `add` added; integers wrap."""
-    if target == "float":
-        return value
-    if _BYTES[source] < _BYTES[target]:
-        value = w.value(f"sext {vector(size, source)} {value} to {vector(size, target)}")
-    elif _BYTES[source] > _BYTES[target]:
-        value = w.value(f"trunc {vector(size, source)} {value} to {vector(size, target)}")
-    return w.value(f"add {vector(size, target)} {value}, %added")
-
-
-def _turned(w: Writer, kind: str, rows: list[str]) -> list[str]:
+def _turned(rows: list[Value]) -> list[Value]:
     """Turn a block: each round interleaves the first half of the rows with the second."""
     size = len(rows)
     low = [p for i in range(size // 2) for p in (i, i + size)]
     high = [p + size // 2 for p in low]
     for _ in range(size.bit_length() - 1):
         pairs = list(zip(rows[: size // 2], rows[size // 2 :], strict=True))
-        rows = [w.shuffle(size, kind, a, b, places) for a, b in pairs for places in (low, high)]
+        rows = [a.shuffle(places, b) for a, b in pairs for places in (low, high)]
     return rows
 
 
@@ -57,9 +45,7 @@ def turn_text(source: str, target: str, size: int) -> str:
     w.named("%last_r", f"sub i64 %rows, {size}")
     w.named("%last_c", f"sub i64 %columns, {size}")
     if target != "float":
-        w.named("%one", f"trunc i64 %add to {target}")
-        added = w.splat(size, target, "%one")
-        w.named("%added", f"bitcast {vector(size, target)} {added} to {vector(size, target)}")
+        added = Value(w, "i64", 0, "%add").to(target).splat(size)
     w.do("br label %column")
     w.label("column")
     w.phi("%c", "i64", entry="0", next_column="%c_next")
@@ -72,12 +58,11 @@ def turn_text(source: str, target: str, size: int) -> str:
     block = []
     for i in range(size):
         line = w.at("%source", w.value(f"mul i64 %source_step, {w.value(f'add i64 %r0, {i}')}"))
-        place = w.value(f"getelementptr {source}, ptr {line}, i64 %c0")
-        block.append(_converted(w, source, target, size, w.load(vector(size, source), place)))
-    for i, turned in enumerate(_turned(w, target, block)):
+        x = Value.load(w, source, size, w.element(source, line, "%c0"))
+        block.append(x if target == "float" else x.to(target) + added)
+    for i, turned in enumerate(_turned(block)):
         line = w.at("%target", w.value(f"mul i64 %target_step, {w.value(f'add i64 %c0, {i}')}"))
-        place = w.value(f"getelementptr {target}, ptr {line}, i64 %r0")
-        w.store(vector(size, target), turned, place)
+        turned.store(w.element(target, line, "%r0"))
     w.named("%r_next", f"add i64 %r, {size}")
     w.loop("row", "%r_next", "%rows", "next_column")
     w.label("next_column")
