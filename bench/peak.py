@@ -37,7 +37,7 @@ def _text(kernel: MicroKernel, chains: int) -> str:
         place = w.at("%memory", str(size * c))
         weights = w.value(f"load volatile {many}, ptr {place}, align 64")
         fresh = w.multiply_add(kernel.multiply_add, f"%s{c}", data, weights)
-        w.named(f"%n{c}", f"bitcast {many} {fresh} to {many}")
+        w.alias(f"%n{c}", many, fresh)
     w.named("%next", "add i64 %i, 1")
     w.loop("again", "%next", "%rounds", "done")
     w.label("done")

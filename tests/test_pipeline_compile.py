@@ -385,8 +385,34 @@ def test_nan_within_a_net_names_the_layer():
     factors = record(net, x)
     broken = with_blobs(net, {"a": [np.full((20, 5, 3, 3), np.nan), np.zeros(20)]})
     del factors.layers["a"]  # runs in float
-    with pytest.raises(NetError, match="layer 'a' gives NaN"):
+    with pytest.raises(NetError, match="layer 'a', with those up to 'ra', gives NaN"):
         Int8Net(broken, factors).forward({"x": x})
+
+
+@pytest.mark.parametrize("device", cases.DEVICES)
+@pytest.mark.parametrize("slope", [False, True])
+def test_nan_that_is_added_to_integers_names_the_layer(slope: bool, device: str):
+    """The sum's layer is done as the first convolution's numbers are written."""
+    text = INPUT % "dim: 1 dim: 20 dim: 6 dim: 5"
+    text += layer("l Log x > l") + layer("a Convolution x > a", conv(20))
+    text += layer("s Eltwise a l > s") if not slope else layer("s PReLU a > s")
+    text += layer("b Convolution s > b", conv(20))
+    eye = np.eye(20, dtype=np.float32).reshape(20, 20, 1, 1)
+    blobs = {name: [eye, np.zeros(20)] for name in "ab"}
+    slopes = np.full(20, 0.5, np.float32)
+    net = with_blobs(caffeio.parse_net(text), blobs | ({"s": [slopes]} if slope else {}))
+    x = np.random.default_rng(0).uniform(1, 2, (1, 20, 6, 5)).astype(np.float32)
+    if slope:
+        x[0, 7, 2, 1] = -1
+        factors = record(net, x)
+        slopes[7] = np.nan
+        net = with_blobs(net, blobs | {"s": [slopes]})
+    else:
+        factors = record(net, x)
+        x[0, 7, 2, 1] = -1
+    named = "layer 'a', with those up to 's', gives NaN" if device == "cpu" else "layer 'b': .*NaN"
+    with pytest.raises(NetError, match=named):
+        Int8Net(net, factors, device=device).forward({"x": x}, ["b"])
 
 
 def test_a_net_that_is_dropped_is_freed_at_once():

@@ -87,6 +87,7 @@ class _Compiler:
         self.parents: dict[Value, tuple[Value, int]] = {}
         self.nodes = [self._checked(node) for node in nodes]
         self.made_by = {v: node for node in self.nodes for v in node.writes}
+        self.writer = {v: i for i, link in enumerate(net.links) for v in link.writes}
         self.by_steps = {v for v, node in self.made_by.items() if node.kind != "layer"}
         self.needs: dict[Value, set[Form]] = {}
         self.borders: dict[tuple[Value, Form], Pair] = {}
@@ -112,7 +113,7 @@ class _Compiler:
             self._owned_by(f"input '{value.blob}'")
         for node in self.nodes:
             self._add(node)
-            self._owned_by(f"layer '{self.net.layers[node.position].name}'")
+            self._owned_by(self._named(node))
         self._cut()
         return CompiledNet(
             self.engine,
@@ -210,6 +211,12 @@ class _Compiler:
         if end > self.begun:
             self.actions.append(Action("run", begin=self.begun, end=end))
             self.begun = end
+
+    def _named(self, node: Node) -> str:
+        """Return a node's layer as an error names it, with the last that was taken in."""
+        first = self.net.layers[node.position].name
+        last = self.net.layers[self.writer[node.writes[-1]]].name
+        return f"layer '{first}'" + (f", with those up to '{last}'," if last != first else "")
 
     def _owned_by(self, name: str) -> None:
         """Note whose the steps are that were added since the last call."""

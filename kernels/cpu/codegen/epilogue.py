@@ -197,7 +197,7 @@ class OutputWriter:
         else:
             units = _clip(y * c["reciprocal_units"], c["low_units"], c["high_units"])
             fast, near = self._from_units(units)
-            if not form.scaled:  # sums of float32 may be NaN
+            if not form.scaled or form.slope or form.other:  # int32 sums themselves are never NaN
                 near = near | y.is_nan()
         q = self._unless_near(fast, near, y, column, mask)
         if not form.bounded:

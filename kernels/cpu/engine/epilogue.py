@@ -72,7 +72,7 @@ def _stored(writes: Writes) -> int:
 
 
 def output_constants(writes: Writes) -> np.ndarray:
-    """Return the float32 array of constants of a stage, by `stores.CONSTANTS`."""
+    """Return the float32 array of constants of a stage, in the order of `CONSTANTS`."""
     s = writes.stage
     (low, high), stored = _limits(writes), _stored(writes)
     with np.errstate(over="ignore"):
