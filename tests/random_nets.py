@@ -485,16 +485,16 @@ def axpy(g: Growing) -> Proposal | None:
     return a and y and Proposal("Axpy", (a, x, y), unit=1.0, product=True)
 
 
-def _varies(x: np.ndarray) -> bool:
-    """Whether each channel varies by more than a small part of the largest value."""
-    spread = x.std(axis=tuple(a for a in range(x.ndim) if a != 1))
+def _varies(x: np.ndarray, axis: int) -> bool:
+    """Whether each part of an axis varies by more than a small part of the largest value."""
+    spread = x.std(axis=tuple(a for a in range(x.ndim) if a != axis))
     return bool((spread > 0.05 * np.abs(x).max()).all())
 
 
 def batch_norm(g: Growing) -> Proposal | None:
     x = g.pick(lambda b: b.array.ndim >= 1)
     # by its own statistics a channel that hardly varies shows nothing but rounding
-    own = x is not None and g.chance(0.2) and _varies(g.blob(x).array)
+    own = x is not None and g.chance(0.2) and _varies(g.blob(x).array, 1)
 
     def blobs(shape: tuple[int, ...], index: int) -> np.ndarray:
         if index == 2:
@@ -514,7 +514,7 @@ def lrn(g: Growing) -> Proposal | None:
 
 
 def mvn(g: Growing) -> Proposal | None:
-    x = g.pick(lambda b: b.array.ndim >= 2 and b.array.std() > 0.05 * np.abs(b.array).max())
+    x = g.pick(lambda b: b.array.ndim >= 2 and _varies(b.array, 0))
     params = (
         f"mvn_param {{ across_channels: true normalize_variance: {g.one_of('true', 'false')} }}"
     )
