@@ -214,8 +214,8 @@ class _Compiler:
 
     def _named(self, node: Node) -> str:
         """Return a node's layer as an error names it, with the last that was taken in."""
-        first = self.net.layers[node.position].name
-        last = self.net.layers[self.writer[node.writes[-1]]].name
+        end = self.writer[node.writes[-1]] if node.writes else node.position
+        first, last = (self.net.layers[i].name for i in (node.position, end))
         return f"layer '{first}'" + (f", with those up to '{last}'," if last != first else "")
 
     def _owned_by(self, name: str) -> None:
