@@ -17,7 +17,17 @@ from kernels.affine import QuantParams
 from kernels.checks import check_integer, check_kind, check_place, int32_room, is_device_array
 from kernels.dispatch import backend
 
-__all__ = ["OutputStage", "check_bias", "check_output", "check_room", "float_stage"]
+__all__ = [
+    "FLOATS",
+    "QUANTIZED",
+    "SUMS",
+    "CheckedStage",
+    "OutputStage",
+    "check_bias",
+    "check_output",
+    "check_room",
+    "float_stage",
+]
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,15 @@ class OutputStage:
     params: QuantParams | None = None
 
 
+#: What an output stage stores: int32 sums as they are, float32 values, int8 values.
+SUMS, FLOATS, QUANTIZED = range(3)
+
+
 @dataclass(frozen=True)
 class CheckedStage:
     """An `OutputStage` with its arrays expanded to one entry a channel, for backends."""
 
-    kind: int  # 0: int32 sums, 1: float32 values, 2: int8 values
+    kind: int  # `SUMS`, `FLOATS` or `QUANTIZED`
     scale: np.ndarray
     power: np.ndarray  # 2**shift, 0 where there is no shift
     low: np.float32
@@ -168,7 +182,7 @@ def check_output(output: OutputStage | None, channels: int, x_offset: int) -> Ch
     one, zero = np.float32(1), np.float32(0)
     if output is None:
         ones = np.ones(channels, np.float32)
-        return CheckedStage(0, ones, ones * 0, zero, zero, one, zero, zero, zero)
+        return CheckedStage(SUMS, ones, ones * 0, zero, zero, one, zero, zero, zero)
     scale = _per_channel("scale", output.scale, channels)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError("output.scale must be positive and finite")
@@ -182,9 +196,9 @@ def check_output(output: OutputStage | None, channels: int, x_offset: int) -> Ch
         raise ValueError(f"output.clamp must be (low, high), not {output.clamp}")
     p = output.params
     if p is None:
-        return CheckedStage(1, scale, power, low, high, one, zero, zero, zero)
+        return CheckedStage(FLOATS, scale, power, low, high, one, zero, zero, zero)
     return CheckedStage(
-        2,
+        QUANTIZED,
         scale,
         power,
         low,

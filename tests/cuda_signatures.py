@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 F32, F64, I8, I32, I64 = (f"{t}[::1]" for t in ("float32", "float64", "int8", "int32", "int64"))
 TABLE = "float32[:, ::1]"
 FORMAT = "float32, float32, float32, float32"  # scale, offset, low, high
 
 PAIR = "UniTuple(int64, 2)"
 #: Of the GEMM: words, places, weights, phases, bias, sizes, kind, stage, result.
-GEMM = "void({0}, {1}, {0}, int64[:, ::1], {0}, UniTuple(int64, 13), int64, {2}, {3})"
+GEMM = "void({0}, {1}, {0}, int64[:, ::1], {0}, GemmSizes, int64, {2}, {3})"
 FLOAT_TILES, WORD_TILES = GEMM.format(F32, I64, F32, F32), GEMM.format(I32, I64, F32, I8)
 POOL = f"UniTuple(int64, 5), {PAIR}, {PAIR}, {PAIR}, int64"  # sizes, window, stride, pad, lanes
-ONE_CHANNEL = "void({0}, {0}, {1}, UniTuple(int64, 19), {2}, UniTuple(int64, 2), int64, {3}, {0})"
+ONE_CHANNEL = "void({0}, {0}, {1}, ConvSizes, {2}, UniTuple(int64, 2), int64, {3}, {0})"
 
 SIGNATURES: dict[str, dict[str, str]] = {
     "affine": {
@@ -57,10 +59,10 @@ SIGNATURES: dict[str, dict[str, str]] = {
     },
     "gemm.mma": {"mma_tiles": WORD_TILES},
     "gemm.packing": {
-        "_pad_floats": f"void({F32}, UniTuple(int64, 13), float32, {F32})",
-        "_pack_words": f"void({I8}, UniTuple(int64, 13), int64, {I32})",
-        "_order_floats": f"void({F32}, int64[:, ::1], UniTuple(int64, 7), {F32})",
-        "_order_words": f"void({I8}, int64[:, ::1], UniTuple(int64, 7), {I32}, {I32})",
+        "_pad_floats": f"void({F32}, ImageSizes, float32, {F32})",
+        "_pack_words": f"void({I8}, ImageSizes, int64, {I32})",
+        "_order_floats": f"void({F32}, int64[:, ::1], WeightSizes, {F32})",
+        "_order_words": f"void({I8}, int64[:, ::1], WeightSizes, {I32}, {I32})",
         "_repeat": f"void({I32}, {I32})",
     },
     "conv": {
@@ -89,3 +91,23 @@ FLOAT_SUMS = {
     ("conv", "_one_channel_floats"),
     ("inner_product", "_few_rows_floats"),
 }
+
+
+def signature(module: str, name: str) -> Any:
+    """Return a kernel's signature as numba's types."""
+    from numba.core import types
+
+    from kernels.cuda.conv import Sizes as ConvSizes
+    from kernels.cuda.gemm.packing import ImageSizes, WeightSizes
+    from kernels.cuda.gemm.tiles import Sizes as GemmSizes
+
+    tuples = {
+        name: types.NamedUniTuple(types.int64, len(fields._fields), fields)
+        for name, fields in {
+            "ConvSizes": ConvSizes,
+            "GemmSizes": GemmSizes,
+            "ImageSizes": ImageSizes,
+            "WeightSizes": WeightSizes,
+        }.items()
+    }
+    return eval(SIGNATURES[module][name], {**vars(types), **tuples})

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from cuda_signatures import FLOAT_SUMS, SIGNATURES
+from cuda_signatures import FLOAT_SUMS, SIGNATURES, signature
 from cuda_simulator import SIMULATED
 
 KERNELS = [(module, name) for module, found in SIGNATURES.items() for name in found]
@@ -68,7 +68,7 @@ def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def test_kernels_compile_without_spills_and_round_each_step(module, name, capability):
     function = getattr(importlib.import_module(f"kernels.cuda.{module}"), name).py_func
     ptx, _ = compiler()[0].compile(
-        function, SIGNATURES[module][name], cc=capability, abi="numba", device=False
+        function, signature(module, name), cc=capability, abi="numba", device=False
     )
     assert f".target sm_{capability[0]}{capability[1]}" in ptx
     assert re.findall(r"^.*\.local\b.*$", ptx, re.MULTILINE) == []
@@ -111,6 +111,6 @@ def spills(ptx: str, capability: tuple[int, int]) -> list[str]:
 )
 def test_kernels_use_the_instructions_they_are_named_for(module, name, instruction, capability):
     function = getattr(importlib.import_module(f"kernels.cuda.{module}"), name).py_func
-    signature = SIGNATURES[module][name]
-    ptx, _ = compiler()[0].compile(function, signature, cc=capability, abi="numba", device=False)
+    given = signature(module, name)
+    ptx, _ = compiler()[0].compile(function, given, cc=capability, abi="numba", device=False)
     assert re.search(instruction, ptx)

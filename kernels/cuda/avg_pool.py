@@ -9,7 +9,7 @@ import numpy as np
 from kernels.cuda.arrays import empty, flat, like
 from kernels.cuda.jit import THREADS, cuda, device_jit, grid, kernel, launch
 from kernels.cuda.output import NUMBERS, as_float32, as_int32, put_scaled, table
-from kernels.output import CheckedStage, float_stage
+from kernels.output import SUMS, CheckedStage, float_stage
 from kernels.pool import PoolGeometry
 
 __all__ = ["avg_pool2d", "avg_pool2d_int8"]
@@ -20,8 +20,8 @@ _LARGE = 32
 
 @device_jit
 def _put_mean(out, at, total, divisor, channel, kind, stage):
-    """Store an int32 sum as it is (0), or times the scale over the divisor."""
-    if kind == 0:
+    """Store an int32 sum as it is, or times the scale over the divisor."""
+    if kind == SUMS:
         out[at] = total
     else:
         scale = stage[NUMBERS + channel] / divisor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,11 +14,49 @@ from kernels.cuda.jit import SIMULATED, THREADS, cuda, device_jit, kernel, launc
 from kernels.cuda.output import as_float32, as_int32, put, put_sum, table
 from kernels.output import CheckedStage, float_stage
 
-__all__ = ["OneChannel", "conv2d", "conv2d_int8", "layer", "prepare"]
+__all__ = ["OneChannel", "Sizes", "conv2d", "conv2d_int8", "layer", "prepare"]
 
 #: Most outputs that share an input channel where each is computed alone.
 _FEW = 8
 _MOST_BLOCKS = 2 if SIMULATED else 65535
+
+
+class Sizes(NamedTuple):
+    """The numbers of a layer and a batch that kernels take.
+
+    Attributes
+    ----------
+    outs, per : int
+        Output channels, and how many of them see the same input channel.
+    height, width, kernel_h, kernel_w : int
+    down, right, add_h, add_w, step_h, step_w, apart_h, apart_w : int
+        Output row i sees with tap u the row ``(i * down + add_h + u * step_h) / apart_h``, if
+        that is a whole number within the image; columns likewise.
+    columns, pixels, planes : int
+        Of the output; all channels of all images are planes.
+    channel_step, pixel_step : int
+        Between values of the data.
+    """
+
+    outs: int
+    per: int
+    height: int
+    width: int
+    kernel_h: int
+    kernel_w: int
+    down: int
+    right: int
+    add_h: int
+    add_w: int
+    step_h: int
+    step_w: int
+    apart_h: int
+    apart_w: int
+    columns: int
+    pixels: int
+    planes: int
+    channel_step: int
+    pixel_step: int
 
 
 @device_jit
@@ -37,36 +75,37 @@ def _direct(widen: Any, zero: Any, store: Any) -> Any:
 
     @device_jit
     def window(x, begin, w, taps, i, j, sizes, offset):
-        (_, _, height, width, kernel_h, kernel_w, down, right, add_h, add_w, step_h, step_w,
-         apart_h, apart_w, _, _, _, _, pixel_step) = sizes  # fmt: skip
-        top, left = i * down + add_h, j * right + add_w
+        s = sizes
+        top, left = i * s.down + s.add_h, j * s.right + s.add_w
         # taps a stride apart, where that is known, and all of them elsewhere
-        skip_h, skip_w = apart_h if step_h == -1 else 1, apart_w if step_w == -1 else 1
+        skip_h = s.apart_h if s.step_h == -1 else 1
+        skip_w = s.apart_w if s.step_w == -1 else 1
         total = zero
-        for u in range(top % skip_h, kernel_h, skip_h):
-            row = _seen(top, u, step_h, apart_h, height)
+        for u in range(top % skip_h, s.kernel_h, skip_h):
+            row = _seen(top, u, s.step_h, s.apart_h, s.height)
             if row >= 0:
-                for v in range(left % skip_w, kernel_w, skip_w):
-                    column = _seen(left, v, step_w, apart_w, width)
+                for v in range(left % skip_w, s.kernel_w, skip_w):
+                    column = _seen(left, v, s.step_w, s.apart_w, s.width)
                     if column >= 0:
-                        a = widen(x[begin + (row * width + column) * pixel_step]) - offset
-                        total = widen(total + a * widen(w[taps + u * kernel_w + v]))
+                        a = widen(x[begin + (row * s.width + column) * s.pixel_step]) - offset
+                        total = widen(total + a * widen(w[taps + u * s.kernel_w + v]))
         return total
 
     @device_jit
     def body(x, w, bias, sizes, offset, places, kind, stage, out):
-        outs, per, kernel_h, kernel_w = sizes[0], sizes[1], sizes[4], sizes[5]
-        columns, pixels, planes = sizes[14], sizes[15], sizes[16]
+        outs, per, pixels = sizes.outs, sizes.per, sizes.pixels
         p = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         if p >= pixels:
             return
-        i = np.int64(np.uint32(p) // np.uint32(columns))
+        i = np.int64(np.uint32(p) // np.uint32(sizes.columns))
         first = np.int64(cuda.blockIdx.y) * cuda.blockDim.y + cuda.threadIdx.y
-        for plane in range(first, planes, cuda.gridDim.y * cuda.blockDim.y):
+        for plane in range(first, sizes.planes, cuda.gridDim.y * cuda.blockDim.y):
             n, o = plane // outs, plane % outs
-            begin = n * (outs // per) * sizes[2] * sizes[3] + (o // per) * sizes[17]
-            j = p - i * columns
-            v = window(x, begin, w, o * kernel_h * kernel_w, i, j, sizes, offset)
+            image = (outs // per) * sizes.height * sizes.width
+            begin = n * image + (o // per) * sizes.channel_step
+            j = p - i * sizes.columns
+            taps = o * sizes.kernel_h * sizes.kernel_w
+            v = window(x, begin, w, taps, i, j, sizes, offset)
             at = n * outs * pixels + o * places[0] + p * places[1]
             store(out, at, v + bias[o], o, outs, kind, stage)
 
@@ -119,13 +158,32 @@ class OneChannel:
         pixels = rows * columns
         shape = (rows, columns, outs) if self.channels_last else (outs, rows, columns)
         out = empty((x.shape[0], *shape), self.dtype)
-        moves: tuple[int, ...] = (*g.stride, *(-p for p in g.pad), *g.dilation, 1, 1)
+        down, add, step, apart = g.stride, (-g.pad[0], -g.pad[1]), g.dilation, (1, 1)
         if self.transposed:
-            moves = (1, 1, *g.pad, *(-d for d in g.dilation), *g.stride)
+            down, add, step, apart = (1, 1), g.pad, (-step[0], -step[1]), g.stride
         planes = x.shape[0] * outs
         steps = (1, g.group) if self.channels_last else (height * width, 1)
-        sizes = (outs, outs // g.group, height, width, *g.kernel, *moves)
-        sizes = (*sizes, columns, pixels, planes, *steps)
+        sizes = Sizes(
+            outs=outs,
+            per=outs // g.group,
+            height=height,
+            width=width,
+            kernel_h=g.kernel[0],
+            kernel_w=g.kernel[1],
+            down=down[0],
+            right=down[1],
+            add_h=add[0],
+            add_w=add[1],
+            step_h=step[0],
+            step_w=step[1],
+            apart_h=apart[0],
+            apart_w=apart[1],
+            columns=columns,
+            pixels=pixels,
+            planes=planes,
+            channel_step=steps[0],
+            pixel_step=steps[1],
+        )
         places = (1, outs) if self.channels_last else (pixels, 1)
         wide = min(THREADS, 1 << (pixels - 1).bit_length())
         blocks = (-(-pixels // wide), min(-(-planes * wide // THREADS), _MOST_BLOCKS))

@@ -9,12 +9,12 @@ import numpy as np
 from kernels.cuda.affine import steps
 from kernels.cuda.arrays import on_device
 from kernels.cuda.jit import device_jit, mul, round_half_away
-from kernels.output import CheckedStage
+from kernels.output import FLOATS, SUMS, CheckedStage
 
 __all__ = ["NUMBERS", "as_float32", "as_int32", "put", "put_scaled", "put_sum", "table"]
 
-#: How many numbers a table has before the scales of the channels, which powers of two follow.
-NUMBERS = 6
+#: Places in a stage's table; the scales of the channels, then powers of two, follow them.
+_LOW, _HIGH, _Q_SCALE, _Q_OFFSET, _Q_LOW, _Q_HIGH, NUMBERS = range(7)
 _LEAST, _MOST, _NOTHING = np.float32(-32768), np.float32(32767), np.float32(0)
 
 
@@ -39,20 +39,21 @@ def as_float32(v):
 
 @device_jit
 def put_scaled(out, at, v, scale, kind, stage):
-    """Store the value ``v * scale`` clamped, as float32 (1) or quantized (2)."""
+    """Store the value ``v * scale`` clamped, as float32 or quantized, by the kind."""
     y = mul(v, scale)
-    y = stage[0] if y < stage[0] else y  # NaN, the average of nothing, stays
-    y = stage[1] if y > stage[1] else y
-    if kind == 1:
+    y = stage[_LOW] if y < stage[_LOW] else y  # NaN, the average of nothing, stays
+    y = stage[_HIGH] if y > stage[_HIGH] else y
+    if kind == FLOATS:
         out[at] = y
     else:
-        out[at] = np.int8(np.int32(steps(y, stage[2], stage[3], stage[4], stage[5])))
+        scale, offset = stage[_Q_SCALE], stage[_Q_OFFSET]
+        out[at] = np.int8(np.int32(steps(y, scale, offset, stage[_Q_LOW], stage[_Q_HIGH])))
 
 
 @device_jit
 def put(out, at, acc, channel, channels, kind, stage):
-    """Store an int32 sum of a channel as it is (0), or as `put_scaled` does."""
-    if kind == 0:
+    """Store an int32 sum of a channel as it is, or as `put_scaled` does."""
+    if kind == SUMS:
         out[at] = acc
         return
     v = np.float32(np.int32(acc))

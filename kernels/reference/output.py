@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.output import CheckedStage
+from kernels.output import FLOATS, SUMS, CheckedStage
 from kernels.rounding import round_half_away
 
 __all__ = ["store"]
@@ -15,7 +15,7 @@ def store(acc: np.ndarray, stage: CheckedStage, divisor: np.ndarray | None = Non
 
     `divisor`, float32 and shaped to broadcast, divides the scale (average pooling).
     """
-    if stage.kind == 0:
+    if stage.kind == SUMS:
         return acc.astype(np.int32)
     shape = (1, -1) + (1,) * (acc.ndim - 2)
     scale, power = stage.scale.reshape(shape), stage.power.reshape(shape)
@@ -29,7 +29,7 @@ def store(acc: np.ndarray, stage: CheckedStage, divisor: np.ndarray | None = Non
         v = np.where(power > 0, stepped, v)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows saturates
         y = np.minimum(np.maximum(v * scale, stage.low), stage.high)
-        if stage.kind == 1:
+        if stage.kind == FLOATS:
             return y.astype(np.float32)
         q = round_half_away(y / stage.q_scale) + stage.q_offset
     return np.clip(q, stage.q_low, stage.q_high).astype(np.int8)

@@ -10,7 +10,7 @@ import numpy as np
 from kernels.cpu.codegen.epilogue import CONSTANTS, UNITS, Form
 from kernels.cpu.codegen.microkernels import F32, MicroKernel
 from kernels.cpu.engine.image import Image
-from kernels.output import CheckedStage
+from kernels.output import QUANTIZED, SUMS, CheckedStage
 from kernels.rounding import round_half_away
 
 __all__ = ["Writes", "output_constants", "output_form"]
@@ -58,7 +58,7 @@ def _limits(writes: Writes) -> tuple[float, float]:
     """
     s = writes.stage
     low, high = float(s.q_low - s.q_offset), float(s.q_high - s.q_offset)
-    if s.kind == 2 and writes.floats is None:
+    if s.kind == QUANTIZED and writes.floats is None:
         with np.errstate(all="ignore"):  # no limit is infinite
             low = max(low, float(round_half_away(s.low / s.q_scale)))
             high = min(high, float(round_half_away(s.high / s.q_scale)))
@@ -107,8 +107,8 @@ def output_form(writes: Writes, kernel: MicroKernel, reach: np.ndarray | None) -
         The largest magnitude of the sums, if it is known.
     """
     s = writes.stage
-    bare = kernel.operands is F32 or s.kind == 0
-    clamped = s.kind != 0 and bool(s.low > -math.inf or s.high < math.inf)
+    bare = kernel.operands is F32 or s.kind == SUMS
+    clamped = s.kind != SUMS and bool(s.low > -math.inf or s.high < math.inf)
     shift = not bare and bool(s.power.any())
     constants = dict(zip(CONSTANTS, output_constants(writes).tolist(), strict=True))
     simple = not (bare or shift or writes.floats or writes.other or writes.slope is not None)

@@ -16,7 +16,7 @@ from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layout import enter, enter_last, leave, leave_last
 from kernels.cpu.engine.program import Program
 from kernels.cpu.engine.steps import Builder
-from kernels.output import CheckedStage
+from kernels.output import QUANTIZED, CheckedStage
 
 __all__ = ["Single"]
 
@@ -73,7 +73,7 @@ class Single:
         """
         to = Builder()
         source = to.image(kernel, shape, border, offset)
-        integers = stage.kind == 2
+        integers = stage.kind == QUANTIZED
         made = choose("int8" if integers else "float")
         out = to.image(made, out_shape, offset=int(stage.q_offset) if integers else 0)
         to.touch(source)

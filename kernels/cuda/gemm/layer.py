@@ -34,7 +34,7 @@ from kernels.conv import ConvGeometry
 from kernels.cuda.arrays import empty, flat
 from kernels.cuda.gemm import mma
 from kernels.cuda.gemm.packing import Image, conv_windows, deconv_windows, pack_weights
-from kernels.cuda.gemm.tiles import SIDE, TILE, dp4a_tiles, float_tiles, plain_tiles
+from kernels.cuda.gemm.tiles import SIDE, TILE, Sizes, dp4a_tiles, float_tiles, plain_tiles
 from kernels.cuda.jit import SIMULATED, cuda, launch
 from kernels.cuda.output import table
 from kernels.output import CheckedStage
@@ -170,9 +170,21 @@ class Layer:
         variant, image, n = VARIANTS[self.variant], self.image, x.shape[0]
         steps = (1, outs) if image.channels_last else (height * width, 1)
         group_step = image.planes * image.rows * image.columns
-        sizes = (
-            *(image.groups * group_step, group_step, *self.moves, outs, image.groups, n),
-            *(width, outs * height * width, *steps),
+        down, right, spread_down, spread_right = self.moves
+        sizes = Sizes(
+            image_step=image.groups * group_step,
+            group_step=group_step,
+            down=down,
+            right=right,
+            spread_down=spread_down,
+            spread_right=spread_right,
+            outs=outs,
+            groups=image.groups,
+            batch=n,
+            out_width=width,
+            out_image=outs * height * width,
+            channel_step=steps[0],
+            pixel_step=steps[1],
         )
         blocks = (
             -(-n * self.reach // variant.columns),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.cuda.gemm import packing
 from kernels.cuda.gemm.ptx import mma
 from kernels.cuda.gemm.tiles import keep, loads, place
 from kernels.cuda.jit import cuda, device_jit, kernel
@@ -84,8 +85,8 @@ def _write(sums, c, o, last, goes, phase, sizes, bias, kind, stage, out):
     cuda.syncthreads()
     if goes >= 0:
         for i in range(min(last - o, 16)):
-            v = sums[i * _RIGHT + t] + bias[phase * sizes[6] + o + i]
-            put(out, goes + (o + i) * sizes[11], v, o + i, sizes[6], kind, stage)
+            v = sums[i * _RIGHT + t] + bias[phase * sizes.outs + o + i]
+            put(out, goes + (o + i) * sizes.channel_step, v, o + i, sizes.outs, kind, stage)
     cuda.syncthreads()
 
 
@@ -95,7 +96,7 @@ def mma_tiles(words, places, weights, phases, bias, sizes, kind, stage, out):
     a = cuda.shared.array(_LEFT_HALVES, np.int32)
     b = cuda.shared.array(_RIGHT_HALVES, np.int32)
     sums = cuda.shared.array(_SUMS, np.int32)
-    outs, groups, per = sizes[6], sizes[7], sizes[6] // sizes[7]
+    outs, groups, per = sizes.outs, sizes.groups, sizes.outs // sizes.groups
     t = np.int64(cuda.threadIdx.x)
     column, first = t % ROWS, t // ROWS
     # where this thread keeps words, and where its fragments begin
@@ -105,8 +106,8 @@ def mma_tiles(words, places, weights, phases, bias, sizes, kind, stage, out):
     left, top = np.int64(cuda.blockIdx.x) * COLUMNS, np.int64(cuda.blockIdx.y) * ROWS
     for z in range(cuda.blockIdx.z, phases.shape[0] * groups, cuda.gridDim.z):
         phase, group = z // groups, z % groups
-        begin, end = phases[phase, 0], phases[phase, 1]
-        count = sizes[8] * phases[phase, 4] * phases[phase, 5]
+        begin, end = phases[phase, packing.BEGIN], phases[phase, packing.END]
+        count = sizes.batch * phases[phase, packing.ROWS] * phases[phase, packing.COLUMNS]
         if left >= count:
             continue
         base, goes = place(left + t, count, phases, phase, group, sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,26 @@ from kernels.conv import ConvGeometry
 from kernels.cuda.arrays import empty, flat, on_device
 from kernels.cuda.jit import SIMULATED, THREADS, cuda, device_jit, grid, kernel, launch
 
-__all__ = ["PART", "Image", "Phase", "Windows", "conv_windows", "deconv_windows", "pack_weights"]
+__all__ = [
+    "BEGIN",
+    "COLUMNS",
+    "END",
+    "FIRST_COLUMN",
+    "FIRST_ROW",
+    "PART",
+    "ROWS",
+    "Image",
+    "ImageSizes",
+    "Phase",
+    "WeightSizes",
+    "Windows",
+    "conv_windows",
+    "deconv_windows",
+    "pack_weights",
+]
+
+#: Places in a line of the table of phases, see `pack_weights`.
+BEGIN, END, FIRST_ROW, FIRST_COLUMN, ROWS, COLUMNS = range(6)
 
 #: The depth of a phase is a multiple of this, and as many rows more, all zeros: kernels load
 #: whole parts, and one ahead.
@@ -154,9 +173,20 @@ class Image:
         words = empty(count * pixels, np.float32 if self.lanes == 1 else np.int32)
         total = self.groups * self.channels
         steps = (total, 1) if self.channels_last else (1, self.size[0] * self.size[1])
-        sizes = (
-            *(self.groups, self.channels, self.planes, *self.size, *self.border[:2]),
-            *(self.columns, pixels, *steps, total * self.size[0] * self.size[1], count),
+        sizes = ImageSizes(
+            groups=self.groups,
+            channels=self.channels,
+            planes=self.planes,
+            height=self.size[0],
+            width=self.size[1],
+            top=self.border[0],
+            left=self.border[1],
+            columns=self.columns,
+            pixels=pixels,
+            pixel_step=steps[0],
+            channel_step=steps[1],
+            image_step=total * self.size[0] * self.size[1],
+            all_planes=count,
         )
         wide = min(THREADS, 1 << (pixels - 1).bit_length())
         high = THREADS // wide
@@ -167,89 +197,120 @@ class Image:
         return words
 
 
+class ImageSizes(NamedTuple):
+    """What packing an image takes: see `Image`; steps are between values of the data.
+
+    `pixels` are those of an image with its border, `all_planes` the planes of a batch.
+    """
+
+    groups: int
+    channels: int
+    planes: int
+    height: int
+    width: int
+    top: int
+    left: int
+    columns: int
+    pixels: int
+    pixel_step: int
+    channel_step: int
+    image_step: int
+    all_planes: int
+
+
 @device_jit
-def _source(p, columns, top, left, height, width, pixel_step):
+def _source(p, sizes):
     """Return where a pixel of an image with border lies in the data, or -1."""
-    row = np.int64(np.uint32(p) // np.uint32(columns))
-    i, j = row - top, p - row * columns - left
-    inside = i >= 0 and i < height and j >= 0 and j < width
-    return (i * width + j) * pixel_step if inside else -1
+    row = np.int64(np.uint32(p) // np.uint32(sizes.columns))
+    i, j = row - sizes.top, p - row * sizes.columns - sizes.left
+    inside = i >= 0 and i < sizes.height and j >= 0 and j < sizes.width
+    return (i * sizes.width + j) * sizes.pixel_step if inside else -1
 
 
 @kernel
 def _pad_floats(x, sizes, border, words):
-    (groups, _channels, planes, height, width, top, left, columns, pixels, pixel_step,
-     channel_step, image_step, count) = sizes  # fmt: skip
     p = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-    if p >= pixels:
+    if p >= sizes.pixels:
         return
-    at = _source(p, columns, top, left, height, width, pixel_step)
+    at = _source(p, sizes)
     first = np.int64(cuda.blockIdx.y) * cuda.blockDim.y + cuda.threadIdx.y
-    for plane in range(first, count, cuda.gridDim.y * cuda.blockDim.y):
-        n, c = plane // (groups * planes), plane % (groups * planes)
+    for plane in range(first, sizes.all_planes, cuda.gridDim.y * cuda.blockDim.y):
+        of_image = sizes.groups * sizes.planes
+        n, c = plane // of_image, plane % of_image
         v = border
         if at >= 0:
-            v = x[n * image_step + c * channel_step + at]
-        words[plane * pixels + p] = v
+            v = x[n * sizes.image_step + c * sizes.channel_step + at]
+        words[plane * sizes.pixels + p] = v
 
 
 @kernel
 def _pack_words(x, sizes, border, words):
-    (groups, channels, planes, height, width, top, left, columns, pixels, pixel_step,
-     channel_step, image_step, count) = sizes  # fmt: skip
     p = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-    if p >= pixels:
+    if p >= sizes.pixels:
         return
-    at = _source(p, columns, top, left, height, width, pixel_step)
+    at = _source(p, sizes)
     first = np.int64(cuda.blockIdx.y) * cuda.blockDim.y + cuda.threadIdx.y
-    for plane in range(first, count, cuda.gridDim.y * cuda.blockDim.y):
-        n, part = plane // (groups * planes), plane % (groups * planes)
-        group, c = part // planes, part % planes * 4
-        begin = n * image_step + (group * channels + c) * channel_step + at
+    for plane in range(first, sizes.all_planes, cuda.gridDim.y * cuda.blockDim.y):
+        of_image = sizes.groups * sizes.planes
+        n, part = plane // of_image, plane % of_image
+        group, c = part // sizes.planes, part % sizes.planes * 4
+        channel = group * sizes.channels + c
+        begin = n * sizes.image_step + channel * sizes.channel_step + at
         word = np.int64(0)
         for lane in range(4):
             v = border
-            if at >= 0 and c + lane < channels:
-                v = np.int64(x[begin + lane * channel_step])
+            if at >= 0 and c + lane < sizes.channels:
+                v = np.int64(x[begin + lane * sizes.channel_step])
             word |= (v & 255) << (8 * lane)
-        words[plane * pixels + p] = np.int32(word - ((word >> 31) << 32))
+        words[plane * sizes.pixels + p] = np.int32(word - ((word >> 31) << 32))
 
 
 # ------------------------------------------------------------------------------------ weights
 
 
+class WeightSizes(NamedTuple):
+    """What packing weights takes: outputs and input channels of a group, steps between weights."""
+
+    per: int
+    channels: int
+    group_step: int
+    out_step: int
+    channel_step: int
+    outs: int
+    offset: int
+
+
 @kernel
 def _order_floats(w, depth, sizes, ordered):
     """Write weights as (depth, outputs); `depth` holds tap or -1, first channel, phase."""
-    per, _channels, group_step, out_step, channel_step, outs, _offset = sizes
     o = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-    if o >= outs:
+    if o >= sizes.outs:
         return
-    begin = (o // per) * group_step + (o % per) * out_step
+    begin = (o // sizes.per) * sizes.group_step + (o % sizes.per) * sizes.out_step
     for row in range(cuda.blockIdx.y, depth.shape[0], cuda.gridDim.y):
         tap = depth[row, 0]
-        at = begin + depth[row, 1] * channel_step + tap
-        ordered[row * outs + o] = w[at] if tap >= 0 else np.float32(0)
+        at = begin + depth[row, 1] * sizes.channel_step + tap
+        ordered[row * sizes.outs + o] = w[at] if tap >= 0 else np.float32(0)
 
 
 @kernel
 def _order_words(w, depth, sizes, ordered, bias):
     """Write weights as words of four channels, and take their sums from the bias."""
-    per, channels, group_step, out_step, channel_step, outs, offset = sizes
     o = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
-    if o >= outs:
+    if o >= sizes.outs:
         return
-    begin = (o // per) * group_step + (o % per) * out_step
+    begin = (o // sizes.per) * sizes.group_step + (o % sizes.per) * sizes.out_step
     for row in range(cuda.blockIdx.y, depth.shape[0], cuda.gridDim.y):
         tap, c = depth[row, 0], depth[row, 1]
         word, total = np.int64(0), np.int64(0)
-        for lane in range(min(channels - c, 4) if tap >= 0 else 0):
-            v = np.int64(w[begin + (c + lane) * channel_step + tap])
+        for lane in range(min(sizes.channels - c, 4) if tap >= 0 else 0):
+            v = np.int64(w[begin + (c + lane) * sizes.channel_step + tap])
             word |= (v & 255) << (8 * lane)
             total += v
-        ordered[row * outs + o] = np.int32(word - ((word >> 31) << 32))
-        if offset:
-            cuda.atomic.add(bias, depth[row, 2] * outs + o, np.int32(-offset * total))
+        ordered[row * sizes.outs + o] = np.int32(word - ((word >> 31) << 32))
+        if sizes.offset:
+            at = depth[row, 2] * sizes.outs + o
+            cuda.atomic.add(bias, at, np.int32(-sizes.offset * total))
 
 
 @kernel
@@ -290,7 +351,15 @@ def pack_weights(
     per = outs // image.groups
     depth, places, phases = _depth(windows, image)
     steps = (taps, per * taps) if transposed else (image.channels * taps, taps)
-    sizes = per, image.channels, per * image.channels * taps, *steps, outs, offset
+    sizes = WeightSizes(
+        per=per,
+        channels=image.channels,
+        group_step=per * image.channels * taps,
+        out_step=steps[0],
+        channel_step=steps[1],
+        outs=outs,
+        offset=offset,
+    )
     rows, wide = len(depth), min(THREADS, outs)
     dtype = np.float32 if image.lanes == 1 else np.int32
     ordered, biases = empty(rows * outs, dtype), flat(bias)

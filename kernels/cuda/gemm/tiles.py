@@ -6,15 +6,26 @@ to look at; the depth is unrolled by hand.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.cuda.gemm.packing import BEGIN, COLUMNS, END, FIRST_COLUMN, FIRST_ROW, ROWS
 from kernels.cuda.gemm.ptx import dp4a
 from kernels.cuda.jit import SIMULATED, cuda, device_jit, kernel
 from kernels.cuda.output import put, put_sum
 
-__all__ = ["SIDE", "TILE", "dp4a_tiles", "float_tiles", "keep", "loads", "place", "plain_tiles"]
+__all__ = [
+    "SIDE",
+    "TILE",
+    "Sizes",
+    "dp4a_tiles",
+    "float_tiles",
+    "keep",
+    "loads",
+    "place",
+    "plain_tiles",
+]
 
 #: Threads along an axis of a block; each computes 4 x 4 outputs.
 SIDE = 4 if SIMULATED else 16
@@ -35,6 +46,40 @@ _FOUR, _HALF = np.uint64(4 * TILE), np.uint64(_DEPTH * TILE)
 _APART, _START = np.uint64(_SPAN * TILE), np.uint64(0)
 
 
+class Sizes(NamedTuple):
+    """The numbers of a layer and a batch that kernels take, counted in words of the arrays.
+
+    Attributes
+    ----------
+    image_step, group_step : int
+        From an image, and from a group of its channels, to the next.
+    down, right : int
+        In the image, from an output of a phase to the next row's and the next.
+    spread_down, spread_right : int
+        Rows and columns between these outputs.
+    outs, groups, batch : int
+        Channels of the output and their groups; images.
+    out_width, out_image : int
+        Columns of the output, and all that an image has.
+    channel_step, pixel_step : int
+        In the output.
+    """
+
+    image_step: int
+    group_step: int
+    down: int
+    right: int
+    spread_down: int
+    spread_right: int
+    outs: int
+    groups: int
+    batch: int
+    out_width: int
+    out_image: int
+    channel_step: int
+    pixel_step: int
+
+
 @device_jit
 def _pixel(p, rows, columns):
     """Return image, row and column of a pixel."""
@@ -46,14 +91,17 @@ def _pixel(p, rows, columns):
 @device_jit
 def place(p, count, phases, phase, group, sizes):
     """Return where a column of the product begins in the image and goes in the output, or -1."""
-    (image_step, group_step, down, right, spread_down, spread_right, _outs, _groups,
-     _batch, out_width, out_image, _channel_step, pixel_step) = sizes  # fmt: skip
     if p >= count:
-        return group * group_step, -1
-    n, i, j = _pixel(p, phases[phase, 4], phases[phase, 5])
-    row = phases[phase, 2] + i * spread_down
-    at = n * out_image + (row * out_width + phases[phase, 3] + j * spread_right) * pixel_step
-    return n * image_step + group * group_step + i * down + j * right, at
+        return group * sizes.group_step, -1
+    n, i, j = _pixel(p, phases[phase, ROWS], phases[phase, COLUMNS])
+    row = phases[phase, FIRST_ROW] + i * sizes.spread_down
+    at = (
+        n * sizes.out_image
+        + (row * sizes.out_width + phases[phase, FIRST_COLUMN] + j * sizes.spread_right)
+        * sizes.pixel_step
+    )
+    begin = n * sizes.image_step + group * sizes.group_step + i * sizes.down + j * sizes.right
+    return begin, at
 
 
 def loads(zero: Any, guarded: bool) -> tuple[Any, Any]:
@@ -134,9 +182,9 @@ def _writes(store: Any) -> Any:
 
     @device_jit
     def write(c, o, last, goes, phase, sizes, bias, kind, stage, out):
-        outs = sizes[6]
+        outs = sizes.outs
         if o < last:
-            begin, add = o * sizes[11], bias[phase * outs + o]
+            begin, add = o * sizes.channel_step, bias[phase * outs + o]
             one(c[0] + add, goes[0], begin, o, outs, kind, stage, out)
             one(c[1] + add, goes[1], begin, o, outs, kind, stage, out)
             one(c[2] + add, goes[2], begin, o, outs, kind, stage, out)
@@ -157,15 +205,15 @@ def _tiled(dot: Any, zero: Any, store: Any, dtype: Any) -> Any:
         a = cuda.shared.array(_HALVES, dtype, _ALIGNED)  # the simulator tells them by their lines
         b = cuda.shared.array(_HALVES, dtype, _ALIGNED)
         at = cuda.shared.array(TILE, np.int64)
-        outs, groups, per = sizes[6], sizes[7], sizes[6] // sizes[7]
+        outs, groups, per = sizes.outs, sizes.groups, sizes.outs // sizes.groups
         x, y = np.int64(cuda.threadIdx.x), np.int64(cuda.threadIdx.y)
         ux, uy, mine = np.uint64(x) * _2, np.uint64(y) * _4, np.uint64(y * SIDE + x)
         column, first = (y * SIDE + x) % TILE, (y * SIDE + x) // TILE
         left, top = np.int64(cuda.blockIdx.x) * TILE, np.int64(cuda.blockIdx.y) * TILE
         for z in range(cuda.blockIdx.z, phases.shape[0] * groups, cuda.gridDim.z):
             phase, group = z // groups, z % groups
-            begin, end = phases[phase, 0], phases[phase, 1]
-            count = sizes[8] * phases[phase, 4] * phases[phase, 5]
+            begin, end = phases[phase, BEGIN], phases[phase, END]
+            count = sizes.batch * phases[phase, ROWS] * phases[phase, COLUMNS]
             if left >= count:
                 continue
             base, goes = place(left + column, count, phases, phase, group, sizes)
