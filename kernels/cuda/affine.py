@@ -1,9 +1,4 @@
-"""Quantize, dequantize, fake-quantize, requantize: one pass over memory.
-
-A thread loads four values before it stores one, each a grid apart: loads of neighbouring
-threads lie together, and enough of them are under way to fill the memory's bandwidth. Indices
-are unsigned, which spares the code for those that count from the end.
-"""
+"""Quantize, dequantize, fake-quantize, requantize: one pass over memory."""
 
 from __future__ import annotations
 
@@ -14,6 +9,7 @@ import numpy as np
 
 from kernels.affine import QuantParams
 from kernels.cuda.arrays import empty, flat, on_device, shaped, zeros
+from kernels.cuda.block import stream
 from kernels.cuda.jit import (
     THREADS,
     add,
@@ -42,78 +38,60 @@ def steps(v, scale, offset, low, high):
 
 
 @device_jit
-def _put(v, scale, offset, low, high, out, i):
-    """Quantize a value; return whether it is NaN."""
-    out[i] = np.int8(np.int32(steps(v, scale, offset, low, high)))
+def _quantized(v, numbers, out, i):
+    """Store a value's integer; return whether it is NaN."""
+    out[i] = np.int8(np.int32(steps(v, *numbers)))
     return v != v
 
 
 @device_jit
-def _put_fake(v, scale, offset, low, high, out, i):
-    """Fake-quantize a value; return whether it is NaN."""
+def _faked(v, numbers, out, i):
+    """Store a fake-quantized value; return whether it is NaN."""
+    scale, offset, low, high = numbers
     out[i] = mul(sub(steps(v, scale, offset, low, high), offset), scale)
     return v != v
 
 
+@device_jit
+def _dequantized(q, numbers, out, i):
+    """Store the value of an integer, and count none."""
+    scale, offset = numbers
+    out[i] = mul(sub(np.float32(q), offset), scale)
+    return False
+
+
+@device_jit
+def _requantized(acc, numbers, out, i):
+    """Store the integer of a sum, and count none."""
+    factor, scale, offset, low, high = numbers
+    out[i] = np.int8(np.int32(steps(mul(np.float32(acc), factor), scale, offset, low, high)))
+    return False
+
+
+_QUANTIZE, _FAKE_QUANTIZE = stream(_quantized), stream(_faked)
+_DEQUANTIZE, _REQUANTIZE = stream(_dequantized), stream(_requantized)
+
+
 @kernel
 def _quantize(x, scale, offset, low, high, out, nans):
-    n, step, i = np.uint64(x.size), np.uint64(cuda.gridsize(1)), np.uint64(cuda.grid(1))
-    bad = 0
-    while i + step + step + step < n:
-        j, k, m = i + step, i + step + step, i + step + step + step
-        a, b, c, d = x[i], x[j], x[k], x[m]
-        bad += _put(a, scale, offset, low, high, out, i)
-        bad += _put(b, scale, offset, low, high, out, j)
-        bad += _put(c, scale, offset, low, high, out, k)
-        bad += _put(d, scale, offset, low, high, out, m)
-        i = m + step
-    while i < n:
-        bad += _put(x[i], scale, offset, low, high, out, i)
-        i += step
+    first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
+    bad = _QUANTIZE(x, first, np.uint64(x.size), step, (scale, offset, low, high), out)
     if bad:
         cuda.atomic.add(nans, 0, bad)
 
 
 @kernel
 def _fake_quantize(x, scale, offset, low, high, out, nans):
-    n, step, i = np.uint64(x.size), np.uint64(cuda.gridsize(1)), np.uint64(cuda.grid(1))
-    bad = 0
-    while i + step + step + step < n:
-        j, k, m = i + step, i + step + step, i + step + step + step
-        a, b, c, d = x[i], x[j], x[k], x[m]
-        bad += _put_fake(a, scale, offset, low, high, out, i)
-        bad += _put_fake(b, scale, offset, low, high, out, j)
-        bad += _put_fake(c, scale, offset, low, high, out, k)
-        bad += _put_fake(d, scale, offset, low, high, out, m)
-        i = m + step
-    while i < n:
-        bad += _put_fake(x[i], scale, offset, low, high, out, i)
-        i += step
+    first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
+    bad = _FAKE_QUANTIZE(x, first, np.uint64(x.size), step, (scale, offset, low, high), out)
     if bad:
         cuda.atomic.add(nans, 0, bad)
 
 
 @kernel
 def _dequantize(q, scale, offset, out):
-    n, step, i = np.uint64(q.size), np.uint64(cuda.gridsize(1)), np.uint64(cuda.grid(1))
-    while i + step + step + step < n:
-        j, k, m = i + step, i + step + step, i + step + step + step
-        a, b, c, d = q[i], q[j], q[k], q[m]
-        out[i] = mul(sub(np.float32(a), offset), scale)
-        out[j] = mul(sub(np.float32(b), offset), scale)
-        out[k] = mul(sub(np.float32(c), offset), scale)
-        out[m] = mul(sub(np.float32(d), offset), scale)
-        i = m + step
-    while i < n:
-        out[i] = mul(sub(np.float32(q[i]), offset), scale)
-        i += step
-
-
-@device_jit
-def _put_sum(acc, factor, scale, offset, low, high, out, i):
-    """Requantize a sum."""
-    v = mul(np.float32(acc), factor)
-    out[i] = np.int8(np.int32(steps(v, scale, offset, low, high)))
+    first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
+    _DEQUANTIZE(q, first, np.uint64(q.size), step, (scale, offset), out)
 
 
 @kernel
@@ -124,18 +102,8 @@ def _requantize(acc, inner, lanes, scales, scale, offset, low, high, out):
     row = cuda.blockIdx.x * a_block + cuda.threadIdx.x // lanes
     while row * inner < acc.size:
         factor = scales[row % scales.size]
-        n, i = np.uint64(min((row + 1) * inner, acc.size)), np.uint64(row * inner) + lane
-        while i + step + step + step < n:
-            j, k, m = i + step, i + step + step, i + step + step + step
-            a, b, c, d = acc[i], acc[j], acc[k], acc[m]
-            _put_sum(a, factor, scale, offset, low, high, out, i)
-            _put_sum(b, factor, scale, offset, low, high, out, j)
-            _put_sum(c, factor, scale, offset, low, high, out, k)
-            _put_sum(d, factor, scale, offset, low, high, out, m)
-            i = m + step
-        while i < n:
-            _put_sum(acc[i], factor, scale, offset, low, high, out, i)
-            i += step
+        end, first = np.uint64(min((row + 1) * inner, acc.size)), np.uint64(row * inner) + lane
+        _REQUANTIZE(acc, first, end, step, (factor, scale, offset, low, high), out)
         row += cuda.gridDim.x * a_block
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.arrays import empty, flat, like
+from kernels.cuda.block import sum_block
 from kernels.cuda.jit import THREADS, cuda, device_jit, grid, kernel, launch
 from kernels.cuda.output import NUMBERS, as_float32, as_int32, put_scaled, table
 from kernels.output import SUMS, CheckedStage, float_stage
@@ -61,13 +62,7 @@ def _means(widen: Any, zero: Any, store: Any, dtype: Any) -> Any:
                 image = plane * height * width
                 size = (height, width)
                 parts[t] = part(x, image, top, left, size, window, lane, lanes, offset)
-            cuda.syncthreads()
-            half = lanes // 2
-            while half:
-                if lane < half:
-                    parts[t] += parts[t + half]
-                cuda.syncthreads()
-                half //= 2
+            sum_block(parts, lane, lanes)
             if lane == 0 and at < out.size:
                 high = min(top + window[0], height + pad[0]) - top
                 wide = min(left + window[1], width + pad[1]) - left

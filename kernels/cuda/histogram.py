@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.arrays import empty, flat, on_device, zeros
+from kernels.cuda.block import fold, sum_block
 from kernels.cuda.jit import SIMULATED, THREADS, cuda, device_jit, grid, kernel, launch
 from kernels.histogram import Seen, exponent_for, greatest, join
 
@@ -77,6 +78,19 @@ def _tally(v, factor, start, window, table, notes, under, over, lows, highs, tak
         cuda.atomic.add(notes, _INFINITIES, 1.0)
 
 
+@device_jit
+def _lesser(a, b):
+    return min(a, b)
+
+
+@device_jit
+def _greater(a, b):
+    return max(a, b)
+
+
+_LEAST, _GREATEST = fold(_lesser), fold(_greater)
+
+
 @kernel
 def _scan(x, factor, start, table, notes, under, over, lows, highs, taken):
     """Count values; note their extremes, and those below `under` or above `over`.
@@ -125,15 +139,9 @@ def _scan(x, factor, start, table, notes, under, over, lows, highs, taken):
             cuda.atomic.add(table, start + place, window[place])
     cuda.syncthreads()
     window[t] = others
-    cuda.syncthreads()
-    left = _COUNTING // 2
-    while left:
-        if t < left:
-            least[t] = min(least[t], least[t + left])
-            most[t] = max(most[t], most[t + left])
-            window[t] += window[t + left]
-        cuda.syncthreads()
-        left //= 2
+    _LEAST(least, t, _COUNTING)
+    _GREATEST(most, t, _COUNTING)
+    sum_block(window, t, _COUNTING)
     if t == 0:
         cuda.atomic.min(notes, _LOW, np.float64(least[0]))
         cuda.atomic.max(notes, _HIGH, np.float64(most[0]))

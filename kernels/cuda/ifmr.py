@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.arrays import empty, flat, on_device
+from kernels.cuda.block import sum_block
 from kernels.cuda.jit import (
     THREADS,
     cuda,
@@ -63,14 +64,8 @@ def _squared_errors(x, lows, highs, scales, sums):
         c += _squared(v, low_c, high_c, scale_c)
         d += _squared(v, low_d, high_d, scale_d)
     held[0, t], held[1, t], held[2, t], held[3, t] = a, b, c, d
-    cuda.syncthreads()
-    left = THREADS // 2
-    while left:
-        if t < left:
-            for k in range(_GROUP):
-                held[k, t] += held[k, t + left]
-        cuda.syncthreads()
-        left //= 2
+    for k in range(_GROUP):
+        sum_block(held[k], t, THREADS)
     if t < _GROUP:
         sums[cuda.blockIdx.x, r + t] = held[t, 0]
 

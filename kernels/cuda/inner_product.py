@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.cuda.arrays import empty, flat, like, on_device
+from kernels.cuda.block import sum_block
 from kernels.cuda.gemm.layer import Layer
 from kernels.cuda.jit import THREADS, cuda, device_jit, grid, kernel, launch
 from kernels.cuda.output import as_float32, as_int32, put, put_sum, table
@@ -32,13 +33,7 @@ def _sums(widen: Any, zero: Any, store: Any, dtype: Any) -> Any:
             for k in range(t, x.shape[1], THREADS):
                 total = widen(total + (widen(x[row, k]) - offset) * widen(w[o, k]))
             parts[t] = total
-            cuda.syncthreads()
-            left = THREADS // 2
-            while left:
-                if t < left:
-                    parts[t] += parts[t + left]
-                cuda.syncthreads()
-                left //= 2
+            sum_block(parts, t, THREADS)
             if t == 0:
                 store(out, row * outs + o, parts[0] + bias[o], o, outs, kind, stage)
             cuda.syncthreads()

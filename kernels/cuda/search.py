@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from kernels.cuda.arrays import empty, on_device
+from kernels.cuda.block import sum_block
 from kernels.cuda.ifmr import distance
 from kernels.cuda.jit import THREADS, cuda, device_jit, grid, kernel, launch
 
@@ -24,13 +25,7 @@ def _total(held, value):
     t = cuda.threadIdx.x
     cuda.syncthreads()
     held[t] = value
-    cuda.syncthreads()
-    left = THREADS // 2
-    while left:
-        if t < left:
-            held[t] += held[t + left]
-        cuda.syncthreads()
-        left //= 2
+    sum_block(held, t, THREADS)
     return held[0]
 
 

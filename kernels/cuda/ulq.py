@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.arrays import empty, flat, shaped
+from kernels.cuda.block import stream, sum_block
 from kernels.cuda.jit import (
     THREADS,
     add,
@@ -40,20 +41,20 @@ def _fake(v, scale, low, high):
     return mul(round_half_even(v / scale), scale)
 
 
+@device_jit
+def _put(v, numbers, out, i):
+    """Store a fake-quantized value, and count none."""
+    out[i] = _fake(v, *numbers)
+    return False
+
+
+_PUT = stream(_put)
+
+
 @kernel
 def _forward(x, scale, low, high, out):
-    n, step, i = np.uint64(x.size), np.uint64(cuda.gridsize(1)), np.uint64(cuda.grid(1))
-    while i + step + step + step < n:
-        j, k, m = i + step, i + step + step, i + step + step + step
-        a, b, c, d = x[i], x[j], x[k], x[m]
-        out[i] = _fake(a, scale, low, high)
-        out[j] = _fake(b, scale, low, high)
-        out[k] = _fake(c, scale, low, high)
-        out[m] = _fake(d, scale, low, high)
-        i = m + step
-    while i < n:
-        out[i] = _fake(x[i], scale, low, high)
-        i += step
+    first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
+    _PUT(x, first, np.uint64(x.size), step, (scale, low, high), out)
 
 
 @device_jit
@@ -86,14 +87,8 @@ def _backward(x, gradient, scale, low, high, edge, steps, out, sums):
         to_max += np.float64(first)
         to_min += np.float64(second)
     by_max[t], by_min[t] = to_max, to_min
-    cuda.syncthreads()
-    left = THREADS // 2
-    while left:
-        if t < left:
-            by_max[t] += by_max[t + left]
-            by_min[t] += by_min[t + left]
-        cuda.syncthreads()
-        left //= 2
+    sum_block(by_max, t, THREADS)
+    sum_block(by_min, t, THREADS)
     if t == 0:
         sums[cuda.blockIdx.x, 0], sums[cuda.blockIdx.x, 1] = by_max[0], by_min[0]
 

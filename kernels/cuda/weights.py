@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels.cuda.affine import lanes
 from kernels.cuda.arrays import empty, flat, on_device, shaped
+from kernels.cuda.block import fold
 from kernels.cuda.jit import (
     THREADS,
     cuda,
@@ -42,6 +43,9 @@ def _more(a, b):
     return b if b > a or b != b else a
 
 
+_LEAST, _MOST = fold(_less), fold(_more)
+
+
 @kernel
 def _row_ranges(rows, low, high):
     lows = cuda.shared.array(THREADS, np.float32)
@@ -53,14 +57,8 @@ def _row_ranges(rows, low, high):
             v = rows[row, i]
             least, most = _less(least, v), _more(most, v)
         lows[t], highs[t] = least, most
-        cuda.syncthreads()
-        left = THREADS // 2
-        while left:
-            if t < left:
-                lows[t] = _less(lows[t], lows[t + left])
-                highs[t] = _more(highs[t], highs[t + left])
-            cuda.syncthreads()
-            left //= 2
+        _LEAST(lows, t, THREADS)
+        _MOST(highs, t, THREADS)
         if t == 0:
             low[row], high[row] = lows[0], highs[0]
         cuda.syncthreads()
