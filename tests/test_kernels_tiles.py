@@ -264,7 +264,7 @@ def test_every_processor_has_a_kernel_and_the_fastest_is_chosen(monkeypatch: pyt
     for kind in ("int8", "float"):
         able = [k for k in all_kernels() if runs_here(k)]
         able = [k for k in able if (k.operands is F32) == (kind == "float")]
-        assert choose(kind).rank == max(k.rank for k in able)
+        assert choose(kind).priority == max(k.priority for k in able)
     assert {k.operands for k in all_kernels() if not k.features} == {S16, F32}
 
 

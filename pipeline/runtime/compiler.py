@@ -219,7 +219,7 @@ class _Compiler:
         return f"layer '{first}'" + (f", with those up to '{last}'," if last != first else "")
 
     def _owned_by(self, name: str) -> None:
-        """Note whose the steps are that were added since the last call."""
+        """Record `name` as owner of the steps just added; errors about NaN quote it."""
         self.owners += [name] * (self.builder.now() - len(self.owners))
 
     def _outside(self, action: Action) -> None:

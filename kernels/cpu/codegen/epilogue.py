@@ -4,7 +4,7 @@
 output channels `channel` + n at output positions `position` + m. `stage` is a table of
 int64, by `FIELDS`: addresses of one float32 for each channel (scale, power, slope), of the
 constants (`CONSTANTS`), and for each image it reads or writes the address of its first
-channel and of the distances of its positions from there, in bytes. The last entry is a mark
+channel and of the offsets of its positions from there, in bytes. The last entry is a mark
 that is set where a NaN should become an integer.
 
 With a sum ``a`` of channel c, and of the following lines those that the form asks for::
@@ -303,8 +303,8 @@ class OutputWriter:
     def row(self, m: str) -> None:
         """Go to a row: find where its position lies in the images."""
         w = self.w
-        for name, (first, distances) in self.images.items():
-            self.lines[name] = w.at(first, w.load("i64", w.element("i64", distances, m)))
+        for name, (first, offsets) in self.images.items():
+            self.lines[name] = w.at(first, w.load("i64", w.element("i64", offsets, m)))
 
 
 def store_text(form: Form) -> str:

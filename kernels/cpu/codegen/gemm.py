@@ -4,7 +4,7 @@
 sum over t, k of word(data + bases[m] + taps[t] + 4*k) * weights[t, k, n]`` where a word is four
 bytes of data (see `kernels.cpu.codegen.microkernels`) and its product with four bytes of
 weights is the sum of the products of the values in them. `bases` and `taps` are
-distances in bytes. All of `runs` * `words` words are read in order, so a convolution over an
+offsets in bytes. All of `runs` * `words` words are read in order, so a convolution over an
 image whose channels lie together needs no copy of its windows.
 
 The same with an output stage (`kernels.cpu.codegen.epilogue`) behind the sums, which then never
@@ -135,8 +135,8 @@ def tile_text(
     w.label("entry")
     lines = []
     for m in range(rows):
-        distance = w.load("i64", w.at("%bases", str(8 * m)))
-        lines.append(w.at("%data", distance))
+        offset = w.load("i64", w.at("%bases", str(8 * m)))
+        lines.append(w.at("%data", offset))
     first = _load_vectors(w, kernel, "%start", vectors)
     w.do("br label %run")
     w.label("run")
@@ -248,8 +248,8 @@ def channels_text(kernel: MicroKernel, outs: int, form: Form) -> str:
     sums = [
         Value.phi(w, kind, lanes, f"%s{v}", place=first[v], group=f"%n{v}") for v in range(vectors)
     ]
-    distances = w.element(f"[{per} x i64]", "%taps", "%q")
-    places = (w.at(start, w.load("i64", w.at(distances, str(8 * e)))) for e in range(per))
+    offsets = w.element(f"[{per} x i64]", "%taps", "%q")
+    places = (w.at(start, w.load("i64", w.at(offsets, str(8 * e)))) for e in range(per))
     taps = [Value.load(w, data, lanes * vectors, place) for place in places]
     weights = w.element(f"[{size * per} x i8]", "%weights", "%q")
     for v, word in enumerate(_words_of_taps(kernel, taps)):
@@ -279,12 +279,12 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
     kept = width - stride  # columns that the next window reads, too
     w.label("entry")
     first = _load_vectors(w, kernel, "%start", vectors)
-    distances = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(per)]
+    offsets = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(per)]
     begin = w.at("%data", w.load("i64", "%bases"))
 
     def column(window: str, c: int) -> list[Value]:
         top = w.at(window, w.value(f"mul i64 %step, {c}"))
-        taps = [Value.load(w, data, lanes * vectors, w.at(top, d)) for d in distances]
+        taps = [Value.load(w, data, lanes * vectors, w.at(top, d)) for d in offsets]
         return _words_of_taps(kernel, taps)
 
     out = OutputWriter(form, w)

@@ -1,7 +1,7 @@
 """The largest value of each window, as machine code, for values of any stored kind.
 
 ``largest(out, out_at, data, table, taps, count, channels)``: for each of `count` positions p,
-``out[out_at[p]][c] = max over t of data[table[p, t]][c]``; distances in bytes, `table` int64.
+``out[out_at[p]][c] = max over t of data[table[p, t]][c]``; offsets in bytes, `table` int64.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def largest_text(kernel: MicroKernel) -> str:
     w.label("position")
     w.phi("%p", "i64", entry="0", next="%p_next")
     row = w.value("mul i64 %p, %taps")
-    distances = w.element("i64", "%table", row)
+    offsets = w.element("i64", "%table", row)
     target = w.at("%out", w.load("i64", w.element("i64", "%out_at", "%p")))
     w.do("br label %column")
     w.label("column")
@@ -51,8 +51,8 @@ def largest_text(kernel: MicroKernel) -> str:
     w.label("tap")
     w.phi("%t", "i64", column="0", tap="%t_next")
     best = Value.phi(w, kind, lanes, "%best", column=lowest, tap="%better")
-    distance = w.load("i64", w.element("i64", distances, "%t"))
-    place = w.element(kind, w.at("%data", distance), "%c")
+    offset = w.load("i64", w.element("i64", offsets, "%t"))
+    place = w.element(kind, w.at("%data", offset), "%c")
     better = _greater(best, Value.load(w, kind, lanes, place)).alias("%better")
     w.named("%t_next", "add i64 %t, 1")
     w.loop("tap", "%t_next", "%taps", "store")

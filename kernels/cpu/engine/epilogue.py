@@ -95,7 +95,7 @@ def output_constants(writes: Writes) -> np.ndarray:
     return np.array([values[name] for name in CONSTANTS], np.float32)
 
 
-def output_form(writes: Writes, kernel: MicroKernel, reach: np.ndarray | None) -> Form:
+def output_form(writes: Writes, kernel: MicroKernel, max_abs_sum: np.ndarray | None) -> Form:
     """Return which machine code a stage needs.
 
     Parameters
@@ -103,7 +103,7 @@ def output_form(writes: Writes, kernel: MicroKernel, reach: np.ndarray | None) -
     writes : Writes
     kernel : MicroKernel
         That makes the sums.
-    reach : float64 array (C,) or None
+    max_abs_sum : float64 array (C,) or None
         The largest magnitude of the sums, if it is known.
     """
     s = writes.stage
@@ -113,8 +113,8 @@ def output_form(writes: Writes, kernel: MicroKernel, reach: np.ndarray | None) -
     constants = dict(zip(CONSTANTS, output_constants(writes).tolist(), strict=True))
     simple = not (bare or shift or writes.floats or writes.other or writes.slope is not None)
     fits = False
-    if simple and writes.integers is not None and reach is not None:
-        steps = reach * s.scale.astype(np.float64) / float(s.q_scale)
+    if simple and writes.integers is not None and max_abs_sum is not None:
+        steps = max_abs_sum * s.scale.astype(np.float64) / float(s.q_scale)
         factors = s.scale.astype(np.float64) * constants["reciprocal_units"]
         # products of tiny scales would lose their last bits
         fits = bool((steps < _FEW_STEPS).all() and (factors > 1e-30).all())

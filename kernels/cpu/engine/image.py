@@ -84,15 +84,15 @@ class Image:
         inside = self.border[0] * self.columns + self.border[1]
         return inside * self.step + self.first * self.operands.itemsize
 
-    def distance(self, n: Any, i: Any, j: Any) -> np.ndarray:
+    def byte_offset(self, n: Any, i: Any, j: Any) -> np.ndarray:
         """Return the bytes from `origin` to positions; those in the border are negative or so."""
         rows = np.multiply(n, self.rows, dtype=np.int64) + i
         return (rows * self.columns + j) * self.step
 
-    def distances(self) -> np.ndarray:
+    def byte_offsets(self) -> np.ndarray:
         """Return the bytes from `origin` to every position, int64 (N*H*W,)."""
         grid = np.ogrid[: self.batch, : self.height, : self.width]
-        return np.ascontiguousarray(self.distance(*grid)).reshape(-1)
+        return np.ascontiguousarray(self.byte_offset(*grid)).reshape(-1)
 
     def part(self, first: int, channels: int) -> Image:
         """Return the image of some of its channels."""

@@ -178,7 +178,7 @@ def _nothing(to: Builder, like: Image, kernel: MicroKernel, grid: Grid) -> tuple
     """
     zeros = to.image(kernel, (1, like.channels, 1, 1), (1, 1), like.offset)
     to.fill(zeros)
-    at = np.full_like(grid.bases, zeros.distance(0, -1, -1))
+    at = np.full_like(grid.bases, zeros.byte_offset(0, -1, -1))
     return zeros, Grid(at, np.zeros(1, np.int64), grid.where)
 
 

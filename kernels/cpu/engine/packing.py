@@ -22,26 +22,26 @@ class Packed:
         For outputs (G, blocks, runs, words, columns, values of a word), where a last block
         that one vector holds is that narrow; for channels (blocks, groups of taps, channels
         of a block, values of a word).
-    start : array
+    initial_sums : array
         Sums to begin with, (G, blocks, columns) or (blocks, channels of a block).
     outs : int
         Outputs of a group, or channels.
     runs, words : int
         Runs of data, and words in each; for channels 1 and the groups of taps.
-    reach : float64 array (all outputs,)
+    max_abs_sum : float64 array (all outputs,)
         The largest magnitude of a sum, whatever the data; for float32 infinity.
     """
 
     kernel: MicroKernel
     weights: np.ndarray
-    start: np.ndarray
+    initial_sums: np.ndarray
     outs: int
     runs: int
     words: int
-    reach: np.ndarray
+    max_abs_sum: np.ndarray
 
 
-def _start(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> np.ndarray:
+def _initial_sums(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> np.ndarray:
     """Return bias less what the stored zero adds to every sum; int32 wraps as the sums do."""
     if kernel.operands.sums == "float32":
         return bias.astype(np.float32)
@@ -49,7 +49,7 @@ def _start(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKernel) -> n
     return (bias.astype(np.int64) - taken).astype(np.uint32, casting="unsafe").view(np.int32)
 
 
-def _reach(bias: np.ndarray, w: np.ndarray, kernel: MicroKernel) -> np.ndarray:
+def _max_abs_sum(bias: np.ndarray, w: np.ndarray, kernel: MicroKernel) -> np.ndarray:
     if kernel.operands.sums == "float32":
         return np.full(bias.size, np.inf)
     axes = tuple(range(bias.ndim, w.ndim))
@@ -81,9 +81,9 @@ def pack_outputs(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel
         last = packed[:, -1].reshape(groups, -1)
         narrow = packed[:, -1, :, :, :lanes].reshape(groups, -1).copy()
         last[:, : narrow.shape[1]] = narrow
-    start = np.zeros((groups, blocks * columns), kernel.operands.sums)
-    start[:, :outs] = _start(bias, w, zero, kernel)
-    return Packed(kernel, packed, start, outs, runs, words, _reach(bias, w, kernel))
+    initial_sums = np.zeros((groups, blocks * columns), kernel.operands.sums)
+    initial_sums[:, :outs] = _initial_sums(bias, w, zero, kernel)
+    return Packed(kernel, packed, initial_sums, outs, runs, words, _max_abs_sum(bias, w, kernel))
 
 
 def pack_channels(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel) -> Packed:
@@ -104,7 +104,9 @@ def pack_channels(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKerne
     wide = np.zeros((blocks * block, groups * per), kernel.operands.weights)
     wide[:channels, :taps] = w
     ordered = wide.reshape(blocks, block, groups, per).transpose(0, 2, 1, 3)
-    start = np.zeros(blocks * block, kernel.operands.sums)
-    start[:channels] = _start(bias, w, zero, kernel)
-    reach = _reach(bias, w, kernel)
-    return Packed(kernel, np.ascontiguousarray(ordered), start, channels, 1, groups, reach)
+    initial_sums = np.zeros(blocks * block, kernel.operands.sums)
+    initial_sums[:channels] = _initial_sums(bias, w, zero, kernel)
+    max_abs_sum = _max_abs_sum(bias, w, kernel)
+    return Packed(
+        kernel, np.ascontiguousarray(ordered), initial_sums, channels, 1, groups, max_abs_sum
+    )

@@ -32,7 +32,7 @@ class Program:
     Attributes
     ----------
     steps : array of STEP
-        Addresses in buffers are distances yet.
+        Addresses in buffers are offsets yet.
     stages : int64 array (S, len(FIELDS))
         Tables of the output stage; likewise.
     stage_buffers : int64 array (S, 3)

@@ -16,7 +16,7 @@ __all__ = ["APPLY", "CHANNELS", "FILL", "LARGEST", "OUTPUTS", "STEP", "run_steps
 #: Kinds of steps.
 OUTPUTS, CHANNELS, LARGEST, APPLY, FILL = range(5)
 
-#: A step. Addresses are of the data read, of the tables of distances and constants, and of
+#: A step. Addresses are of the data read, of the tables of byte offsets and constants, and of
 #: functions; `data` and `out` lie in buffers and are set for each set of buffers.
 STEP = np.dtype(
     [

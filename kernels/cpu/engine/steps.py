@@ -90,23 +90,23 @@ class Builder:
         strip = kernel.rows * _STRIP_TILES
         strips = -(-count // strip)
         bases = np.concatenate([grid.bases, np.repeat(grid.bases[-1:], kernel.rows)])
-        form = output_form(writes, kernel, packed.reach)
+        form = output_form(writes, kernel, packed.max_abs_sum)
         last = packed.outs - (blocks - 1) * kernel.columns
         self._add(
             OUTPUTS,
             data=(source, source.origin),
-            writes=(writes, grid, kernel, packed.reach),
+            writes=(writes, grid, kernel, packed.max_abs_sum),
             positions=count,
             strip=strip,
             strips=strips,
             chunks=min(blocks, max(1, _JOBS // (strips * groups))),
             groups=groups,
-            bases=self._distances(bases),
-            taps=self._distances(grid.taps),
+            bases=self._offset_table(bases),
+            taps=self._offset_table(grid.taps),
             runs=packed.runs,
             words=packed.words,
             weights=self._address(packed.weights),
-            start=self._address(packed.start),
+            start=self._address(packed.initial_sums),
             block_bytes=packed.weights[0, 0].nbytes,
             outs=packed.outs,
             blocks=blocks,
@@ -126,7 +126,7 @@ class Builder:
 
     def channels(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
         """Add sums over windows of each channel alone."""
-        kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.reach)
+        kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.max_abs_sum)
 
         def function(outs: int) -> int:
             return gemm.stored_channels(kernel, outs, form)
@@ -138,7 +138,7 @@ class Builder:
         self, source: Image, packed: Packed, grid: Grid, writes: Writes, g: ConvGeometry
     ) -> None:
         """Add sums over windows of each channel alone, packed by columns of the kernel."""
-        kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.reach)
+        kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.max_abs_sum)
 
         def function(outs: int) -> int:
             return gemm.stored_columns(kernel, outs, form, g.kernel[1], g.stride[1])
@@ -166,15 +166,15 @@ class Builder:
         self._add(
             CHANNELS,
             data=(source, source.origin),
-            writes=(writes, grid, kernel, packed.reach),
+            writes=(writes, grid, kernel, packed.max_abs_sum),
             positions=count,
             strip=strip,
             strips=-(-count // strip),
-            bases=self._distances(grid.bases),
-            taps=self._distances(taps),
+            bases=self._offset_table(grid.bases),
+            taps=self._offset_table(taps),
             words=words,
             weights=self._address(packed.weights),
-            start=self._address(packed.start),
+            start=self._address(packed.initial_sums),
             block_bytes=packed.weights[0].nbytes,
             outs=packed.outs,
             blocks=blocks,
@@ -195,10 +195,10 @@ class Builder:
             positions=count,
             strip=strip,
             strips=-(-count // strip),
-            bases=self._distances(table),
+            bases=self._offset_table(table),
             words=table.shape[1],
             whole_1=max_pool.compiled(kernel),
-            out_at=self._distances(out.distances()),
+            out_at=self._offset_table(out.byte_offsets()),
             channels=out.channels,
         )
 
@@ -212,13 +212,13 @@ class Builder:
             line, channels = 1, line * channels
         n, i, j = (a.reshape(-1) for a in np.indices((source.batch, source.height, line)))
         first = slice(None, None, line)
-        lines = source.distance(n[first], i[first], 0)
+        lines = source.byte_offset(n[first], i[first], 0)
         self._add(
             APPLY,
             data=(source, source.origin),
             writes=(writes, Grid(lines, lines, (n, i, j)), choose("float"), None),
             positions=lines.size,
-            bases=self._distances(lines),
+            bases=self._offset_table(lines),
             pixels=source.step,
             line=line,
             channels=channels,
@@ -253,9 +253,9 @@ class Builder:
         **values: int,
     ) -> None:
         self._time += 1
-        source, distance = data
+        source, offset = data
         self._slots.use(source.buffer, self._time)
-        step = {"kind": kind, "data": distance, "data_buffer": source.buffer, **values}
+        step = {"kind": kind, "data": offset, "data_buffer": source.buffer, **values}
         if out is not None:
             self._slots.use(out.buffer, self._time)
             step |= {"out": out.origin, "out_buffer": out.buffer}
@@ -269,8 +269,8 @@ class Builder:
         self._keep.append(array)
         return array.ctypes.data
 
-    def _distances(self, table: np.ndarray) -> int:
-        """Return the address of a table of distances: layers of like images share theirs."""
+    def _offset_table(self, table: np.ndarray) -> int:
+        """Return the address of a table of byte offsets: layers of like images share theirs."""
         table = np.ascontiguousarray(table, np.int64)
         key = table.shape, blake2b(table.data, digest_size=16).digest()
         if key not in self._tables:
@@ -284,11 +284,11 @@ class Builder:
         return self._address(padded)
 
     def _stage(
-        self, writes: Writes, grid: Grid, kernel: MicroKernel, reach: np.ndarray | None
+        self, writes: Writes, grid: Grid, kernel: MicroKernel, max_abs_sum: np.ndarray | None
     ) -> tuple[int, int]:
         """Return the address of the function, and the number of its table."""
         s, lanes = writes.stage, kernel.lanes
-        form = output_form(writes, kernel, reach)
+        form = output_form(writes, kernel, max_abs_sum)
         constants = output_constants(writes)
         units = constants[CONSTANTS.index("reciprocal_units")]
         table = {
@@ -303,7 +303,7 @@ class Builder:
             if image is not None:
                 self._slots.use(image.buffer, self._time)
                 table[name] = image.origin
-                table[f"{name}_at"] = self._distances(image.distance(*grid.where))
+                table[f"{name}_at"] = self._offset_table(image.byte_offset(*grid.where))
         self._stages.append(table)
         self._stage_images.append(writes.images)
         return epilogue.compiled(form), len(self._stages) - 1

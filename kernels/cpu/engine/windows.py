@@ -1,4 +1,4 @@
-"""Geometry as distances: where each output's window begins, and what it reads from there."""
+"""Geometry as byte offsets: where each output's window begins, and what it reads from there."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def conv_border(g: ConvGeometry, size: Pair) -> Pair:
 def conv_grid(source: Image, g: ConvGeometry, joined: bool) -> Grid:
     """Return the windows of a convolution; `joined` taps span a row of the kernel."""
     n, i, j = _positions(source.batch, np.arange(g.out_size[0]), np.arange(g.out_size[1]))
-    bases = source.distance(n, i * g.stride[0] - g.pad[0], j * g.stride[1] - g.pad[1])
+    bases = source.byte_offset(n, i * g.stride[0] - g.pad[0], j * g.stride[1] - g.pad[1])
     u = np.arange(g.kernel[0])[:, None] * g.dilation[0]
     v = np.arange(1 if joined else g.kernel[1]) * g.dilation[1]
-    return Grid(bases, source.distance(0, u, v).reshape(-1), (n, i, j))
+    return Grid(bases, source.byte_offset(0, u, v).reshape(-1), (n, i, j))
 
 
 def _phase_taps(g: ConvGeometry, axis: int, phase: int) -> tuple[tuple[int, ...], list[int]]:
@@ -112,9 +112,9 @@ def deconv_phases(source: Image, g: ConvGeometry) -> Iterator[Phase]:
                 np.arange(a, g.out_size[0], g.stride[0]),
                 np.arange(b, g.out_size[1], g.stride[1]),
             )
-            bases = source.distance(n, i // g.stride[0], j // g.stride[1])
+            bases = source.byte_offset(n, i // g.stride[0], j // g.stride[1])
             at = np.array(row_at, np.int64)[:, None], np.array(column_at, np.int64)
-            taps = source.distance(0, *at).reshape(-1)
+            taps = source.byte_offset(0, *at).reshape(-1)
             yield Phase(Grid(bases, taps, (n, i, j)), rows, columns)
 
 
@@ -133,7 +133,7 @@ def pool_table(source: Image, g: PoolGeometry) -> np.ndarray:
         axes.append(np.array([[w[min(t, len(w) - 1)] for t in range(longest)] for w in windows]))
     i, j = axes[0][:, None, :, None], axes[1][None, :, None, :]
     n = np.arange(source.batch).reshape(-1, 1, 1, 1, 1)
-    table = source.distance(n, i, j)
+    table = source.byte_offset(n, i, j)
     return np.ascontiguousarray(table.reshape(-1, axes[0].shape[1] * axes[1].shape[1]))
 
 

@@ -84,7 +84,7 @@ class Layer:
         The data's.
     weights, bias, places, phases : device arrays
         See `pack_weights`.
-    reach : int
+    max_pixels : int
         Most pixels of a phase of an image.
     moves : tuple of int
         Steps down and right in the image, and between outputs of a phase.
@@ -104,7 +104,7 @@ class Layer:
     bias: Any
     places: Any
     phases: Any
-    reach: int
+    max_pixels: int
     moves: tuple[int, int, int, int]
     out_shape: tuple[int, int, int]
     offset: int
@@ -159,7 +159,7 @@ class Layer:
         n, last = x.shape[0], self.image.channels_last
         shape = (height, width, outs) if last else (outs, height, width)
         out = empty((n, *shape), self.dtype)
-        most = max(_MOST_PIXELS // self.reach, 1)
+        most = max(_MOST_PIXELS // self.max_pixels, 1)
         for begin in range(0, n, most):
             part = slice(begin, begin + most)
             self._run(*((x, out) if n <= most else (x[part], out[part])))
@@ -187,7 +187,7 @@ class Layer:
             pixel_step=steps[1],
         )
         blocks = (
-            -(-n * self.reach // variant.columns),
+            -(-n * self.max_pixels // variant.columns),
             -(-(outs // image.groups) // variant.rows),
             min(self.phases.shape[0] * image.groups, 65535),
         )

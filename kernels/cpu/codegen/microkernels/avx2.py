@@ -22,7 +22,7 @@ KERNELS = (
         features=("avx2",),
         instruction="vpmaddwd",
         cpu="haswell",
-        rank=2,
+        priority=2,
     ),
     MicroKernel(
         isa="avx2",
@@ -40,6 +40,6 @@ KERNELS = (
         features=("avx2", "fma"),
         instruction="vfmadd",
         cpu="haswell",
-        rank=2,
+        priority=2,
     ),
 )

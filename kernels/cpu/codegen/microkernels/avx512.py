@@ -22,7 +22,7 @@ KERNELS = (
         features=("avx512f", "avx512bw"),
         instruction="vpmaddwd",
         cpu="skylake-avx512",
-        rank=4,
+        priority=4,
     ),
     MicroKernel(
         isa="avx512",
@@ -42,6 +42,6 @@ KERNELS = (
         features=("avx512f",),
         instruction="vfmadd",
         cpu="skylake-avx512",
-        rank=4,
+        priority=4,
     ),
 )

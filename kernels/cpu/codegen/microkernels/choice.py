@@ -52,4 +52,4 @@ def choose(kind: str) -> MicroKernel:
         if wanted not in known:
             raise ValueError(f"{VARIABLE}={wanted}: this processor runs {', '.join(known)}")
         able = named or [k for k in able if k.isa == "portable"]
-    return max(able, key=lambda k: k.rank)
+    return max(able, key=lambda k: k.priority)

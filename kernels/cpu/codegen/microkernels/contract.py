@@ -84,8 +84,8 @@ class MicroKernel:
         The mnemonic that its machine code must have; empty if it promises none.
     cpu : str
         A processor, by LLVM's name, whose assembly shows the instruction.
-    rank : int
-        Of two that a processor runs, that with the higher rank is faster.
+    priority : int
+        Of two that a processor runs, that with the higher priority is faster.
     """
 
     isa: str
@@ -97,7 +97,7 @@ class MicroKernel:
     features: tuple[str, ...] = ()
     instruction: str = ""
     cpu: str = "x86-64"
-    rank: int = 0
+    priority: int = 0
 
     @property
     def columns(self) -> int:

@@ -8,7 +8,7 @@ __all__ = ["KERNELS"]
 
 
 def _vnni(
-    isa: str, lanes: int, rows: int, features: tuple[str, ...], cpu: str, rank: int
+    isa: str, lanes: int, rows: int, features: tuple[str, ...], cpu: str, priority: int
 ) -> MicroKernel:
     kind = f"<{lanes} x i32>"
     name = f"@llvm.x86.avx512.vpdpbusd.{32 * lanes}"
@@ -24,7 +24,7 @@ def _vnni(
         features=features,
         instruction="vpdpbusd",
         cpu=cpu,
-        rank=rank,
+        priority=priority,
     )
 
 
