@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import re
@@ -84,3 +85,16 @@ def test_what_is_used_most_has_examples(name: str):
 def test_the_map_of_the_kernels_names_all_of_them():
     named = set(re.findall(r"(?<!`)`(\w+)`(?!`)", kernels.__doc__ or ""))
     assert named == set(kernels.__all__)
+
+
+def test_compiled_functions_say_what_they_do():
+    compiled = {"jit", "parallel_jit", "kernel", "device_jit"}
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in sorted((ROOT / "kernels").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and any(getattr(d, "id", "") in compiled for d in node.decorator_list)
+        and not ast.get_docstring(node)
+    ]
+    assert silent == []

@@ -31,6 +31,7 @@ def _quantize_run(x, scale, offset, low, high, out):
 
 @jit
 def _fake_quantize_run(x, scale, offset, low, high, out):
+    """Fill in ``(steps(x) - offset) * scale``, float32 (n,), and return how many are NaN."""
     nans = 0
     for i in range(x.size):
         v = x[i]
@@ -41,12 +42,14 @@ def _fake_quantize_run(x, scale, offset, low, high, out):
 
 @jit
 def _dequantize_run(q, scale, offset, out):
+    """Fill in ``(q - offset) * scale``, float32 (n,), of int8 (n,)."""
     for i in range(q.size):
         out[i] = (np.float32(q[i]) - offset) * scale
 
 
 @jit
 def _requantize_run(acc, factor, scale, offset, low, high, out):
+    """Fill in the int8 of ``acc * factor``, of int32 sums (n,)."""
     for i in range(acc.size):
         v = np.float32(acc[i]) * factor
         out[i] = np.int8(np.int32(steps(v, scale, offset, low, high)))
@@ -54,6 +57,7 @@ def _requantize_run(acc, factor, scale, offset, low, high, out):
 
 @parallel_jit
 def _quantize(x, scale, offset, low, high, out):
+    """Fill in int8 (n,) of float32 (n,), and return how many are NaN."""
     nans = 0
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         a = np.int64(chunk) * _CHUNK
@@ -64,6 +68,7 @@ def _quantize(x, scale, offset, low, high, out):
 
 @parallel_jit
 def _fake_quantize(x, scale, offset, low, high, out):
+    """Fill in the float32 values (n,) that the integers of x (n,) stand for; return its NaN."""
     nans = 0
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         a = np.int64(chunk) * _CHUNK
@@ -74,6 +79,7 @@ def _fake_quantize(x, scale, offset, low, high, out):
 
 @parallel_jit
 def _dequantize(q, scale, offset, out):
+    """Fill in float32 (n,) of int8 (n,)."""
     for chunk in prange((q.size + _CHUNK - 1) // _CHUNK):
         a = np.int64(chunk) * _CHUNK
         b = min(a + _CHUNK, q.size)
@@ -82,6 +88,7 @@ def _dequantize(q, scale, offset, out):
 
 @parallel_jit
 def _requantize(acc, scales, scale, offset, low, high, out):
+    """Fill in int8 (rows, n) of int32 sums; row r takes ``scales[r % scales.size]``."""
     for row in prange(acc.shape[0]):
         r = np.int64(row)
         _requantize_run(acc[r], scales[r % scales.size], scale, offset, low, high, out[r])

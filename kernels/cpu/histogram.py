@@ -42,6 +42,7 @@ _LOCAL = threading.local()
 
 @jit
 def _increment(recent, place):
+    """Count the places (n,), int32, in 16-bit counters."""
     for i in range(place.size):
         recent[np.uint32(place[i])] += np.uint16(1)
 
@@ -186,6 +187,7 @@ def _ends(lows, highs):
 
 @jit
 def _add(table, counts):
+    """Add 32-bit counters to int64 ones, and begin anew."""
     for i in range(table.size):
         counts[i] += table[i]
         table[i] = 0

@@ -14,6 +14,7 @@ _LOWEST = -np.finfo(np.float32).max
 
 @parallel_jit
 def _max_pool(x, kernel, stride, pad, out, where):
+    """Fill in the maxima (planes, H, W), float32, and where in its plane each is, int64, or -1."""
     channels, out_h, out_w = out.shape
     height, width = x.shape[1], x.shape[2]
     for c in prange(channels):

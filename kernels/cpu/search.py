@@ -87,6 +87,7 @@ def _point_errors(points, counts, low, high, s):
 
 @jit
 def _bin_error(at, weight, points, counts, low, high, s):
+    """Return the loss of one candidate on bins and single values, see `bin_errors`."""
     out, loss = np.empty(_BLOCK), _point_errors(points, counts, low, high, s)
     for first in range(0, at.size, _BLOCK):
         block, weights = at[first : first + _BLOCK], weight[first : first + _BLOCK]
@@ -102,6 +103,7 @@ def _bin_error(at, weight, points, counts, low, high, s):
 
 @parallel_jit
 def _bin_errors(at, weight, points, counts, lows, highs, scales, losses):
+    """Fill in the losses of all candidates, float64 (R,)."""
     for r in prange(scales.size):
         losses[r] = _bin_error(at, weight, points, counts, lows[r], highs[r], scales[r])
 
@@ -127,6 +129,7 @@ def bin_errors(
 
 @jit
 def _levels(centres, low, scale, out):
+    """Fill in the level of each bin, as float64: halves go to even ones."""
     for i in range(centres.size):
         out[i] = np.rint((centres[i] - low) / scale)
 
@@ -168,6 +171,7 @@ def _divergence(counts, logs, level, levels):
 
 @jit
 def _divergences(centres, counts, logs, lows, scales, levels, found):
+    """Fill in the divergences of all candidates, float64 (R,); `logs` are those of the counts."""
     level, number = np.empty(centres.size), 0.0
     for i in range(counts.size):
         number += counts[i]
@@ -232,12 +236,14 @@ def _hfmg_integrals(first, left, width, part, levels, out):
 
 @jit
 def _weigh(counts, integrals, out):
+    """Fill in ``counts[i] * (integrals[i + 1] - integrals[i])``."""
     for i in range(counts.size):
         out[i] = counts[i] * (integrals[i + 1] - integrals[i])
 
 
 @jit
 def _hfmg_errors(counts, candidates, width, levels, losses):
+    """Fill in the errors of all candidates, float64 (R,)."""
     integrals, out = np.empty(_BLOCK + 1), np.empty(_BLOCK)
     for r in range(losses.size):
         left, right, total = candidates[r, 0], candidates[r, 1], 0.0

@@ -21,6 +21,7 @@ def _clip(v, low, high):
 
 @jit
 def _forward_run(x, scale, low, high, out):
+    """Fill in ``rint(clip(x, low, high) / scale) * scale``, float32 (n,)."""
     for i in range(x.size):
         out[i] = np.rint(_clip(x[i], low, high) / scale) * scale
 
@@ -57,6 +58,7 @@ def _sum(x):
 
 @parallel_jit
 def _forward(x, scale, low, high, out):
+    """Fill in the fake-quantized values of x, float32 (n,)."""
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         a = np.int64(chunk) * _CHUNK
         b = min(a + _CHUNK, x.size)
@@ -65,6 +67,7 @@ def _forward(x, scale, low, high, out):
 
 @parallel_jit
 def _backward(x, gradient, scale, low, high, edge, steps, out, sums):
+    """Fill in dx, float32 (n,), and what each chunk adds to the ends, float64 (chunks, 2)."""
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         a = np.int64(chunk) * _CHUNK
         b = min(a + _CHUNK, x.size)

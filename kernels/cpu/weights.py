@@ -25,18 +25,21 @@ def _range(row):
 
 @jit
 def _fake_quantize(row, scale, low, high, out):
+    """Fill in ``clip(round(w / scale), low, high) * scale`` of one row."""
     for i in range(row.size):
         out[i] = steps(row[i], scale, np.float32(0), low, high) * scale
 
 
 @parallel_jit
 def _row_ranges(rows, low, high):
+    """Fill in the least and the greatest weight of each row, float32 (rows,)."""
     for r in prange(rows.shape[0]):
         low[r], high[r] = _range(rows[r])
 
 
 @parallel_jit
 def _fake_quantize_rows(rows, scales, low, high, out):
+    """Fill in the fake-quantized rows, float32 (rows, n); each has its scale."""
     for r in prange(rows.shape[0]):
         _fake_quantize(rows[r], scales[r], low, high, out[r])
 

@@ -74,6 +74,7 @@ _DEQUANTIZE, _REQUANTIZE = stream(_dequantized), stream(_requantized)
 
 @kernel
 def _quantize(x, scale, offset, low, high, out, nans):
+    """Fill in int8 (n,) of float32 (n,); add how many are NaN to ``nans[0]``, int64."""
     first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
     bad = _QUANTIZE(x, first, np.uint64(x.size), step, (scale, offset, low, high), out)
     if bad:
@@ -82,6 +83,7 @@ def _quantize(x, scale, offset, low, high, out, nans):
 
 @kernel
 def _fake_quantize(x, scale, offset, low, high, out, nans):
+    """Fill in the values that the integers of x (n,) stand for; add its NaN to ``nans[0]``."""
     first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
     bad = _FAKE_QUANTIZE(x, first, np.uint64(x.size), step, (scale, offset, low, high), out)
     if bad:
@@ -90,6 +92,7 @@ def _fake_quantize(x, scale, offset, low, high, out, nans):
 
 @kernel
 def _dequantize(q, scale, offset, out):
+    """Fill in float32 (n,) of int8 (n,)."""
     first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
     _DEQUANTIZE(q, first, np.uint64(q.size), step, (scale, offset), out)
 

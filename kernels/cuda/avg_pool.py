@@ -40,6 +40,7 @@ def _means(widen: Any, zero: Any, store: Any, dtype: Any) -> Any:
 
     @device_jit
     def part(x, begin, top, left, size, window, lane, lanes, offset):
+        """Return a lane's share of the sum of a window."""
         total = zero
         for u in range(max(top, 0), min(top + window[0], size[0])):
             first = begin + u * size[1]
@@ -49,6 +50,7 @@ def _means(widen: Any, zero: Any, store: Any, dtype: Any) -> Any:
 
     @device_jit
     def body(x, sizes, window, stride, pad, lanes, offset, kind, stage, out):
+        """Fill in all outputs, each by `lanes` threads; see the kernels below."""
         parts = cuda.shared.array(THREADS, dtype)
         channels, height, width, rows, columns = sizes
         t = np.int64(cuda.threadIdx.x)
@@ -78,11 +80,13 @@ _FLOAT_SUMS = _means(as_float32, np.float32(0), _put_quotient, np.float32)
 
 @kernel
 def _avg_pool(x, sizes, window, stride, pad, lanes, offset, kind, stage, out):
+    """Fill in the averages, or sums, of int8 planes: int32, float32 or int8 by `kind`."""
     _SUMS(x, sizes, window, stride, pad, lanes, offset, kind, stage, out)
 
 
 @kernel
 def _avg_pool_floats(x, sizes, window, stride, pad, lanes, offset, kind, stage, out):
+    """Fill in the averages of float32 planes; sizes are (C, H, W, rows, columns)."""
     _FLOAT_SUMS(x, sizes, window, stride, pad, lanes, offset, kind, stage, out)
 
 

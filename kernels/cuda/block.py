@@ -28,6 +28,7 @@ def fold(combine: Any) -> Any:
 
     @device_jit
     def combined(shared, lane, count):
+        """Leave the result of so many neighbours in the first one's entry."""
         t = cuda.threadIdx.x
         cuda.syncthreads()
         left = count // 2
@@ -42,6 +43,7 @@ def fold(combine: Any) -> Any:
 
 @device_jit
 def _add(a, b):
+    """Return the sum of two values."""
     return a + b
 
 
@@ -69,6 +71,7 @@ def stream(put: Any) -> Any:
 
     @device_jit
     def streamed(x, first, end, step, numbers, out):
+        """Take a thread's values, from `first` on in steps."""
         i, counted = first, 0
         while i + step + step + step < end:
             j, k, m = i + step, i + step + step, i + step + step + step

@@ -75,6 +75,7 @@ def _direct(widen: Any, zero: Any, store: Any) -> Any:
 
     @device_jit
     def window(x, begin, w, taps, i, j, sizes, offset):
+        """Return the sum over the window of output (i, j)."""
         s = sizes
         top, left = i * s.down + s.add_h, j * s.right + s.add_w
         # taps a stride apart, where that is known, and all of them elsewhere
@@ -93,6 +94,7 @@ def _direct(widen: Any, zero: Any, store: Any) -> Any:
 
     @device_jit
     def body(x, w, bias, sizes, offset, places, kind, stage, out):
+        """Fill in all outputs, one a thread and plane; see the kernels below."""
         outs, per, pixels = sizes.outs, sizes.per, sizes.pixels
         p = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
         if p >= pixels:
@@ -118,11 +120,13 @@ _FLOAT_SUMS = _direct(as_float32, np.float32(0), put_sum)
 
 @kernel
 def _one_channel(x, w, bias, sizes, offset, places, kind, stage, out):
+    """Convolve int8: sums of int32, stored by `kind`; `places` are the steps of the output."""
     _SUMS(x, w, bias, sizes, offset, places, kind, stage, out)
 
 
 @kernel
 def _one_channel_floats(x, w, bias, sizes, offset, places, kind, stage, out):
+    """Convolve float32."""
     _FLOAT_SUMS(x, w, bias, sizes, offset, places, kind, stage, out)
 
 

@@ -36,71 +36,85 @@ _ZERO, _ONE, _SIX = np.float32(0), np.float32(1), np.float32(6)
 
 @device_jit
 def _leaky(v, a, b):
+    """Return v, times a if below zero; NaN stays."""
     return v if v > _ZERO or v != v else v * a
 
 
 @device_jit
 def _leaky6(v, a, b):
+    """Return what `_leaky` does, at most 6."""
     return min(_leaky(v, a, b), _SIX) if v == v else v
 
 
 @device_jit
 def _clip(v, a, b):
+    """Return v between a and b; NaN stays."""
     return min(max(v, a), b) if v == v else v
 
 
 @device_jit
 def _sigmoid(v, a, b):
+    """Return ``1 / (1 + exp(-v))``."""
     return _ONE / (_ONE + math.exp(-v))
 
 
 @device_jit
 def _tanh(v, a, b):
+    """Return ``tanh(v)``."""
     return math.tanh(v)
 
 
 @device_jit
 def _elu(v, a, b):
+    """Return v, or ``a * (exp(v) - 1)`` if below zero."""
     return v if v > _ZERO else a * math.expm1(v)
 
 
 @device_jit
 def _abs(v, a, b):
+    """Return ``|v|``."""
     return math.fabs(v)
 
 
 @device_jit
 def _power(v, a, b):
+    """Return ``v ** a``."""
     return math.pow(v, a)
 
 
 @device_jit
 def _exp(v, a, b):
+    """Return ``exp(v * a + b)``."""
     return math.exp(v * a + b)
 
 
 @device_jit
 def _log(v, a, b):
+    """Return ``log(v) * a``."""
     return math.log(v) * a
 
 
 @device_jit
 def _bnll(v, a, b):
+    """Return ``log(1 + exp(v))``, without overflow."""
     return max(v, _ZERO) + math.log1p(math.exp(-math.fabs(v)))
 
 
 @device_jit
 def _swish(v, a, b):
+    """Return ``v * sigmoid(a * v)``."""
     return v / (_ONE + math.exp(-v * a))
 
 
 @device_jit
 def _threshold(v, a, b):
+    """Return 1 if v is above a, else 0."""
     return _ONE if v > a else _ZERO
 
 
 @device_jit
 def _linear(v, a, b):
+    """Return ``v * a + b``."""
     return v * a + b
 
 
@@ -109,6 +123,7 @@ def _map_kernel(function: Any) -> Any:
 
     @kernel
     def map_kernel(x, a, b, out):
+        """Fill in the map of each value, float32 (n,)."""
         for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):
             out[i] = np.float32(function(x[i], a, b))
 

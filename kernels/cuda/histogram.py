@@ -80,11 +80,13 @@ def _tally(v, factor, start, window, table, notes, under, over, lows, highs, tak
 
 @device_jit
 def _lesser(a, b):
+    """Return the lesser of two values."""
     return min(a, b)
 
 
 @device_jit
 def _greater(a, b):
+    """Return the greater of two values."""
     return max(a, b)
 
 

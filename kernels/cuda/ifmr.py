@@ -43,6 +43,7 @@ def distance(v, low, high, scale):
 
 @device_jit
 def _squared(v, low, high, scale):
+    """Return the square of `distance`, float64."""
     d = np.float64(distance(v, low, high, scale))
     return d * d
 

@@ -25,6 +25,7 @@ def _sums(widen: Any, zero: Any, store: Any, dtype: Any) -> Any:
 
     @device_jit
     def body(x, w, bias, offset, kind, stage, out):
+        """Fill in all outputs, one a block; see the kernels below."""
         parts = cuda.shared.array(THREADS, dtype)
         rows, outs, t = x.shape[0], w.shape[0], cuda.threadIdx.x
         for i in range(cuda.blockIdx.x, rows * outs, cuda.gridDim.x):
@@ -47,11 +48,13 @@ _FLOAT_SUMS = _sums(as_float32, np.float32(0), put_sum, np.float32)
 
 @kernel
 def _few_rows(x, w, bias, offset, kind, stage, out):
+    """Multiply int8 (rows, depth) by (outs, depth): int32 sums, stored by `kind`."""
     _SUMS(x, w, bias, offset, kind, stage, out)
 
 
 @kernel
 def _few_rows_floats(x, w, bias, offset, kind, stage, out):
+    """Multiply float32."""
     _FLOAT_SUMS(x, w, bias, offset, kind, stage, out)
 
 

@@ -17,6 +17,7 @@ _LOWEST = -np.finfo(np.float32).max
 
 @kernel
 def _max_pool(x, size, out_size, window, stride, pad, out, where):
+    """Fill in the maxima, float32, and where in its plane each lies, int64, or -1."""
     height, width = size
     for at in range(cuda.grid(1), out.size, cuda.gridsize(1)):
         line, plane = at // out_size[1], at // (out_size[0] * out_size[1])

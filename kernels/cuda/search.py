@@ -44,6 +44,7 @@ def _integral(t, low, high, s):
 
 @kernel
 def _bin_errors(left, right, weights, lows, highs, scales, losses):
+    """Fill in the losses, float64 (R,); `weights` are counts over widths, or counts of values."""
     held = cuda.shared.array(THREADS, np.float64)
     for r in range(cuda.blockIdx.x, scales.size, cuda.gridDim.x):
         low, high, s, loss = lows[r], highs[r], scales[r], 0.0
@@ -124,6 +125,7 @@ def _hfmg_integral(i, left, share, top):
 
 @kernel
 def _hfmg_errors(counts, candidates, width, levels, losses):
+    """Fill in the losses, float64 (R,), of candidates (R, 2): first and last bin."""
     held = cuda.shared.array(THREADS, np.float64)
     for r in range(cuda.blockIdx.x, losses.size, cuda.gridDim.x):
         left, loss = candidates[r, 0], 0.0

@@ -53,6 +53,7 @@ _PUT = stream(_put)
 
 @kernel
 def _forward(x, scale, low, high, out):
+    """Fill in the fake-quantized values of x, float32 (n,)."""
     first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
     _PUT(x, first, np.uint64(x.size), step, (scale, low, high), out)
 
@@ -69,6 +70,7 @@ def _shares(v, g, scale, low, high, edge, steps):
 
 @kernel
 def _backward(x, gradient, scale, low, high, edge, steps, out, sums):
+    """Fill in dx, float32 (n,), and what each block adds to the ends, float64 (blocks, 2)."""
     by_max = cuda.shared.array(THREADS, np.float64)
     by_min = cuda.shared.array(THREADS, np.float64)
     t = cuda.threadIdx.x

@@ -48,6 +48,7 @@ _LEAST, _MOST = fold(_less), fold(_more)
 
 @kernel
 def _row_ranges(rows, low, high):
+    """Fill in the least and the greatest weight of each row, float32 (rows,); NaN if it has one."""
     lows = cuda.shared.array(THREADS, np.float32)
     highs = cuda.shared.array(THREADS, np.float32)
     t = cuda.threadIdx.x
@@ -78,6 +79,7 @@ def _fake_quantize_rows(rows, inner, lanes, scales, low, high, out):
 
 @kernel
 def _swapped(x, out):
+    """Write x (A, B, n) as (B, A, n)."""
     first, inner = x.shape[0], x.shape[2]
     for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):  # in the order of the result
         pair, k = i // inner, i % inner

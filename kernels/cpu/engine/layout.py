@@ -29,6 +29,7 @@ def _turn(function, sources, targets, counts, steps, channels, inwards, add):
 
 @jit
 def _enter_few(x, view, add):
+    """Copy x (N, C, H, W), plus a number, into the interior of an image, (N, H, W, C)."""
     n, channels, height, width = x.shape
     for i in range(n):
         for c in range(channels):
@@ -40,6 +41,7 @@ def _enter_few(x, view, add):
 
 @jit
 def _leave_few(view, out, less):
+    """Copy the interior of an image (N, H, W, C), less a number, into out (N, C, H, W)."""
     n, channels, height, width = out.shape
     for i in range(n):
         for c in range(channels):

@@ -88,6 +88,7 @@ def _channels(s, job):
 
 @jit
 def _largest(s, job):
+    """Compute one strip of maximum pooling."""
     begin = job * s.strip
     count = min(s.strip, s.positions - begin)
     table = s.bases + 8 * begin * s.words
@@ -119,6 +120,7 @@ def _fill(s, job):
 
 @jit
 def _job(s, job):
+    """Do one job of a step."""
     if s.kind == OUTPUTS:
         _outputs(s, job)
     elif s.kind == CHANNELS:
@@ -133,6 +135,7 @@ def _job(s, job):
 
 @jit
 def _jobs(s):
+    """Return how many jobs a step is cut into; they can be done in any order."""
     if s.kind == OUTPUTS:
         return s.strips * s.chunks * s.groups
     if s.kind == APPLY:
@@ -142,12 +145,14 @@ def _jobs(s):
 
 @parallel_jit
 def _parallel(steps, i, jobs):
+    """Do the jobs of step i on all threads."""
     for job in prange(jobs):
         _job(steps[i], np.int64(job))
 
 
 @jit
 def _run(steps, begin, end, threads):
+    """Run steps [begin, end), one after the other."""
     for i in range(begin, end):
         jobs = _jobs(steps[i])
         if jobs == 1 or threads == 1 or steps[i].kind == FILL:

@@ -229,6 +229,7 @@ def _source(p, sizes):
 
 @kernel
 def _pad_floats(x, sizes, border, words):
+    """Fill in float32 planes with their border, (planes * pixels,)."""
     p = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
     if p >= sizes.pixels:
         return
@@ -245,6 +246,7 @@ def _pad_floats(x, sizes, border, words):
 
 @kernel
 def _pack_words(x, sizes, border, words):
+    """Fill in planes of words of four int8 channels; what is in no channel is as the border."""
     p = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
     if p >= sizes.pixels:
         return

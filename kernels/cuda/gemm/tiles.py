@@ -113,6 +113,7 @@ def loads(zero: Any, guarded: bool) -> tuple[Any, Any]:
 
     @device_jit
     def pixel(words, places, base, row, end):
+        """Return the value of a column of the product at one row of the depth."""
         v = words[np.uint64(base + places[np.uint64(row)])]
         if guarded:
             return v if row < end else zero
@@ -120,6 +121,7 @@ def loads(zero: Any, guarded: bool) -> tuple[Any, Any]:
 
     @device_jit
     def pixels(words, places, base, row, end, span):
+        """Return the values at four rows, `span` apart."""
         return (
             pixel(words, places, base, row, end),
             pixel(words, places, base, row + span, end),
@@ -129,6 +131,7 @@ def loads(zero: Any, guarded: bool) -> tuple[Any, Any]:
 
     @device_jit
     def some_weights(weights, o, outs, row, span):
+        """Return the weights of output o at four rows, `span` apart."""
         at, apart = np.uint64(row * outs + o), np.uint64(span * outs)
         return (
             weights[at],
@@ -154,16 +157,19 @@ def _products(dot: Any) -> Any:
 
     @device_jit
     def row(c, a, b):
+        """Add the products of one value on the left with four on the right."""
         return dot(a, b[0], c[0]), dot(a, b[1], c[1]), dot(a, b[2], c[2]), dot(a, b[3], c[3])
 
     @device_jit
     def word(c, a, b, y, x):
+        """Add the products of one word of depth to 4 x 4 sums."""
         q = (b[x], b[x + _1], b[x + _5], b[x + _6])
         r = (a[y], a[y + _1], a[y + _2], a[y + _3])
         return row(c[0], r[0], q), row(c[1], r[1], q), row(c[2], r[2], q), row(c[3], r[3], q)
 
     @device_jit
     def products(c, a, b, y, x):
+        """Add the products of four words of depth to 4 x 4 sums."""
         c = word(c, a, b, y, x)
         c = word(c, a, b, y + _WORD, x + _WORD)
         c = word(c, a, b, y + _WORDS, x + _WORDS)
@@ -177,11 +183,13 @@ def _writes(store: Any) -> Any:
 
     @device_jit
     def one(v, goes, begin, o, outs, kind, stage, out):
+        """Store a sum, if its pixel exists."""
         if goes >= 0:
             store(out, goes + begin, v, o, outs, kind, stage)
 
     @device_jit
     def write(c, o, last, goes, phase, sizes, bias, kind, stage, out):
+        """Store four sums of channel o, if it is below `last`."""
         outs = sizes.outs
         if o < last:
             begin, add = o * sizes.channel_step, bias[phase * outs + o]
@@ -202,6 +210,7 @@ def _tiled(dot: Any, zero: Any, store: Any, dtype: Any) -> Any:
 
     @device_jit
     def body(words, places, weights, phases, bias, sizes, kind, stage, out):
+        """Compute the tiles of a block, one after the other."""
         a = cuda.shared.array(_HALVES, dtype, _ALIGNED)  # the simulator tells them by their lines
         b = cuda.shared.array(_HALVES, dtype, _ALIGNED)
         at = cuda.shared.array(TILE, np.int64)
