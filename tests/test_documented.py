@@ -68,3 +68,11 @@ def test_every_file_that_a_page_names_exists(page: str):
     files = [f"/{p.relative_to(ROOT).as_posix()}" for p in ROOT.rglob("*.*")]
     for name in re.findall(r"`((?:[\w]+/)+[\w.]+\.(?:py|md|toml|proto))`", text):
         assert any(file.endswith(f"/{name}") for file in files), name
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_every_private_name_that_a_page_names_exists(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for module, name in re.findall(r"`(?:\w+/)*(\w+)\.(_\w+)`", text):
+        files = ROOT.glob(f"[kpc]*/**/{module}.py")
+        assert any(re.search(rf"\b{name}\b", f.read_text(encoding="utf-8")) for f in files), name
