@@ -68,21 +68,23 @@ def _fit_layer(layer: Layer, weights: Weights) -> list[np.ndarray | None]:
     """Return the layer's blobs in the shapes its parameters demand; None is not in the file."""
     found = weights.layers.get(layer.name, ())
     spatial = 2
-    if layer.type in _CONVOLUTIONS and found:
+    if layer.type in _CONVOLUTIONS and found and found[0] is not None:
         spatial = max(found[0].array.ndim - 2, 1)
     rules = expected_blobs(layer, spatial)
-    packed = layer.type == "DeQuant" and [b.array.dtype for b in found] == [np.uint64]
+    dtypes = [None if blob is None else blob.array.dtype for blob in found]
+    packed = layer.type == "DeQuant" and dtypes == [np.uint64]
     if rules is None or packed:  # a deploy model packs DeQuant's three blobs in one
-        return [blob.array for blob in found]
-    if not found:
-        return [None] * len(rules)
+        return [None if blob is None else blob.array for blob in found]
+    named = [i for i, spec in enumerate(layer.param.param) if spec.name]  # shared, it may be
+    if not found or {*range(len(found), len(rules))} <= {*named}:
+        found = (*found, *[None] * (len(rules) - len(found)))
     if len(found) != len(rules):
         raise NetError(
             f"has {len(found)} blobs in '{weights.path}', but its parameters call for {len(rules)}",
             layer.name,
         )
     return [
-        _fit(layer, i, blob, rule, weights)
+        None if blob is None else _fit(layer, i, blob, rule, weights)
         for i, (blob, rule) in enumerate(zip(found, rules, strict=True))
     ]
 

@@ -30,14 +30,15 @@ class Weights:
     Attributes
     ----------
     path : Path
-    layers : mapping of str to tuple of FileBlob
-        By layer name, in the file's order; only layers with blobs.
+    layers : mapping of str to tuple of FileBlob or None
+        By layer name, in the file's order; only layers with blobs. None is a blob that the file
+        leaves to another layer, which shares it.
     notes : tuple of str
         What the file holds that the schema does not know.
     """
 
     path: Path
-    layers: Mapping[str, tuple[FileBlob, ...]]
+    layers: Mapping[str, tuple[FileBlob | None, ...]]
     notes: tuple[str, ...] = ()
 
 

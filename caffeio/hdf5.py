@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["import_h5py", "is_hdf5", "read_hdf5_weights"]
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
+_MOST_BLOBS = 100
 
 
 def is_hdf5(path: str | Path) -> bool:
@@ -58,7 +59,7 @@ def read_hdf5_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     h5py = import_h5py(path)
-    layers: dict[str, tuple[FileBlob, ...]] = {}
+    layers: dict[str, tuple[FileBlob | None, ...]] = {}
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group):
@@ -70,7 +71,11 @@ def read_hdf5_weights(path: str | Path) -> Weights:
 
 
 def _collect(
-    group: Any, name: str, layers: dict[str, tuple[FileBlob, ...]], path: Path, h5py: ModuleType
+    group: Any,
+    name: str,
+    layers: dict[str, tuple[FileBlob | None, ...]],
+    path: Path,
+    h5py: ModuleType,
 ) -> None:
     """Collect a layer's datasets; a layer named "a/b" is a group in a group."""
     blobs: dict[int, FileBlob] = {}
@@ -85,7 +90,7 @@ def _collect(
                 f"holds the dataset 'data/{name}/{key}', but datasets "
                 "are named by their index within a layer",
             )
-    if sorted(blobs) != list(range(len(blobs))):
-        raise CaffeFileError(path, f"layer '{name}' lacks blobs: it has {sorted(blobs)}")
-    if blobs:
-        layers[name] = tuple(blobs[i] for i in range(len(blobs)))
+    if blobs and max(blobs) > _MOST_BLOBS:
+        raise CaffeFileError(path, f"layer '{name}' has a blob {max(blobs)}: no layer has so many")
+    if blobs:  # one that a layer shares with another stands there only
+        layers[name] = tuple(blobs.get(i) for i in range(max(blobs) + 1))

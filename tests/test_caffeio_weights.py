@@ -167,6 +167,37 @@ def test_hdf5_of_our_own(tmp_path: Path) -> None:
         caffeio.read_net(tmp_path / "n.prototxt", path)
 
 
+@pytest.mark.parametrize("kept", [("1",), ("0",), ()])
+def test_hdf5_leaves_shared_blobs_to_their_first_layer(kept: tuple[str, ...], tmp_path: Path):
+    """Caffe's ToHDF5 writes only what a layer does not share from one before it."""
+    h5py = pytest.importorskip("h5py")
+    names = {"0": 'param { name: "w" }', "1": 'param { name: "b" }'}
+    fc = 'type: "InnerProduct" inner_product_param { num_output: 3 }'
+    text = 'input: "x" input_shape { dim: 1 dim: 3 }\n'
+    first = " ".join(names.values())
+    second = " ".join("param {}" if key in kept else name for key, name in names.items())
+    text += f'layer {{ name: "p" bottom: "x" top: "p" {fc} {first} }}\n'
+    text += f'layer {{ name: "q" bottom: "p" top: "q" {fc} {second} }}\n'
+    (tmp_path / "n.prototxt").write_text(text)
+    blobs = {
+        layer: {"0": RNG.normal(size=(3, 3)).astype(np.float32), "1": np.full(3, n, np.float32)}
+        for n, layer in enumerate("pq")
+    }
+    for keys, fails in ((kept, False), (kept[:-1], bool(kept))):
+        with h5py.File(tmp_path / "w.h5", "w") as file:
+            for layer, present in (("p", ("0", "1")), ("q", keys)):
+                for key in present:
+                    file[f"data/{layer}/{key}"] = blobs[layer][key]
+        if fails:
+            with pytest.raises(NetError, match="layer 'q': has no blob"):
+                caffeio.read_net(tmp_path / "n.prototxt", tmp_path / "w.h5")
+            continue
+        net = caffeio.read_net(tmp_path / "n.prototxt", tmp_path / "w.h5")
+        for i, key in enumerate("01"):
+            owner = "q" if key in kept else "p"
+            assert same(net.layer("q").blobs[i], blobs[owner][key])
+
+
 # --------------------------------------------------------------------------- matching
 
 
