@@ -518,6 +518,7 @@ def main() -> int:
             types, nets, failed = types + some, nets + count, failed + len(found)
             for line in found:
                 print(line, flush=True)
+            print(f"\r{nets} nets ", end="", file=sys.stderr, flush=True)
     print(f"{nets} nets from seed {options.start} on, {failed} differences")
     print(", ".join(f"{kind} {n}" for kind, n in types.most_common()))
     return bool(failed)
