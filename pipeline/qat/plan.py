@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from caffeio import Layer, Net, Value
 from caffeio.errors import NetError
 from kernels import QuantParams
-from pipeline.config.retrain import RetrainAlgorithm, RetrainConfig, UlqQuantize
-from pipeline.errors import ConfigError
+from pipeline.config.retrain import RetrainConfig, UlqQuantize
 from pipeline.layers import Sign, layer_type
 from pipeline.layers.int8 import INT8_TYPES
+from pipeline.quantize.assign import channel_wise, levels
 from pipeline.quantize.prepare import Prepared
 
-__all__ = ["DataPlan", "FakePlan", "WeightPlan", "channel_wise", "fake_plan", "not_negative"]
+__all__ = [
+    "DataPlan",
+    "FakePlan",
+    "WeightPlan",
+    "fake_plan",
+    "not_negative",
+    "trained_channel_wise",
+]
 
 
 @dataclass(frozen=True)
@@ -122,47 +129,15 @@ def fake_plan(
     return FakePlan(data, weights, config.data_bits, config.weight_bits)
 
 
-def channel_wise(layer: Layer, config: RetrainConfig) -> bool:
-    """Whether each output channel has a weight scale of its own: the nearest setting wins.
-
-    Raises
-    ------
-    ConfigError
-        If it is asked for where it is not allowed.
-    """
-    per_channel = INT8_TYPES[layer.type].per_channel
-    chosen = per_channel
-    for where, algorithm in _levels(layer, config):
-        given = algorithm.retrain_weight_quant_config
-        if given is None or given.arq_retrain.channel_wise is None:
-            continue
-        if given.arq_retrain.channel_wise and not per_channel and where:
-            raise ConfigError(
-                f"retrain.{where}: channel_wise = true is for Convolution and Deconvolution, "
-                f"not for {layer.type} layer '{layer.name}'"
-            )
-        chosen = given.arq_retrain.channel_wise and per_channel
-    return chosen
-
-
-def _levels(layer: Layer, config: RetrainConfig) -> list[tuple[str, RetrainAlgorithm]]:
-    """Return the settings that concern a layer, the nearest last."""
-    levels: list[tuple[str, RetrainAlgorithm]] = [("", config)]
-    levels += [
-        (f"override_layer_types '{o.layer_type}'", o)
-        for o in config.override_layer_types
-        if o.layer_type == layer.type
-    ]
-    levels += [
-        (f"override_layer_configs '{o.layer_name}'", o)
-        for o in config.override_layer_configs
-        if o.layer_name == layer.name
-    ]
-    return levels
+def trained_channel_wise(layer: Layer, config: RetrainConfig) -> bool:
+    """See `pipeline.quantize.assign.channel_wise`, of the settings of a training."""
+    given = [(where, a.retrain_weight_quant_config) for where, a in levels(layer, config)]
+    asked = [(where, None if g is None else g.arq_retrain.channel_wise) for where, g in given]
+    return channel_wise(layer, "retrain", asked)
 
 
 def _ulq(layer: Layer, config: RetrainConfig) -> UlqQuantize:
-    given = [a.retrain_data_quant_config for _, a in _levels(layer, config)]
+    given = [a.retrain_data_quant_config for _, a in levels(layer, config)]
     return next((g.ulq_quantize for g in reversed(given) if g is not None), UlqQuantize())
 
 
@@ -198,7 +173,7 @@ def not_negative(net: Net, value: Value) -> bool:
 
 
 def _weight_plan(layer: Layer, net: Net, work: Prepared, config: RetrainConfig) -> WeightPlan:
-    axis = INT8_TYPES[layer.type].channel_axis if channel_wise(layer, config) else None
+    axis = INT8_TYPES[layer.type].channel_axis if trained_channel_wise(layer, config) else None
     absorbed = work.fused.origin(layer.name)[1:]
     for name in absorbed:
         net.layer(name)  # raises where the training net has it not

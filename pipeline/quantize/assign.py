@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, overload
 
 import kernels
 from caffeio import Layer, Net
 from kernels import Ifmr, Method
 from pipeline.config.calibrate import Algorithm, CalibrateConfig
-from pipeline.config.retrain import RetrainConfig
+from pipeline.config.retrain import RetrainAlgorithm, RetrainConfig
 from pipeline.errors import ConfigError
 from pipeline.layers.int8 import INT8_TYPES
 
-__all__ = ["LayerPlan", "check_names", "layer_plan"]
+__all__ = ["LayerPlan", "channel_wise", "check_names", "layer_plan", "levels"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,57 @@ def _nearest(name: str, names: set[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+@overload
+def levels(layer: Layer, config: CalibrateConfig) -> list[tuple[str, Algorithm]]: ...
+@overload
+def levels(layer: Layer, config: RetrainConfig) -> list[tuple[str, RetrainAlgorithm]]: ...
+def levels(layer: Layer, config: CalibrateConfig | RetrainConfig) -> list[tuple[str, Any]]:
+    """Return the settings that concern a layer and the keys they stand under, the nearest last."""
+    common = (
+        ("common_config", config.common_config) if isinstance(config, CalibrateConfig) else None
+    )
+    return [
+        common or ("", config),
+        *(
+            (f"override_layer_types '{o.layer_type}'", o)
+            for o in config.override_layer_types
+            if o.layer_type == layer.type
+        ),
+        *(
+            (f"override_layer_configs '{o.layer_name}'", o)
+            for o in config.override_layer_configs
+            if o.layer_name == layer.name
+        ),
+    ]
+
+
+def channel_wise(layer: Layer, table: str, asked: Sequence[tuple[str, bool | None]]) -> bool:
+    """Whether each output channel has a weight scale of its own: the nearest setting wins.
+
+    Parameters
+    ----------
+    layer : Layer
+    table : str
+        Of the config, for errors.
+    asked : sequence of (str, bool or None)
+        What the settings of `levels` say. The first are of all layers: they mean those that can.
+
+    Raises
+    ------
+    ConfigError
+        If it is asked for where it is not allowed.
+    """
+    able = chosen = INT8_TYPES[layer.type].per_channel
+    for i, (where, given) in enumerate(asked):
+        if given and not able and i:
+            raise ConfigError(
+                f"{table}.{where}: channel_wise = true is for Convolution and Deconvolution, "
+                f"not for {layer.type} layer '{layer.name}'"
+            )
+        chosen = chosen if given is None else given and able
+    return chosen
+
+
 def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
     """Return how a layer is quantized: its own override, its type's, or the common settings.
 
@@ -68,32 +121,14 @@ def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
     ConfigError
         If channel_wise is asked for where it is not allowed.
     """
-    levels: list[tuple[str, Algorithm]] = [("common_config", config.common_config)]
-    levels += [
-        (f"override_layer_types '{o.layer_type}'", o)
-        for o in config.override_layer_types
-        if o.layer_type == layer.type
-    ]
-    levels += [
-        (f"override_layer_configs '{o.layer_name}'", o)
-        for o in config.override_layer_configs
-        if o.layer_name == layer.name
-    ]
-    per_channel = INT8_TYPES[layer.type].per_channel
-    channel_wise = per_channel
     method: Method = Ifmr(asymmetric=config.activation_offset)
-    for where, algorithm in levels:
+    asked: list[tuple[str, bool | None]] = []
+    for where, algorithm in levels(layer, config):
         arq = algorithm.arq_quantize
-        if arq is not None and arq.channel_wise is not None:
-            if arq.channel_wise and not per_channel and where != "common_config":
-                raise ConfigError(
-                    f"calibrate.{where}: channel_wise = true is for Convolution and Deconvolution, "
-                    f"not for {layer.type} layer '{layer.name}'"
-                )
-            channel_wise = arq.channel_wise and per_channel
+        asked.append((where, None if arq is None else arq.channel_wise))
         for name, search in algorithm.data_searches.items():
             method = _method(name, search.model_dump(), config.activation_offset)
-    return LayerPlan(method, channel_wise)
+    return LayerPlan(method, channel_wise(layer, "calibrate", asked))
 
 
 def _method(name: str, settings: dict[str, object], activation_offset: bool) -> Method:

@@ -21,7 +21,7 @@ from pipeline.jobs.stages import (
     finish,
     input_shapes,
 )
-from pipeline.qat.plan import channel_wise, fake_plan
+from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
 from pipeline.report.progress import Reporter
@@ -242,7 +242,7 @@ def _prepared(config: Config, net: Net) -> Prepared:
     assert settings is not None
     work = prepare(config, net)
     plans = {
-        name: LayerPlan(plan.method, channel_wise(net.layer(name), settings))
+        name: LayerPlan(plan.method, trained_channel_wise(net.layer(name), settings))
         for name, plan in work.plans.items()
     }
     return replace(work, plans=plans)
