@@ -170,3 +170,11 @@ def test_a_simplified_config_of_the_tool_counts(tmp_path, assets):
         merged.override_layer_types[0].ifmr_quantize.search_step,
         merged.override_layer_types[0].ifmr_quantize.max_percentile,
         merged.override_layer_types[0].ifmr_quantize.min_percentile)  # fmt: skip
+
+
+def test_the_tables_are_found_in_the_package():
+    import pipeline.config
+
+    for name in pipeline.config.__all__:
+        assert getattr(pipeline.config, name) is not None
+    assert pipeline.config.load_config is load_config
