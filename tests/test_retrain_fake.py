@@ -30,8 +30,8 @@ from pipeline.qat.plan import (  # noqa: E402
     DataPlan,
     FakePlan,
     WeightPlan,
-    channel_wise,
     fake_plan,
+    trained_channel_wise,
 )
 from pipeline.quantize.assign import LayerPlan  # noqa: E402
 from pipeline.quantize.int8_net import Int8Net  # noqa: E402
@@ -232,7 +232,7 @@ def prepared(net: caffeio.Net, settings: RetrainConfig) -> Prepared:
     config = Config(model=ModelConfig(prototxt=Path("p")), retrain=settings)
     work = prepare(config, net)
     plans = {
-        name: LayerPlan(p.method, channel_wise(net.layer(name), settings))
+        name: LayerPlan(p.method, trained_channel_wise(net.layer(name), settings))
         for name, p in work.plans.items()
     }
     return replace(work, plans=plans)
