@@ -31,7 +31,7 @@ class Program:
 
     Attributes
     ----------
-    steps : array of STEP
+    steps : array of STEP, to be viewed as the record of each one's kind
         Addresses in buffers are offsets yet.
     stages : int64 array (S, len(FIELDS))
         Tables of the output stage; likewise.

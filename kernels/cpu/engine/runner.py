@@ -1,7 +1,8 @@
 """Run compiled steps: the loops over strips and blocks, spread over the cores.
 
 They know nothing of instruction sets or types: every step is a record of numbers and
-addresses (`STEP`), and what touches values is reached through `kernels.cpu.codegen.native.call`.
+addresses as its kind has them (`KINDS`), and what touches values is reached through
+`kernels.cpu.codegen.native.call`.
 """
 
 from __future__ import annotations
@@ -11,36 +12,56 @@ import numpy as np
 from kernels.cpu.codegen.native import bytes_at, call
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
-__all__ = ["APPLY", "CHANNELS", "FILL", "LARGEST", "OUTPUTS", "STEP", "run_steps"]
+__all__ = ["BORDER", "CHANNELS", "GEMM", "KINDS", "LINES", "MAXIMA", "STEP", "run_steps"]
 
-#: Kinds of steps.
-OUTPUTS, CHANNELS, LARGEST, APPLY, FILL = range(5)
+#: Kinds of steps: products over channels, sums over windows of each channel, maxima of windows,
+#: lines of float32 passed through the output stage, and borders filled with the zero.
+GEMM, CHANNELS, MAXIMA, LINES, BORDER = range(5)
 
-#: A step. Addresses are of the data read, of the tables of byte offsets and constants, and of
-#: functions; `data` and `out` lie in buffers and are set for each set of buffers.
-STEP = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "kind", "data", "data_buffer", "out", "out_buffer", "stage", "store", "positions",
-            "strip", "strips", "chunks", "groups", "bases", "taps", "runs", "words", "weights",
-            "start", "block_bytes", "outs", "blocks", "columns", "lanes", "rows", "tail_rows",
-            "whole_1", "whole_2", "short_1", "short_2", "group_bytes", "out_at", "channels",
-            "acc_words", "pixels", "line", "border_h", "border_w", "images", "zero",
-            "stored_1", "stored_2",
-        )
-    ]
+#: What every step has. Addresses are of the data read and written (they lie in buffers and are set
+#: for each set of buffers), of the output stage's table and of its function. Jobs can be done in
+#: any order; each computes a strip of the positions.
+_COMMON = (
+    "kind", "jobs", "data", "data_buffer", "out", "out_buffer", "stage", "store", "positions",
+    "strip",
 )  # fmt: skip
+#: What each kind has besides. `bases`, `taps`, `runs` and `out_offsets` are addresses of tables of
+#: byte offsets; `weights` and `start` of the packed weights and the accumulators' first values.
+_OWN = {
+    GEMM: (
+        "bases", "taps", "runs", "words", "weights", "start", "strips", "chunks", "group_bytes",
+        "outs", "blocks", "block_bytes", "columns", "lanes", "rows", "tail_rows", "whole_1",
+        "whole_2", "short_1", "short_2", "stored_1", "stored_2",
+    ),
+    CHANNELS: (
+        "bases", "taps", "words", "weights", "start", "blocks", "block_bytes", "block_data_bytes",
+        "columns", "stored_1", "stored_2",
+    ),
+    MAXIMA: ("bases", "window", "function", "out_offsets", "channels"),
+    LINES: ("bases", "pixel_bytes", "width", "channels"),
+    BORDER: ("pixel_bytes", "width", "border_h", "border_w", "zero"),
+}  # fmt: skip
+_ROOM = max(map(len, _OWN.values()))
+
+#: A step of any kind, and the record of each kind, which is as long: one table holds them all.
+STEP = np.dtype([*((name, np.int64) for name in _COMMON), ("own", np.int64, _ROOM)])
+KINDS = {
+    kind: np.dtype(
+        [*((name, np.int64) for name in (*_COMMON, *own)), ("unused", np.int64, _ROOM - len(own))]
+    )
+    for kind, own in _OWN.items()
+}
+_GEMM, _CHANNELS, _MAXIMA, _LINES, _BORDER = (KINDS[kind] for kind in sorted(KINDS))
 
 
 @jit
-def _outputs(s, job):
+def _gemm(s, job):
     """Compute some positions of some blocks of outputs."""
     strip, rest = job % s.strips, job // s.strips
     chunk, group = rest % s.chunks, rest // s.chunks
     begin = strip * s.strip
     end = min(begin + s.strip, s.positions)
-    acc = np.empty(s.acc_words, np.int32)
+    acc = np.empty(s.rows * s.columns, np.int32)
     sums = np.int64(acc.ctypes.data)
     data = s.data + group * s.group_bytes
     # chunks differ by one block at most: cores that share them finish together
@@ -79,7 +100,7 @@ def _channels(s, job):
     bases = s.bases + 8 * begin
     for block in range(s.blocks):
         first = block * s.columns
-        data = s.data + block * s.group_bytes
+        data = s.data + block * s.block_data_bytes
         weights, start = s.weights + block * s.block_bytes, s.start + first * 4
         stored = s.stored_1 if block == s.blocks - 1 else s.stored_2
         more = (s.stage, first, begin)
@@ -87,27 +108,28 @@ def _channels(s, job):
 
 
 @jit
-def _largest(s, job):
+def _maxima(s, job):
     """Compute one strip of maximum pooling."""
     begin = job * s.strip
     count = min(s.strip, s.positions - begin)
-    table = s.bases + 8 * begin * s.words
-    call(s.whole_1, (s.out, s.out_at + 8 * begin, s.data, table, s.words, count, s.channels))
+    table = s.bases + 8 * begin * s.window
+    out_offsets = s.out_offsets + 8 * begin
+    call(s.function, (s.out, out_offsets, s.data, table, s.window, count, s.channels))
 
 
 @jit
-def _apply(s, job):
+def _lines(s, job):
     """Pass one line of float32 positions through the output stage."""
     source = s.data + bytes_at(s.bases, 8 * s.positions).view(np.int64)[job]
-    call(s.store, (source, s.pixels, s.line, s.channels, s.stage, 0, job * s.line))
+    call(s.store, (source, s.pixel_bytes, s.width, s.channels, s.stage, 0, job * s.width))
 
 
 @jit
-def _fill(s, job):
-    """Fill the border of one image with zeros."""
-    row = s.line * s.pixels
+def _border(s, job):
+    """Fill the border of one image with its zero."""
+    row = s.width * s.pixel_bytes
     height = s.positions
-    side = s.border_w * s.pixels
+    side = s.border_w * s.pixel_bytes
     image = bytes_at(s.data + job * height * row, height * row)
     zero = np.uint8(s.zero)
     image[: s.border_h * row] = zero
@@ -119,45 +141,36 @@ def _fill(s, job):
 
 
 @jit
-def _job(s, job):
-    """Do one job of a step."""
-    if s.kind == OUTPUTS:
-        _outputs(s, job)
-    elif s.kind == CHANNELS:
-        _channels(s, job)
-    elif s.kind == LARGEST:
-        _largest(s, job)
-    elif s.kind == APPLY:
-        _apply(s, job)
+def _job(steps, i, job):
+    """Do one job of step i."""
+    kind = steps[i].kind
+    if kind == GEMM:
+        _gemm(steps.view(_GEMM)[i], job)
+    elif kind == CHANNELS:
+        _channels(steps.view(_CHANNELS)[i], job)
+    elif kind == MAXIMA:
+        _maxima(steps.view(_MAXIMA)[i], job)
+    elif kind == LINES:
+        _lines(steps.view(_LINES)[i], job)
     else:
-        _fill(s, job)
-
-
-@jit
-def _jobs(s):
-    """Return how many jobs a step is cut into; they can be done in any order."""
-    if s.kind == OUTPUTS:
-        return s.strips * s.chunks * s.groups
-    if s.kind == APPLY:
-        return s.positions
-    return s.images if s.kind == FILL else s.strips
+        _border(steps.view(_BORDER)[i], job)
 
 
 @parallel_jit
 def _parallel(steps, i, jobs):
     """Do the jobs of step i on all threads."""
     for job in prange(jobs):
-        _job(steps[i], np.int64(job))
+        _job(steps, i, np.int64(job))
 
 
 @jit
 def _run(steps, begin, end, threads):
     """Run steps [begin, end), one after the other."""
     for i in range(begin, end):
-        jobs = _jobs(steps[i])
-        if jobs == 1 or threads == 1 or steps[i].kind == FILL:
+        jobs = steps[i].jobs
+        if jobs == 1 or threads == 1 or steps[i].kind == BORDER:
             for job in range(jobs):
-                _job(steps[i], job)
+                _job(steps, i, job)
         else:
             _parallel(steps, i, jobs)
 

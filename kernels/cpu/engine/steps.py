@@ -16,7 +16,7 @@ from kernels.cpu.engine.epilogue import Writes, output_constants, output_form
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.packing import Packed
 from kernels.cpu.engine.program import Program, Slots
-from kernels.cpu.engine.runner import APPLY, CHANNELS, FILL, LARGEST, OUTPUTS, STEP
+from kernels.cpu.engine.runner import BORDER, CHANNELS, GEMM, KINDS, LINES, MAXIMA, STEP
 from kernels.cpu.engine.windows import Grid
 
 __all__ = ["Builder"]
@@ -68,39 +68,40 @@ class Builder:
         if not any(image.border):
             return
         self._add(
-            FILL,
+            BORDER,
+            jobs=image.batch,
             data=(image, 0),
-            line=image.columns,
-            pixels=image.step,
+            width=image.columns,
+            pixel_bytes=image.step,
             positions=image.rows,
             border_h=image.border[0],
             border_w=image.border[1],
-            images=image.batch,
             zero=image.zero,
         )
 
     def outputs(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
         """Add a product over channels; the grid's taps are the runs of the packed weights."""
         kernel = packed.kernel
-        made = gemm.compiled(kernel)
+        tiles = gemm.compiled(kernel)
         count = grid.bases.size
         if not count or not packed.outs:
             return
         groups, blocks = packed.weights.shape[:2]
         strip = kernel.rows * _STRIP_TILES
         strips = -(-count // strip)
+        chunks = min(blocks, max(1, _JOBS // (strips * groups)))
         bases = np.concatenate([grid.bases, np.repeat(grid.bases[-1:], kernel.rows)])
         form = output_form(writes, kernel, packed.max_abs_sum)
         last = packed.outs - (blocks - 1) * kernel.columns
         self._add(
-            OUTPUTS,
+            GEMM,
+            jobs=strips * chunks * groups,
             data=(source, source.origin),
             writes=(writes, grid, kernel, packed.max_abs_sum),
             positions=count,
             strip=strip,
             strips=strips,
-            chunks=min(blocks, max(1, _JOBS // (strips * groups))),
-            groups=groups,
+            chunks=chunks,
             bases=self._offset_table(bases),
             taps=self._offset_table(grid.taps),
             runs=packed.runs,
@@ -114,12 +115,11 @@ class Builder:
             lanes=kernel.lanes,
             rows=kernel.rows,
             tail_rows=kernel.tail_rows,
-            whole_1=made.whole[0],
-            whole_2=made.whole[1],
-            short_1=made.short[0],
-            short_2=made.short[1],
+            whole_1=tiles.whole[0],
+            whole_2=tiles.whole[1],
+            short_1=tiles.short[0],
+            short_2=tiles.short[1],
             group_bytes=source.channels // groups * source.operands.itemsize,
-            acc_words=kernel.rows * kernel.columns,
             stored_1=gemm.stored_tile(kernel, last, form),
             stored_2=gemm.stored_tile(kernel, kernel.columns, form) if blocks > 1 else 0,
         )
@@ -165,21 +165,20 @@ class Builder:
         taps = np.concatenate([grid.taps, np.repeat(grid.taps[-1:], -grid.taps.size % per)])
         self._add(
             CHANNELS,
+            jobs=-(-count // strip),
             data=(source, source.origin),
             writes=(writes, grid, kernel, packed.max_abs_sum),
             positions=count,
             strip=strip,
-            strips=-(-count // strip),
             bases=self._offset_table(grid.bases),
             taps=self._offset_table(taps),
             words=words,
             weights=self._address(packed.weights),
             start=self._address(packed.initial_sums),
             block_bytes=packed.weights[0].nbytes,
-            outs=packed.outs,
             blocks=blocks,
             columns=block,
-            group_bytes=block * source.operands.itemsize,
+            block_data_bytes=block * source.operands.itemsize,
             stored_1=function(packed.outs - (blocks - 1) * block),
             stored_2=function(block) if blocks > 1 else 0,
         )
@@ -189,16 +188,16 @@ class Builder:
         count = len(table)
         strip = max(1, -(-count // _JOBS))
         self._add(
-            LARGEST,
+            MAXIMA,
+            jobs=-(-count // strip),
             data=(source, source.origin),
             out=out,
             positions=count,
             strip=strip,
-            strips=-(-count // strip),
             bases=self._offset_table(table),
-            words=table.shape[1],
-            whole_1=max_pool.compiled(kernel),
-            out_at=self._offset_table(out.byte_offsets()),
+            window=table.shape[1],
+            function=max_pool.compiled(kernel),
+            out_offsets=self._offset_table(out.byte_offsets()),
             channels=out.channels,
         )
 
@@ -207,20 +206,21 @@ class Builder:
         images = (source, *(i for i in writes.images.values() if i is not None))
         # where all channels are treated alike and lie together, a line is one row
         alike = writes.slope is None and all(i.pixel == i.channels for i in images)
-        line, channels = source.width, source.channels
+        width, channels = source.width, source.channels
         if alike:
-            line, channels = 1, line * channels
-        n, i, j = (a.reshape(-1) for a in np.indices((source.batch, source.height, line)))
-        first = slice(None, None, line)
+            width, channels = 1, width * channels
+        n, i, j = (a.reshape(-1) for a in np.indices((source.batch, source.height, width)))
+        first = slice(None, None, width)
         lines = source.byte_offset(n[first], i[first], 0)
         self._add(
-            APPLY,
+            LINES,
+            jobs=lines.size,
             data=(source, source.origin),
             writes=(writes, Grid(lines, lines, (n, i, j)), choose("float"), None),
             positions=lines.size,
             bases=self._offset_table(lines),
-            pixels=source.step,
-            line=line,
+            pixel_bytes=source.step,
+            width=width,
             channels=channels,
         )
 
@@ -230,9 +230,9 @@ class Builder:
         steps = np.zeros(len(self._steps), STEP)
         steps["data_buffer"] = steps["out_buffer"] = -1
         for i, values in enumerate(self._steps):
+            record = steps.view(KINDS[values["kind"]])[i]
             for name, value in values.items():
-                at = places[value] if name.endswith("_buffer") else value
-                steps[i][name] = at
+                record[name] = places[value] if name.endswith("_buffer") else value
         stages = np.zeros((len(self._stages), len(FIELDS)), np.int64)
         buffers = np.full((len(self._stages), 3), -1, np.int64)
         for i, (values, images) in enumerate(zip(self._stages, self._stage_images, strict=True)):
@@ -247,6 +247,7 @@ class Builder:
         self,
         kind: int,
         *,
+        jobs: int,
         data: tuple[Image, int],
         out: Image | None = None,
         writes: tuple[Writes, Grid, MicroKernel, np.ndarray | None] | None = None,
@@ -255,7 +256,7 @@ class Builder:
         self._time += 1
         source, offset = data
         self._slots.use(source.buffer, self._time)
-        step = {"kind": kind, "data": offset, "data_buffer": source.buffer, **values}
+        step = {"kind": kind, "jobs": jobs, "data": offset, "data_buffer": source.buffer, **values}
         if out is not None:
             self._slots.use(out.buffer, self._time)
             step |= {"out": out.origin, "out_buffer": out.buffer}
