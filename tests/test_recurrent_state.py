@@ -103,7 +103,8 @@ def test_fewer_streams_go_on_and_more_begin_anew():
     both = State()
     runner.forward({"x": X[:3, :1], "cont": CONT[:3, :1]}, state=both)
     want = runner.forward({"x": X[3:, :1], "cont": ones}, ["h"], state=both)["h"]
-    np.testing.assert_array_equal(one, want)
+    # one stream alone is another product for BLAS, which may add in another order
+    np.testing.assert_allclose(one, want, rtol=1e-5, atol=1e-6)
     again = runner.forward({"x": X[:3], "cont": np.ones((3, 3), np.float32)}, ["h"], state=state)
     fresh = runner.forward({"x": X[:3], "cont": np.ones((3, 3), np.float32)}, ["h"])
     np.testing.assert_array_equal(again["h"], fresh["h"])

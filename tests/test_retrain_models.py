@@ -29,7 +29,7 @@ weight_decay: 0.0005 max_iter: 200 test_iter: 20 test_interval: 200 random_seed:
 
 
 def write_lenet(folder: Path, assets: Path) -> Path:
-    """Write a training of LeNet at 3 bits, tested on 2,000 of MNIST's test digits."""
+    """Write a training of LeNet at 3 and 2 bits, tested on 2,000 of MNIST's test digits."""
     model = assets / "models" / "lenet_mnist"
     deploy = (model / "deploy.prototxt").read_text()
     begin = deploy.index("layer", deploy.index("input_param"))
@@ -56,7 +56,7 @@ data = {data("train")}
 [retrain]
 solver = "solver.prototxt"
 data_bits = 3
-weight_bits = 3
+weight_bits = 2
 data = {data("train")}
 test_data = {data("t10k")}
 device = "cpu"
@@ -66,10 +66,10 @@ directory = "out"
     return config
 
 
-def test_lenet_at_three_bits_recovers_by_training(assets: Path, tmp_path: Path):
+def test_lenet_at_few_bits_recovers_by_training(assets: Path, tmp_path: Path):
     trained = train_model(write_lenet(tmp_path, assets))
     assert trained is not None
     assert trained.first is not None
     assert trained.best is not None
-    assert trained.first < 0.98  # calibrated; in float it finds 98.6 % of these
-    assert trained.best > trained.first + 0.002
+    assert trained.first < 0.8  # calibrated; in float it finds 98.6 % of these
+    assert trained.best > 0.9
