@@ -30,9 +30,9 @@ def check_kernels() -> None:
             return
     except OSError:
         pass
-    found = "is missing" if origin is None else f"at {origin.parent} is another project's"
+    problem = "is missing" if origin is None else f"at {origin.parent} is another project's"
     raise ImportError(
-        f"the package 'kernels' {found}: caffe-quant has one of that name, and of two in one "
+        f"the package 'kernels' {problem}: caffe-quant has one of that name, and of two in one "
         "environment the later overwrites the other's files. Install caffe-quant into a virtual "
         "environment of its own; or: pip uninstall kernels, then "
         "pip install --force-reinstall --no-deps caffe-quant"

@@ -194,9 +194,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USE
-    known = isinstance(error, CaffeFileError | NetError | PipelineError | ImportError)
-    kind = "" if known else f"{type(error).__name__}: "
-    hint = "" if known else " (--verbose shows where)"
+    expected = isinstance(error, CaffeFileError | NetError | PipelineError | ImportError)
+    kind = "" if expected else f"{type(error).__name__}: "
+    hint = "" if expected else " (--verbose shows where)"
     print(f"error: {kind}{error}{hint}", file=sys.stderr)
     return FAILED
 

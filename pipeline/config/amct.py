@@ -30,36 +30,36 @@ def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str,
     """
     if config.quant_cfg is None:
         return config, ()
-    given = read_quant_cfg(config.quant_cfg)
-    if given.joint_quant:
+    settings = read_quant_cfg(config.quant_cfg)
+    if settings.joint_quant:
         raise ConfigError(f"{config.quant_cfg}: joint_quant = true is not supported")
     changed = config.model_copy(
         update={
-            "batch_num": given.batch_num,
-            "activation_offset": given.activation_offset,
-            "skip_layers": given.skip_layers,
-            "skip_layer_types": given.skip_layer_types,
-            "do_fusion": given.do_fusion,
-            "skip_fusion_layers": given.skip_fusion_layers,
-            "common_config": Algorithm(**_algorithm(given.common)),
-            "override_layer_types": _overrides(given.layer_types, TypeOverride, "layer_type"),
-            "override_layer_configs": _overrides(given.layers, LayerOverride, "layer_name"),
+            "batch_num": settings.batch_num,
+            "activation_offset": settings.activation_offset,
+            "skip_layers": settings.skip_layers,
+            "skip_layer_types": settings.skip_layer_types,
+            "do_fusion": settings.do_fusion,
+            "skip_fusion_layers": settings.skip_fusion_layers,
+            "common_config": Algorithm(**_algorithm(settings.common)),
+            "override_layer_types": _overrides(settings.layer_types, TypeOverride, "layer_type"),
+            "override_layer_configs": _overrides(settings.layers, LayerOverride, "layer_name"),
         }
     )
-    return changed, given.notes
+    return changed, settings.notes
 
 
-def _overrides(found: Mapping[str, LayerSettings], table: type, key: str) -> tuple:
-    return tuple(table(**{key: name}, **_algorithm(s)) for name, s in found.items())
+def _overrides(settings: Mapping[str, LayerSettings], table: type, key: str) -> tuple:
+    return tuple(table(**{key: name}, **_algorithm(s)) for name, s in settings.items())
 
 
-def _algorithm(given: LayerSettings) -> dict[str, Any]:
+def _algorithm(settings: LayerSettings) -> dict[str, Any]:
     """Return the keywords of an `Algorithm` that says the same."""
     out: dict[str, Any] = {}
-    if given.channel_wise is not None:
-        out["arq_quantize"] = ArqQuantize(channel_wise=given.channel_wise)
-    if isinstance(given.activation, IfmrSettings):
-        out["ifmr_quantize"] = IfmrQuantize(**vars(given.activation))
-    if isinstance(given.activation, HfmgSettings):
-        out["hfmg_quantize"] = HfmgQuantize(**vars(given.activation))
+    if settings.channel_wise is not None:
+        out["arq_quantize"] = ArqQuantize(channel_wise=settings.channel_wise)
+    if isinstance(settings.activation, IfmrSettings):
+        out["ifmr_quantize"] = IfmrQuantize(**vars(settings.activation))
+    if isinstance(settings.activation, HfmgSettings):
+        out["hfmg_quantize"] = HfmgQuantize(**vars(settings.activation))
     return out

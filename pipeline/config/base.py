@@ -77,9 +77,9 @@ class TransformConfig(Table):
 
 
 def _kind(name: str) -> str:
-    known = ("auto", *KINDS, "net")
-    if name not in known:
-        raise ValueError(f"must be one of {', '.join(map(repr, known))}")
+    kinds = ("auto", *KINDS, "net")
+    if name not in kinds:
+        raise ValueError(f"must be one of {', '.join(map(repr, kinds))}")
     return name
 
 

@@ -104,8 +104,8 @@ class Algorithm(Table):
     @property
     def data_searches(self) -> dict[str, Table]:
         """The searches that are set, by method name (``"ifmr"``, ...)."""
-        found = {name: getattr(self, f"{name}_quantize") for name in METHODS}
-        return {name: search for name, search in found.items() if search is not None}
+        tables = {name: getattr(self, f"{name}_quantize") for name in METHODS}
+        return {name: search for name, search in tables.items() if search is not None}
 
     @model_validator(mode="after")
     def _one_search(self) -> Algorithm:

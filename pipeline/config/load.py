@@ -119,23 +119,23 @@ def _explain(error: ValidationError, table: dict[str, Any]) -> list[str]:
         place = _keys(mistake["loc"], table)
         key = ".".join(str(p) for p in place)
         message = mistake["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(mistake["input"], dict) else f", not {mistake['input']!r}"
+        but_got = "" if isinstance(mistake["input"], dict) else f", not {mistake['input']!r}"
         if mistake["type"] == "extra_forbidden":
             lines[key] = f"unknown key '{key}'{_allowed(place)}"
         elif mistake["type"] == "missing":
             lines[key] = f"'{key}' is missing"
         elif key in lines and (field := _field(place)) is not None and field.description:
             # every type of a union has failed: say what the key is for instead
-            lines[key] = f"'{key}' must be: {field.description}{given}"
+            lines[key] = f"'{key}' must be: {field.description}{but_got}"
         else:
-            named = f"'{key}': " if key else ""  # none where tables do not go together
-            lines[key] = f"{named}{message[0].lower() + message[1:]}{given}"
+            named = f"'{key}': " if key else ""  # no key: an error between several tables
+            lines[key] = f"{named}{message[0].lower() + message[1:]}{but_got}"
     return list(lines.values())
 
 
 def _keys(place: tuple[int | str, ...], table: Any) -> list[int | str]:
-    """Return the part of an error's place that the user wrote, without types tried."""
-    kept: list[int | str] = []
+    """Return the keys in an error's location, without the union types that pydantic tried."""
+    keys: list[int | str] = []
     for part in place:
         if isinstance(part, int) and not isinstance(table, list):
             continue
@@ -143,10 +143,10 @@ def _keys(place: tuple[int | str, ...], table: Any) -> list[int | str]:
             break
         if not isinstance(table, dict | list):
             break
-        kept.append(part)
+        keys.append(part)
         inside = isinstance(part, int) or part in table
         table = table[part] if inside else None  # type: ignore[index]
-    return kept
+    return keys
 
 
 def _field(place: list[int | str]) -> FieldInfo | None:

@@ -73,11 +73,11 @@ def load_digits() -> tuple[Digits, Digits]:
     """
     import cv2
 
-    found = optional_module("sklearn.datasets").load_digits()
-    small = np.rint(found.images * (255 / 16)).astype(np.uint8)  # ink is 0 to 16
+    dataset = optional_module("sklearn.datasets").load_digits()
+    small = np.rint(dataset.images * (255 / 16)).astype(np.uint8)  # ink is 0 to 16
     large = [cv2.resize(x, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) for x in small]
     order = np.random.default_rng(SEED).permutation(len(large))
-    digits = Digits(np.stack(large)[order, np.newaxis], found.target[order].astype(np.uint8))
+    digits = Digits(np.stack(large)[order, np.newaxis], dataset.target[order].astype(np.uint8))
     return digits[TEST_IMAGES:], digits[:TEST_IMAGES]
 
 
@@ -169,13 +169,15 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console(highlight=False)
     prototxt, weights = here / "deploy.prototxt", options.output / "digits.caffemodel"
     model = TrainableNet(caffeio.read_net(prototxt), SEED)
-    known, test = load_digits()
-    for epoch, loss in enumerate(train(model, known, options.epochs), 1):
+    train_digits, test_digits = load_digits()
+    for epoch, loss in enumerate(train(model, train_digits, options.epochs), 1):
         console.print(f"epoch {epoch} of {options.epochs}: loss {loss:.4f}")
-    write_data(options.output, known[:CALIBRATION_IMAGES], test)
+    write_data(options.output, train_digits[:CALIBRATION_IMAGES], test_digits)
     caffeio.write_caffemodel(model.trained(), weights, overwrite=True)
-    accuracy = _check(model, weights, prototxt, test)
-    console.print(f"{accuracy:.2%} of {len(test)} test images are right; written to {weights}")
+    accuracy = _check(model, weights, prototxt, test_digits)
+    console.print(
+        f"{accuracy:.2%} of {len(test_digits)} test images are right; written to {weights}"
+    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
     net = FloatNet(work.fused.net)
     shapes: dict[str, tuple[int, ...]] = {}
     if any(x.type in SOURCE_TYPES - {"Input"} for x in net.net.layers):
-        # a data layer does not say what it makes: the first sample does
+        # a data layer does not give the shapes of its tops: the first sample does
         feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
         try:
             shapes = {name: x.shape for name, x in next(feed.batches(1, 1)).inputs.items()}

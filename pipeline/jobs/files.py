@@ -61,10 +61,11 @@ def output_files(
         kind: folder / (prefix + ending if ending.startswith("_") else ending)
         for kind, ending in names.items()
     }
-    taken = [path for path in files.values() if path.exists()]
-    if taken and not config.output.overwrite:
+    existing_paths = [path for path in files.values() if path.exists()]
+    if existing_paths and not config.output.overwrite:
         raise ConfigError(
-            f"{taken[0]} exists already; set output.overwrite = true, or write to another folder"
+            f"{existing_paths[0]} exists already; set output.overwrite = true, or write to "
+            "another folder"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

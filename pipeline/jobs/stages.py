@@ -96,8 +96,8 @@ def calibrate(
     try:
 
         def batches(what: str) -> Iterator[Mapping[str, np.ndarray]]:
-            found = feed.batches(c.batch_size, c.batch_num)
-            return (feed.for_net(b) for b in reporter.track(found, what, c.batch_num))
+            raw_batches = feed.batches(c.batch_size, c.batch_num)
+            return (feed.for_net(b) for b in reporter.track(raw_batches, what, c.batch_num))
 
         others = range(1, kernels.device_count(net.device))
         nets = [net, *(FloatNet(net.net, device=net.device) for _ in others)]
@@ -163,7 +163,7 @@ def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
 
 
 def check_evaluation(config: Config, work: Prepared) -> None:
-    """Raise what `evaluate` would, for want of data, after long work: better before it.
+    """Check the evaluation data before the long work: raise what `evaluate` would after it.
 
     Raises
     ------

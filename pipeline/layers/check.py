@@ -92,21 +92,22 @@ def _fits(have: Shape, want: Shape) -> bool:
     return have == want or legacy or prod(have) == prod(want) == 1
 
 
-def expect_blobs(layer: Layer, **wanted: Shape) -> None:
+def expect_blobs(layer: Layer, **blob_shapes: Shape) -> None:
     """Check number and shapes of a layer's weights, given by name in Caffe's order.
 
     Caffe's legacy form, four axes with ones in front, is accepted; `blob` undoes it.
     """
-    listed = ", ".join(f"{name} {shape}" for name, shape in wanted.items())
-    if len(layer.blobs) != len(wanted):
+    listed = ", ".join(f"{name} {shape}" for name, shape in blob_shapes.items())
+    if len(layer.blobs) != len(blob_shapes):
         cure = "; give the caffemodel that holds them" if not layer.blobs else ""
         fail(
             layer,
-            f"needs {_count(len(wanted), 'weight blob')} ({listed}), has {len(layer.blobs)}{cure}"
-            if wanted
+            f"needs {_count(len(blob_shapes), 'weight blob')} ({listed}), "
+            f"has {len(layer.blobs)}{cure}"
+            if blob_shapes
             else f"has {_count(len(layer.blobs), 'weight blob')}, needs none",
         )
-    for have, (name, want) in zip(layer.blobs, wanted.items(), strict=True):
+    for have, (name, want) in zip(layer.blobs, blob_shapes.items(), strict=True):
         if not _fits(have.shape, want):
             fail(
                 layer,
@@ -118,5 +119,5 @@ def expect_blobs(layer: Layer, **wanted: Shape) -> None:
 def blob(layer: Layer, index: int, shape: Shape | None = None) -> np.ndarray:
     """Return one weight blob in the shape asked for, or flat without one."""
     data = layer.blobs[index]
-    wanted = (data.size,) if shape is None else shape
-    return data.reshape(wanted) if prod(wanted) == data.size else data
+    target_shape = (data.size,) if shape is None else shape
+    return data.reshape(target_shape) if prod(target_shape) == data.size else data

@@ -63,21 +63,21 @@ def _spread(layer: Layer, name: str, axes: int, default: int | None) -> tuple[in
     """Return one value for each spatial axis from ``name``, or ``name_h`` and ``name_w``."""
     p = layer.param.convolution_param
     listed = "kernel_size" if name == "kernel" else name
-    given = tuple(getattr(p, listed))
+    values = tuple(getattr(p, listed))
     pair = (f"{name}_h", f"{name}_w")
     if name != "dilation" and any(map(p.HasField, pair)):
         need(layer, axes == 2, f"{pair[0]} and {pair[1]} are for two spatial axes, not {axes}")
-        need(layer, not given, f"give {listed} or {pair[0]} and {pair[1]}, not both")
+        need(layer, not values, f"give {listed} or {pair[0]} and {pair[1]}, not both")
         return getattr(p, pair[0]), getattr(p, pair[1])
-    if not given and default is not None:
+    if not values and default is not None:
         return (default,) * axes
-    if len(given) not in (1, axes):
+    if len(values) not in (1, axes):
         fail(
             layer,
-            f"convolution_param gives {listed} {len(given)} times; give it once, or "
+            f"convolution_param gives {listed} {len(values)} times; give it once, or "
             f"once for each of the {axes} spatial axes",
         )
-    return given * axes if len(given) == 1 else given
+    return values * axes if len(values) == 1 else values
 
 
 def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
@@ -138,10 +138,10 @@ def _shapes(layer: Layer, shapes: Sequence[Shape], deconv: bool) -> tuple[Shape,
     p = conv_params(layer, x)
     channels = x[p.axis]
     check_groups(layer, p, channels)
-    wanted = {"weights": weight_shape(p, channels, deconv)}
+    blob_shapes = {"weights": weight_shape(p, channels, deconv)}
     if p.bias:
-        wanted["bias"] = (p.outputs,)
-    expect_blobs(layer, **wanted)
+        blob_shapes["bias"] = (p.outputs,)
+    expect_blobs(layer, **blob_shapes)
     top = (*x[: p.axis], p.outputs, *_sizes(layer, p, x[p.axis + 1 :], deconv))
     return (top,) * len(shapes)
 
@@ -321,7 +321,7 @@ def _takes_before(layer: Layer, affine: Affine) -> Layer | None:
 
 
 def _depthwise() -> LayerType:
-    """Return a fork's type, which stays as it is: the Ascend tool knows it not."""
+    """Return a fork's depthwise type; nothing is folded into it, as the Ascend tool has it not."""
     return LayerType(
         _conv_shapes, _conv, _per_image, any_sign, _conv_macs, _step("conv"), like="Convolution"
     )

@@ -37,7 +37,7 @@ def _box_sizes(layer: Layer) -> list[tuple[float, float]]:
     ratios = [1.0]
     for ratio in p.aspect_ratio:
         need(layer, ratio > 0, f"aspect_ratio {ratio:g} must be positive")
-        if all(abs(ratio - known) >= 1e-6 for known in ratios):
+        if all(abs(ratio - other) >= 1e-6 for other in ratios):
             ratios += [ratio, 1 / ratio] if p.flip else [ratio]
     sizes: list[tuple[float, float]] = []
     for i, low in enumerate(map(int, p.min_size)):
@@ -99,7 +99,7 @@ def _prior_box(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ClassBoxes:
     """The boxes kept of one class in one image: their scores and places among the priors."""
 
     label: int
@@ -149,26 +149,26 @@ def _suppress(layer: Layer, boxes: np.ndarray, scores: np.ndarray) -> np.ndarray
     if nms.HasField("top_k") and nms.top_k > -1:
         candidates = candidates[: nms.top_k]
     areas, limit = _areas(boxes), _f32(nms.nms_threshold)
-    kept: list[int] = []
+    box_indices: list[int] = []
     for i in candidates.tolist():
-        if kept and not (_overlaps(boxes, areas, i, kept) <= limit).all():
+        if box_indices and not (_overlaps(boxes, areas, i, box_indices) <= limit).all():
             continue
-        kept.append(i)
+        box_indices.append(i)
         if nms.eta < 1 and limit > 0.5:
             limit *= _f32(nms.eta)
-    return np.array(kept, dtype=np.int64)
+    return np.array(box_indices, dtype=np.int64)
 
 
-def _keep_best(found: list[_Found], most: int) -> list[_Found]:
+def _keep_best(class_boxes: list[_ClassBoxes], most: int) -> list[_ClassBoxes]:
     """Return the `most` best boxes of an image over all classes (-1: all)."""
-    scores = np.concatenate([f.scores for f in found]) if found else np.zeros(0, _f32)
+    scores = np.concatenate([f.scores for f in class_boxes]) if class_boxes else np.zeros(0, _f32)
     if most < 0 or scores.size <= most:
-        return found
-    owner = np.concatenate([np.full(f.scores.size, k) for k, f in enumerate(found)])
-    place = np.concatenate([np.arange(f.scores.size) for f in found])
+        return class_boxes
+    owner = np.concatenate([np.full(f.scores.size, k) for k, f in enumerate(class_boxes)])
+    place = np.concatenate([np.arange(f.scores.size) for f in class_boxes])
     best = np.argsort(-scores, kind="stable")[:most]
-    picked = [(f, place[best][owner[best] == k]) for k, f in enumerate(found)]
-    return [_Found(f.label, f.scores[at], f.index[at]) for f, at in picked]
+    picked = [(f, place[best][owner[best] == k]) for k, f in enumerate(class_boxes)]
+    return [_ClassBoxes(f.label, f.scores[at], f.index[at]) for f, at in picked]
 
 
 def _detection_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -227,13 +227,13 @@ def _detection_output(
     rows = []
     for image in range(images):
         boxes = _decode(loc[image], prior, variance, p.code_type)
-        found = []
+        class_boxes = []
         for label in range(p.num_classes):
             if label != p.background_label_id:
                 scores = conf[image, :, label]
                 index = _suppress(layer, boxes[0 if sets == 1 else label], scores)
-                found.append(_Found(label, scores[index], index))
-        for f in _keep_best(found, p.keep_top_k):
+                class_boxes.append(_ClassBoxes(label, scores[index], index))
+        for f in _keep_best(class_boxes, p.keep_top_k):
             block = np.empty((f.index.size, 7), dtype=_f32)
             block[:, 0], block[:, 1], block[:, 2] = image, f.label, f.scores
             block[:, 3:] = boxes[0 if sets == 1 else f.label][f.index]

@@ -87,10 +87,10 @@ def _scale_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(1, 2))
     p = layer.param.scale_param
     factor, _ = factor_shape(layer, shapes, p)
-    wanted = {"scale": factor} if len(shapes) == 1 else {}
+    blob_shapes = {"scale": factor} if len(shapes) == 1 else {}
     if p.bias_term:
-        wanted["bias"] = factor
-    expect_blobs(layer, **wanted)
+        blob_shapes["bias"] = factor
+    expect_blobs(layer, **blob_shapes)
     return (shapes[0],)
 
 
@@ -153,12 +153,12 @@ def _factors_per_image(p: ScaleParameter | BiasParameter, layer: Layer, rank: in
     """Whether factors are the same for every image, or each image brings its own."""
     over_batch = p.axis % rank == 0
     if len(layer.bottoms) == 2:
-        return over_batch and not layer.blobs  # a term of its own would be one for each image
+        return over_batch and not layer.blobs  # a bias blob would have the batch as an axis
     return not over_batch
 
 
 def _scale_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
-    """Return a factor a channel, if it has one; those of a second bottom change with the data."""
+    """Return an affine step if the layer's own blobs hold one factor for each channel."""
     if len(bottoms) != 1 or layer.param.scale_param.axis != 1 or not layer.blobs:
         return None
     if layer.blobs[0].shape != (top[1],):

@@ -38,7 +38,7 @@ class Affine:
     shift: np.ndarray
 
     def then(self, other: Affine) -> Affine:
-        """Return what both do, one after the other."""
+        """Return the composition: this map, then the other."""
         return Affine(self.k * other.k, self.shift * other.k + other.shift)
 
 

@@ -188,7 +188,7 @@ def _upsample(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
             "upsample_w of the pooling's bottom"
         )
     y = np.zeros((planes, size), dtype=_f32)
-    # Forwards over memory, so that of several values for one place the last stays.
+    # In memory order: of several values for one place the last is kept.
     np.put_along_axis(y, place, x.reshape(planes, -1), axis=1)
     return (y.reshape(top),)
 

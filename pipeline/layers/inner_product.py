@@ -24,12 +24,12 @@ def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     axis = axis_index(layer, p.axis, len(shapes[0]))
     need(layer, p.num_output > 0, "inner_product_param needs num_output > 0")
     inputs = prod(shapes[0][axis:])
-    wanted: dict[str, Shape] = {
+    blob_shapes: dict[str, Shape] = {
         "weights": (inputs, p.num_output) if p.transpose else (p.num_output, inputs)
     }
     if p.bias_term:
-        wanted["bias"] = (p.num_output,)
-    expect_blobs(layer, **wanted)
+        blob_shapes["bias"] = (p.num_output,)
+    expect_blobs(layer, **blob_shapes)
     return ((*shapes[0][:axis], p.num_output),)
 
 
@@ -57,10 +57,10 @@ def _embed_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         p.num_output > 0 and p.input_dim > 0,
         "embed_param needs num_output > 0 and input_dim > 0",
     )
-    wanted: dict[str, Shape] = {"weights": (p.input_dim, p.num_output)}
+    blob_shapes: dict[str, Shape] = {"weights": (p.input_dim, p.num_output)}
     if p.bias_term:
-        wanted["bias"] = (p.num_output,)
-    expect_blobs(layer, **wanted)
+        blob_shapes["bias"] = (p.num_output,)
+    expect_blobs(layer, **blob_shapes)
     return ((*shapes[0], p.num_output),)
 
 

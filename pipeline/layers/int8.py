@@ -119,7 +119,7 @@ def _convolution(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) ->
 
 def _inner_product(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.ndarray:
     assert q.weights is not None
-    # a device array is in C order, and knows no -1
+    # a device array is in C order already, and its reshape takes no -1
     flat = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x
     flat = flat.reshape((x.shape[0], x.size // max(x.shape[0], 1)))
     return kernels.inner_product_int8(

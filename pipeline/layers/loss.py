@@ -118,9 +118,9 @@ def _accuracy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
     hit = (better < p.top_k) & counts
     tops = [_scalar(hit.sum() / max(counts.sum(), 1))]
     if len(layer.tops) == 2:
-        found = np.bincount(labels[hit], minlength=classes)
-        asked = np.bincount(labels[counts], minlength=classes)
-        tops.append((found / np.maximum(asked, 1)).astype(_f32))
+        class_hits = np.bincount(labels[hit], minlength=classes)
+        class_totals = np.bincount(labels[counts], minlength=classes)
+        tops.append((class_hits / np.maximum(class_totals, 1)).astype(_f32))
     return tuple(tops)
 
 

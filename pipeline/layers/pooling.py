@@ -60,9 +60,9 @@ def _pair(layer: Layer, name: str, single: str, required: bool = False) -> tuple
     """Return a (vertical, horizontal) parameter from its one or its two fields."""
     p = layer.param.pooling_param
     fields = (f"{name}_h", f"{name}_w")
-    given = [p.HasField(f) for f in fields]
-    if any(given):
-        need(layer, all(given), f"give both {fields[0]} and {fields[1]}")
+    has_field = [p.HasField(f) for f in fields]
+    if any(has_field):
+        need(layer, all(has_field), f"give both {fields[0]} and {fields[1]}")
         need(
             layer, not p.HasField(single), f"give {single} or {fields[0]} and {fields[1]}, not both"
         )

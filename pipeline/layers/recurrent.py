@@ -73,7 +73,7 @@ def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     ):
         need(layer, shape == state, f"hidden state '{name}' has shape {shape}, must be {state}")
     rows = 4 * outputs if layer.type == "LSTM" else outputs
-    wanted: dict[str, Shape] = {"input_weights": (rows, prod(x[2:])), "bias": (rows,)}
+    blob_shapes: dict[str, Shape] = {"input_weights": (rows, prod(x[2:])), "bias": (rows,)}
     if form.static:
         need(
             layer,
@@ -81,11 +81,11 @@ def _shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
             f"static bottom '{layer.bottoms[2]}' has shape "
             f"{shapes[2]}; its first axis must be the {x[1]} streams",
         )
-        wanted["static_weights"] = (rows, prod(shapes[2][1:]))
-    wanted["hidden_weights"] = (rows, outputs)
+        blob_shapes["static_weights"] = (rows, prod(shapes[2][1:]))
+    blob_shapes["hidden_weights"] = (rows, outputs)
     if layer.type == "RNN":
-        wanted |= {"output_weights": (outputs, outputs), "output_bias": (outputs,)}
-    expect_blobs(layer, **wanted)
+        blob_shapes |= {"output_weights": (outputs, outputs), "output_bias": (outputs,)}
+    expect_blobs(layer, **blob_shapes)
     return ((x[0], x[1], outputs), *(state,) * hidden)
 
 
@@ -103,17 +103,17 @@ def _driven(layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm) ->
 
 
 def _states(
-    layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm, kept: Kept
+    layer: Layer, bottoms: Sequence[np.ndarray], form: RecurrentForm, previous_states: Kept
 ) -> list[np.ndarray]:
     """Return the states (N, outputs) before the first step.
 
-    As in Caffe, of fewer streams than before each goes on; more of them all begin at zero.
+    As in Caffe: with at most as many streams as before, each goes on; with more, all begin at 0.
     """
     if form.exposed:
         return [b[0] for b in bottoms[2 + form.static :]]
     streams = bottoms[0].shape[1]
-    if kept and len(kept[0]) >= streams:
-        return [state[:streams] for state in kept]
+    if previous_states and len(previous_states[0]) >= streams:
+        return [state[:streams] for state in previous_states]
     shape = (streams, layer.param.recurrent_param.num_output)
     return [np.zeros(shape, dtype=_f32) for _ in range(form.states)]
 
@@ -127,11 +127,11 @@ def _finish(
 
 
 def _lstm(
-    layer: Layer, bottoms: Sequence[np.ndarray], kept: Kept
+    layer: Layer, bottoms: Sequence[np.ndarray], previous_states: Kept
 ) -> tuple[tuple[np.ndarray, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
     drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
-    h, c = _states(layer, bottoms, form, kept)
+    h, c = _states(layer, bottoms, form, previous_states)
     size = h.shape[1]
     recurrent = blob(layer, 2 + form.static, (4 * size, size)).T
     steps = np.empty((*drive.shape[:2], size), dtype=_f32)
@@ -145,11 +145,11 @@ def _lstm(
 
 
 def _rnn(
-    layer: Layer, bottoms: Sequence[np.ndarray], kept: Kept
+    layer: Layer, bottoms: Sequence[np.ndarray], previous_states: Kept
 ) -> tuple[tuple[np.ndarray, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
     drive, cont = _driven(layer, bottoms, form), bottoms[1][..., None]
-    (h,) = _states(layer, bottoms, form, kept)
+    (h,) = _states(layer, bottoms, form, previous_states)
     size = h.shape[1]
     recurrent = blob(layer, 2 + form.static, (size, size)).T
     hidden = np.empty((*drive.shape[:2], size), dtype=_f32)

@@ -140,15 +140,15 @@ def _reshape_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
                 f"shape {dims} copies axis {start + i} (dim: 0), but the bottom has {len(x)} axes",
             )
             dims[i] = x[start + i]
-    kept = prod(x[:start]) * prod(x[end:])
+    outer_size = prod(x[:start]) * prod(x[end:])
     if -1 in dims:
-        known = kept * -prod(dims)
+        known_size = outer_size * -prod(dims)
         need(
             layer,
-            known > 0 and prod(x) % known == 0,
+            known_size > 0 and prod(x) % known_size == 0,
             f"a bottom of shape {x} does not divide into {dims}",
         )
-        dims[dims.index(-1)] = prod(x) // known
+        dims[dims.index(-1)] = prod(x) // known_size
     top = (*x[:start], *dims, *x[end:])
     need(
         layer,
@@ -173,16 +173,16 @@ def crop_offsets(layer: Layer, shapes: Sequence[Shape]) -> list[int]:
     x, p = shapes[0], layer.param.crop_param
     axis = axis_index(layer, p.axis, len(x))
     cropped = len(x) - axis
-    given = list(p.offset)
+    offsets = list(p.offset)
     need(
         layer,
-        len(given) in (0, 1, cropped),
-        f"crop_param gives {len(given)} offset; give none, one, or {cropped}: one for each "
+        len(offsets) in (0, 1, cropped),
+        f"crop_param gives {len(offsets)} offset; give none, one, or {cropped}: one for each "
         f"axis from {axis} on",
     )
-    if len(given) <= 1:
-        given = (given or [0]) * cropped
-    return [0] * axis + given
+    if len(offsets) <= 1:
+        offsets = (offsets or [0]) * cropped
+    return [0] * axis + offsets
 
 
 def _crop_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -249,7 +249,7 @@ def _permute(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
 
 
 def _reshape_per_image(layer: Layer, rank: int) -> bool:
-    """Whether the first axis stays: behind it begins what is reshaped, or it is copied."""
+    """Whether the first axis is unchanged: the reshaped axes are behind it, or dim 0 copies it."""
     p = layer.param.reshape_param
     start = p.axis if p.axis >= 0 else rank + p.axis + 1
     copied = p.num_axes != 0 and list(p.shape.dim[:1]) == [0]
@@ -261,7 +261,7 @@ def _joins_per_image(layer: Layer, rank: int) -> bool:
 
 
 def _concat_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
-    """Return a joining along the channels: every other axis is alike."""
+    """Return a concat step if the layer joins along the channels of four axes."""
     first = bottoms[0]
     joins = len(top) == 4 and top[0] == first[0] and top[2:] == first[2:] and top != first
     return Step("concat") if joins else None

@@ -68,15 +68,15 @@ def declared_batch(layers: Sequence[Layer]) -> int:
 
 def _input_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(0, 0), tops=(1, None))
-    known = []
+    top_shapes = []
     for top, shape in zip(layer.tops, declared_shapes(layer), strict=True):
         if shape is None:
             fail(
                 layer,
                 f"the prototxt does not give the shape of blob '{top}'; pass it as an input shape",
             )
-        known.append(shape)
-    return tuple(known)
+        top_shapes.append(shape)
+    return tuple(top_shapes)
 
 
 def _no_forward(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -87,7 +87,7 @@ def _dummy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes, bottoms=(0, 0), tops=(1, None))
     p, tops = layer.param.dummy_data_param, len(layer.tops)
     if p.shape:
-        given: list[Shape] = [tuple(s.dim) for s in p.shape]
+        top_shapes: list[Shape] = [tuple(s.dim) for s in p.shape]
     else:
         fields = [list(f) for f in (p.num, p.channels, p.height, p.width)]
         need(
@@ -95,11 +95,12 @@ def _dummy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
             all(len(f) in (1, tops) for f in fields),
             "dummy_data_param needs shape, or num, channels, height and width",
         )
-        given = [tuple(f[i] if len(f) > 1 else f[0] for f in fields) for i in range(tops)]
+        top_shapes = [tuple(f[i] if len(f) > 1 else f[0] for f in fields) for i in range(tops)]
     need(
         layer,
-        len(given) in (1, tops),
-        f"dummy_data_param gives {len(given)} shapes for {tops} tops; give one, or one for each",
+        len(top_shapes) in (1, tops),
+        f"dummy_data_param gives {len(top_shapes)} shapes for {tops} tops; "
+        "give one, or one for each",
     )
     need(
         layer,
@@ -107,7 +108,7 @@ def _dummy_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         f"dummy_data_param gives "
         f"{len(p.data_filler)} data_filler for {tops} tops; give none, one, or one for each",
     )
-    return tuple(given * tops if len(given) == 1 else given)
+    return tuple(top_shapes * tops if len(top_shapes) == 1 else top_shapes)
 
 
 def _dummy(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:

@@ -42,7 +42,7 @@ def qat_net(net: Net, plan: FakePlan) -> Net:
         If a layer that is to be quantized shares its weights with another.
     """
     by_layer = {name: data for data in plan.data for name in data.layers}
-    made: set[str] = set()
+    activation_names: set[str] = set()
     out: list[Layer] = []
     for layer in net.layers:
         data = by_layer.get(layer.name)
@@ -50,8 +50,8 @@ def qat_net(net: Net, plan: FakePlan) -> Net:
             out.append(layer)
             continue
         act = f"{data.layers[0]}_act_qat"
-        if act not in made:
-            made.add(act)
+        if act not in activation_names:
+            activation_names.add(act)
             out.append(_activation(act, layer.bottoms[0], data))
         bottom = act
         if layer.name in plan.weights:
@@ -93,7 +93,7 @@ def without_qat(net: Net) -> Net:
     """
     source: dict[str, str] = {}
     masters: dict[str, np.ndarray] = {}
-    kept = []
+    layers = []
     for layer in net.layers:
         if layer.type == "ActivationQAT":
             source[layer.tops[0]] = layer.bottoms[0]
@@ -101,10 +101,10 @@ def without_qat(net: Net) -> Net:
             source[layer.tops[0]] = source.get(layer.bottoms[0], layer.bottoms[0])
             masters[_shared_name(layer)] = layer.blobs[1]
         else:
-            kept.append(_restored(layer, source, masters))
+            layers.append(_restored(layer, source, masters))
     if not source:
         raise NetError(f"net '{net.name}' has no ActivationQAT or WeightQAT layers")
-    return net.with_layers(tuple(kept))
+    return net.with_layers(tuple(layers))
 
 
 def ranges_of(net: Net) -> dict[str, QuantParams]:
@@ -118,7 +118,7 @@ def ranges_of(net: Net) -> dict[str, QuantParams]:
         If a range is empty or not finite.
     """
     names = {layer.name for layer in net.layers}
-    found = {}
+    ranges = {}
     for layer in net.layers:
         if layer.type != "ActivationQAT":
             continue
@@ -132,26 +132,26 @@ def ranges_of(net: Net) -> dict[str, QuantParams]:
         except ValueError as error:
             raise PipelineError(f"layer '{layer.name}': {error}") from None
         for name in _objects(layer, names):
-            found[name] = params
-    return found
+            ranges[name] = params
+    return ranges
 
 
 def _objects(layer: Layer, names: set[str]) -> list[str]:
-    """Return the layers an ActivationQAT layer belongs to: joined by "-", which they may hold."""
+    """Return the layers that object_layer names, joined by "-", which may occur in names too."""
     text = layer.param.retrain_data_quant_param.object_layer
-    parts, found = text.split("-"), []
+    parts, layer_names = text.split("-"), []
     while parts:
         for end in range(len(parts), 0, -1):
             name = "-".join(parts[:end])
             if name in names:
-                found.append(name)
+                layer_names.append(name)
                 parts = parts[end:]
                 break
         else:
             raise NetError(f"object_layer '{text}' names no layers of the net", layer.name)
-    if not found:
+    if not layer_names:
         raise NetError("names no object_layer", layer.name)
-    return found
+    return layer_names
 
 
 def _activation(name: str, bottom: str, data: DataPlan) -> Layer:

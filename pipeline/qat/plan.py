@@ -107,19 +107,19 @@ def fake_plan(
     ConfigError
         If a setting is not allowed for a layer.
     """
-    found = {
+    by_name = {
         layer.name: (layer, link.reads) for layer, link in zip(net.layers, net.links, strict=True)
     }
     groups: dict[tuple[Value, UlqQuantize], list[str]] = {}
     weights: dict[str, WeightPlan] = {}
     for name in work.plans:
-        if name not in found:
+        if name not in by_name:
             raise NetError(
                 f"is to be quantized, but the training net '{net.name}' has no such layer; give "
                 "both nets the same names, or name it in retrain.skip_layers",
                 name,
             )
-        layer, reads = found[name]
+        layer, reads = by_name[name]
         groups.setdefault((reads[0], _ulq(layer, config)), []).append(name)
         if INT8_TYPES[layer.type].weighted:
             weights[name] = _weight_plan(layer, net, work, config)
@@ -130,15 +130,15 @@ def fake_plan(
 
 
 def trained_channel_wise(layer: Layer, config: RetrainConfig) -> bool:
-    """See `pipeline.quantize.assign.channel_wise`, of the settings of a training."""
-    given = [(where, a.retrain_weight_quant_config) for where, a in levels(layer, config)]
-    asked = [(where, None if g is None else g.arq_retrain.channel_wise) for where, g in given]
-    return channel_wise(layer, "retrain", asked)
+    """As `pipeline.quantize.assign.channel_wise`, by the settings of ``[retrain]``."""
+    configs = [(where, a.retrain_weight_quant_config) for where, a in levels(layer, config)]
+    settings = [(where, None if g is None else g.arq_retrain.channel_wise) for where, g in configs]
+    return channel_wise(layer, "retrain", settings)
 
 
 def _ulq(layer: Layer, config: RetrainConfig) -> UlqQuantize:
-    given = [a.retrain_data_quant_config for _, a in levels(layer, config)]
-    return next((g.ulq_quantize for g in reversed(given) if g is not None), UlqQuantize())
+    configs = [a.retrain_data_quant_config for _, a in levels(layer, config)]
+    return next((g.ulq_quantize for g in reversed(configs) if g is not None), UlqQuantize())
 
 
 def _data_plan(
@@ -165,9 +165,9 @@ def not_negative(net: Net, value: Value) -> bool:
     for layer, link in zip(net.layers, net.links, strict=True):
         if value in link.writes:
             sign = layer_type(layer).sign(layer)
-            kept = sign is Sign.KEPT and bool(link.reads)
+            keeps_sign = sign is Sign.KEPT and bool(link.reads)
             return sign is Sign.NOT_NEGATIVE or (
-                kept and all(not_negative(net, v) for v in link.reads)
+                keeps_sign and all(not_negative(net, v) for v in link.reads)
             )
     return False
 

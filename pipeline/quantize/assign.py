@@ -43,8 +43,8 @@ def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -
         "skip_fusion_layers": config.skip_fusion_layers,
         "override_layer_configs": tuple(o.layer_name for o in config.override_layer_configs),
     }
-    for key, given in named.items():
-        for name in given:
+    for key, layer_names in named.items():
+        for name in layer_names:
             if name not in names:
                 raise ConfigError(
                     f"{table}.{key}: net '{net.name}' has no layer '{name}'{_nearest(name, names)}"
@@ -95,7 +95,7 @@ def channel_wise(layer: Layer, table: str, asked: Sequence[tuple[str, bool | Non
     table : str
         Of the config, for errors.
     asked : sequence of (str, bool or None)
-        What the settings of `levels` say. The first are of all layers: they mean those that can.
+        From `levels`. The first, for all layers, is ignored where a layer type does not allow it.
 
     Raises
     ------
@@ -103,13 +103,13 @@ def channel_wise(layer: Layer, table: str, asked: Sequence[tuple[str, bool | Non
         If it is asked for where it is not allowed.
     """
     able = chosen = INT8_TYPES[layer.type].per_channel
-    for i, (where, given) in enumerate(asked):
-        if given and not able and i:
+    for i, (where, setting) in enumerate(asked):
+        if setting and not able and i:
             raise ConfigError(
                 f"{table}.{where}: channel_wise = true is for Convolution and Deconvolution, "
                 f"not for {layer.type} layer '{layer.name}'"
             )
-        chosen = chosen if given is None else given and able
+        chosen = chosen if setting is None else setting and able
     return chosen
 
 
@@ -122,13 +122,13 @@ def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
         If channel_wise is asked for where it is not allowed.
     """
     method: Method = Ifmr(asymmetric=config.activation_offset)
-    asked: list[tuple[str, bool | None]] = []
+    settings: list[tuple[str, bool | None]] = []
     for where, algorithm in levels(layer, config):
         arq = algorithm.arq_quantize
-        asked.append((where, None if arq is None else arq.channel_wise))
+        settings.append((where, None if arq is None else arq.channel_wise))
         for name, search in algorithm.data_searches.items():
             method = _method(name, search.model_dump(), config.activation_offset)
-    return LayerPlan(method, channel_wise(layer, "calibrate", asked))
+    return LayerPlan(method, channel_wise(layer, "calibrate", settings))
 
 
 def _method(name: str, settings: dict[str, object], activation_offset: bool) -> Method:

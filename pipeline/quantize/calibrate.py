@@ -110,17 +110,17 @@ def observe_shards(
         return observe(nets[0], plans, batches, batch_num)
     queue, lock = enumerate(batches), threading.Lock()
 
-    def taken() -> Iterator[tuple[int, Inputs]]:
+    def shard_batches() -> Iterator[tuple[int, Inputs]]:
         while True:
             with lock:
-                found = next(queue, None)
-            if found is None:
+                numbered_batch = next(queue, None)
+            if numbered_batch is None:
                 return
-            yield found
+            yield numbered_batch
 
     def work(number: int) -> Observations:
         kernels.select_device(nets[number].device, number)
-        return _observe(nets[number], plans, taken(), batch_num)
+        return _observe(nets[number], plans, shard_batches(), batch_num)
 
     with ThreadPoolExecutor(len(nets), "observe") as pool:
         parts = list(pool.map(work, range(len(nets))))
@@ -186,9 +186,9 @@ def _fitting(
     batch_num: int,
     state: State,
 ) -> list[Observations]:
-    """Return what a batch shows; where the device's memory does not suffice, its halves.
+    """Observe a batch, in halves where the device's memory does not suffice.
 
-    Each part is counted anew, so that nothing of one that failed is left.
+    Each part fills histograms of its own, so that a failed attempt leaves no counts.
     """
     # the tails are sized by the whole batch: histograms of other tails do not merge
     whole = net.shapes({name: np.shape(x) for name, x in inputs.items()})
@@ -207,10 +207,10 @@ def _fitting(
 
 def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[Value, Layer]:
     """Return, for each value that planned layers read, the first of them."""
-    found: dict[Value, Layer] = {}
+    readers: dict[Value, Layer] = {}
     for layer, value in _planned(net, plans):
-        found.setdefault(value, layer)
-    return found
+        readers.setdefault(value, layer)
+    return readers
 
 
 def _counter(
@@ -244,7 +244,7 @@ def _not_finite(
 
 
 def _tail(value: Value, net: Net, plans: Mapping[str, LayerPlan], total: int) -> int:
-    """Return how long a tail makes the percentiles of all who read a value exact."""
+    """Return the tail length that makes the percentiles of all readers of a value exact."""
     longest = _TAIL
     for i in net.readers[value]:
         plan = plans.get(net.layers[i].name)
@@ -264,17 +264,19 @@ def search(
     PipelineError
         If the data of a layer is too large to scale.
     """
-    found: dict[tuple[Value, object], QuantParams] = {}
+    params_by_search: dict[tuple[Value, object], QuantParams] = {}
     out = {}
     for layer, value in _planned(net, plans):
         method = plans[layer.name].method
         key = (value, method)
-        if key not in found:
+        if key not in params_by_search:
             try:
-                found[key] = search_params(seen.histograms[value], method, bits=bits, device=device)
+                params_by_search[key] = search_params(
+                    seen.histograms[value], method, bits=bits, device=device
+                )
             except ValueError as error:
                 raise _unscalable(layer, value, error) from None
-        out[layer.name] = found[key]
+        out[layer.name] = params_by_search[key]
     return out
 
 

@@ -111,9 +111,9 @@ def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
     ConfigError
         If the net has no blob of that name.
     """
-    known = {value.blob for value in net.readers}
+    blob_names = {value.blob for value in net.readers}
     for name in asked:
-        if name not in known:
+        if name not in blob_names:
             raise ConfigError(f"evaluate.outputs: net '{net.name}' has no blob '{name}'")
     if asked:
         return tuple(asked)
@@ -157,12 +157,12 @@ def compare(
     for batch in batches:
         exact: dict[str, np.ndarray] = {}
         for name, net in models.items():
-            found = net.forward(batch.inputs, blobs, state=states[name])
-            exact = exact or found
+            outputs = net.forward(batch.inputs, blobs, state=states[name])
+            exact = exact or outputs
             if name != reference:
                 for blob in blobs:
-                    closeness[name][blob].update(exact[blob], found[blob])
-            _rank(ranks[name], found, batch)
+                    closeness[name][blob].update(exact[blob], outputs[blob])
+            _rank(ranks[name], outputs, batch)
         samples += len(batch.names)
     return tuple(
         _score(name, samples, ranks[name], {} if name == reference else closeness[name])
@@ -180,10 +180,10 @@ def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closenes
     )
 
 
-def _rank(rank: TopK, found: Mapping[str, np.ndarray], batch: Batch) -> None:
+def _rank(rank: TopK, outputs: Mapping[str, np.ndarray], batch: Batch) -> None:
     """Hold the last blob of one score a class against the batch's labels, if it has any."""
     labels = batch.labels
-    scores = next((y for y in reversed([*found.values()]) if _ranks(y)), None)
+    scores = next((y for y in reversed([*outputs.values()]) if _ranks(y)), None)
     if labels is None or labels.ndim != 1 or scores is None or len(scores) != len(labels):
         return
     classes = scores.shape[1]

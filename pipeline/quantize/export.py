@@ -145,11 +145,11 @@ def _dequant_layer(layer: Layer, q: QuantizedLayer, fake: bool) -> Layer:
     param = caffe_pb2.DeQuantParameter(
         channel_wise=count > 1, object_layer=layer.name, layer_type=layer.type
     )
-    made = _layer(
+    dequant = _layer(
         f"{layer.name}_dequant", "DeQuant", layer.tops[0], layer.tops[0], dequant_param=param
     )
     if fake:
         zeros = np.zeros(count, np.float32)
-        return replace(made, blobs=(q.deq_scale, q.shift.astype(np.float32), zeros))
+        return replace(dequant, blobs=(q.deq_scale, q.shift.astype(np.float32), zeros))
     bits = q.deq_scale.view(np.uint32).astype(np.uint64)
-    return replace(made, blobs=(bits | (q.shift.astype(np.uint64) << np.uint64(32)),))
+    return replace(dequant, blobs=(bits | (q.shift.astype(np.uint64) << np.uint64(32)),))

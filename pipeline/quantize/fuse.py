@@ -84,29 +84,29 @@ def fuse(
     Fused
     """
     layers = dict(enumerate(net.layers))
-    fusions, kept = [], []
+    fusions, unfolded = [], []
     shared = _shared_parameters(net)
     for i in range(len(net.layers)):
         pair = _pair_at(net, i)
         if pair is None:
             continue
-        found = _Pair(net, layers, i, pair)
-        able = found.folded(shared)
-        taken = found.folded(shared | {*skip}, training=training) if fold else None
-        if able is not None and (taken is None or taken[0] != able[0]):
-            kept.append(able[1].name)
-        if taken is None:
+        candidate = _Pair(net, layers, i, pair)
+        able = candidate.folded(shared)
+        folded = candidate.folded(shared | {*skip}, training=training) if fold else None
+        if able is not None and (folded is None or folded[0] != able[0]):
+            unfolded.append(able[1].name)
+        if folded is None:
             continue
-        at, host = taken
+        at, host = folded
         layers[at] = host
         fusions.append(Fusion(host.name, (net.layers[i].name, net.layers[pair].name)))
         del layers[i], layers[pair]
-    return Fused(net.with_layers(tuple(layers.values())), tuple(fusions), frozenset(kept))
+    return Fused(net.with_layers(tuple(layers.values())), tuple(fusions), frozenset(unfolded))
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A BatchNorm and a Scale layer that alone reads it, in a net some of which is folded."""
+    """A BatchNorm and the Scale that is its only reader, in a partly folded net."""
 
     net: Net
     layers: Mapping[int, Layer]
@@ -114,7 +114,7 @@ class _Pair:
     scale: int
 
     def folded(self, fixed: Collection[str], *, training: bool = False) -> tuple[int, Layer] | None:
-        """Return the layer that takes the pair in, and its position; `fixed` ones stay."""
+        """Return position and layer that the pair folds into; `fixed` layers are not changed."""
         bn, scale = self.net.layers[self.bn], self.net.layers[self.scale]
         if {bn.name, scale.name}.intersection(fixed):
             return None
@@ -122,15 +122,15 @@ class _Pair:
         maker = _maker(self.net, self.bn)
         host = self._host(maker, fixed)
         if maker is not None and host is not None:
-            taken = _folded_forwards(host, scale, affine, training)
-            if taken is not None:
-                return maker, taken
+            folded_host = _folded_forwards(host, scale, affine, training)
+            if folded_host is not None:
+                return maker, folded_host
         reader = None if training else _only_reader(self.net, self.scale)
         host = self._host(reader, fixed)
         if reader is None or host is None or not self._stays(reader):
             return None
-        taken = _folded_backwards(host, bn, affine)
-        return None if taken is None else (reader, taken)
+        folded_host = _folded_backwards(host, bn, affine)
+        return None if folded_host is None else (reader, folded_host)
 
     def _host(self, at: int | None, fixed: Collection[str]) -> Layer | None:
         """Return a layer, as it is by now, that may take others in."""
@@ -140,7 +140,7 @@ class _Pair:
         return host if len(host.bottoms) == len(host.tops) == 1 else None
 
     def _stays(self, host: int) -> bool:
-        """Whether what BatchNorm reads is still there under its name where the host reads it."""
+        """Whether no layer between BatchNorm and the host overwrites the blob BatchNorm reads."""
         blob = self.net.links[self.bn].reads[0].blob
         between = (i for i in range(self.bn, host) if i not in (self.bn, self.scale))
         return not any(blob in self.net.layers[i].tops for i in between)

@@ -58,10 +58,10 @@ class Int8Net:
 
     @classmethod
     def of_fused(cls, net: Net, record: Record, *, device: str = "cpu") -> Int8Net:
-        """Return the integer net of a net in which all is folded that is to be."""
-        made = cls.__new__(cls)
-        made._set_up(net, record, device)
-        return made
+        """Return the integer net of a net that is fused already."""
+        int8_net = cls.__new__(cls)
+        int8_net._set_up(net, record, device)
+        return int8_net
 
     def _set_up(self, net: Net, record: Record, device: str) -> None:
         self.net = net

@@ -44,7 +44,7 @@ class Closeness:
         self.worst = max(self.worst, float(np.abs(difference).max(initial=0.0)))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         dots = np.einsum("ij,ij->i", a, b)
-        # two zero vectors are alike; one alone is like nothing
+        # the cosine is 1 of two zero vectors, 0 of a zero vector and another
         alike = (~a.any(axis=1) & ~b.any(axis=1)).astype(np.float64)
         self.cosines.extend(np.where(norms > 0, dots / np.where(norms > 0, norms, 1), alike))
 

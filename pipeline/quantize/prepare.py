@@ -89,8 +89,10 @@ def prepare(config: Config, net: Net) -> Prepared:
     training = config.retrain is not None
     fused = fuse(net, chosen.skip_fusion_layers, training=training, fold=chosen.do_fusion)
     verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types)
-    wanted = {v.layer for v in verdicts if v.quantize}
-    plans = {x.name: layer_plan(x, calibrate) for x in fused.net.layers if x.name in wanted}
+    quantized_names = {v.layer for v in verdicts if v.quantize}
+    plans = {
+        x.name: layer_plan(x, calibrate) for x in fused.net.layers if x.name in quantized_names
+    }
     if not plans:
         raise PipelineError(
             f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"

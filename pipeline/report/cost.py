@@ -113,9 +113,9 @@ def net_cost(
     return NetCost(tuple(layers), _peak(net, shapes))
 
 
-def _one_sample(net: FloatNet, given: Mapping[str, Shape]) -> dict[Value, Shape]:
+def _one_sample(net: FloatNet, input_shapes: Mapping[str, Shape]) -> dict[Value, Shape]:
     """Return all shapes for a batch of 1, where the net lets the batch change."""
-    shapes = net.shapes(given)
+    shapes = net.shapes(input_shapes)
     inputs = {v.blob: shape for v, shape in shapes.items() if v.blob in net.net.inputs}
     if len({shape[0] for shape in inputs.values() if shape}) == 1:
         return net.shapes({blob: (1, *shape[1:]) for blob, shape in inputs.items()})

@@ -59,15 +59,15 @@ class Ulq(nn.Module):
     def _begin(self, x: np.ndarray) -> None:
         """Take the range that IFMR finds."""
         try:
-            found = kernels.ifmr(x, bits=self.bits)
+            params = kernels.ifmr(x, bits=self.bits)
         except ValueError as error:
             raise PipelineError(
                 f"blob '{self.plan.value.blob}', read by layer '{self.plan.layers[0]}': "
                 f"no range can be searched on the first batch: {error}"
             ) from None
         half = 1 << (self.bits - 1)
-        high = found.scale * (half - 1 - found.offset)
-        low = found.scale * (-half - found.offset)
+        high = params.scale * (half - 1 - params.offset)
+        low = params.scale * (-half - params.offset)
         self.clip_max.fill_(high)
         self.clip_min.fill_(min(low, 0.0))
         self.previous.copy_(torch.tensor([high, min(low, 0.0)]))
@@ -130,9 +130,11 @@ class _UlqFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if _reached(x):
-            found = kernels.ulq_backward(_shared(x), _shared(gradient), ctx.grid, device="cuda")
-            there = (torch.as_tensor(v, device=x.device) for v in (found[0], *map(_one, found[1:])))
-            return (*there, None)
+            grads = kernels.ulq_backward(_shared(x), _shared(gradient), ctx.grid, device="cuda")
+            device_grads = (
+                torch.as_tensor(v, device=x.device) for v in (grads[0], *map(_one, grads[1:]))
+            )
+            return (*device_grads, None)
         if x.device.type != "cpu":
             return (*formula.ulq_backward(x, gradient, ctx.grid), None)
         dx, by_max, by_min = kernels.ulq_backward(x.numpy(), gradient.numpy(), ctx.grid)
@@ -157,8 +159,8 @@ class _FoldedArqFunction(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, k: Tensor, axis: int | None, bits: int) -> Tensor:
         folded = (w.double() * k).float()
         fake = (_ArqFunction.apply(folded, axis, bits).double() / k).float()
-        # a channel that is multiplied by 0 later may compute with any weights; with its own it
-        # can come back to life
+        # BatchNorm and Scale multiply a channel with k = 0 by 0, so its weights do not matter
+        # now: left as they are, it can recover when k changes
         return torch.where(k == 0, w, fake)
 
     @staticmethod
@@ -167,7 +169,7 @@ class _FoldedArqFunction(torch.autograd.Function):
 
 
 def fake_weights(w: Tensor, plan: WeightPlan, bits: int, k: Tensor | None = None) -> Tensor:
-    """Return a layer's weights as it is to compute with them; the gradient passes as it is.
+    """Return a layer's fake-quantized weights; the gradient is passed straight through.
 
     Parameters
     ----------

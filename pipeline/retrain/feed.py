@@ -132,11 +132,11 @@ class TrainingFeed:
             collate_fn=_collate,
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
-            generator=torch.Generator(),  # else torch's own, which Dropout uses, would move on
+            generator=torch.Generator(),  # not torch's global one, which Dropout uses
         )
         with _unheard():
-            found = iter(loader)
-        for rows in found:
+            iterator = iter(loader)
+        for rows in iterator:
             if isinstance(rows, str):
                 raise PipelineError(rows)
             yield {name: x.to(self._group.device) for name, x in rows.items()}
@@ -180,7 +180,7 @@ class _Samples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> _Row:
         sample, place = key
-        # an exception would lose its type on its way out of a worker
+        # exceptions of a worker process arrive with another type
         try:
             return self._read(sample + self.feed.start, place)
         except (CaffeFileError, NotEnoughData, IndexError) as error:
@@ -222,8 +222,8 @@ def _collate(rows: list[_Row]) -> dict[str, Tensor] | str:
 
 @contextmanager
 def _unheard() -> Iterator[None]:
-    """Let processes begin that never hear of Ctrl-C or SIGTERM: who trains stops them in time."""
-    resource_tracker.ensure_running()  # it would end the blocking when it starts
+    """Start processes with Ctrl-C and SIGTERM blocked: the training process stops them itself."""
+    resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -56,9 +56,9 @@ class Group:
         """Whether the flag is set in any process."""
         if self.size == 1:
             return flag
-        found = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        return bool(found.item())
+        any_flag = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(any_flag, op=dist.ReduceOp.MAX)
+        return bool(any_flag.item())
 
     def gather(self, x: np.ndarray) -> np.ndarray:
         """Return the arrays of all processes, flat, one after another; they are of one size."""
@@ -106,7 +106,7 @@ def join(device: str) -> Iterator[Group]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), where)
-        dist.barrier()  # nobody leaves while others still talk
+        dist.barrier()  # no process leaves while others still communicate
     finally:
-        gc.collect()  # what holds the group, and refers to itself, must go before it
+        gc.collect()  # reference cycles that hold the group must be freed before it
         dist.destroy_process_group()

@@ -195,46 +195,48 @@ class CaffeModule(nn.Module):
 
     def first_not_finite(self, inputs: Mapping[str, Tensor]) -> str:
         """Return what is NaN or infinite first: the weights or the output of a layer."""
-        found: list[str] = []
+        places: list[str] = []
 
         def watch(layer: Layer, tops: Sequence[Tensor]) -> None:
-            if found:
+            if places:
                 return
             if not all(bool(b.isfinite().all()) for b in self._blobs[layer.name]):
-                found.append(f"the weights of layer '{layer.name}'")
+                places.append(f"the weights of layer '{layer.name}'")
             elif not all(bool(t.isfinite().all()) for t in tops):
-                found.append(f"the output of layer '{layer.name}'")
+                places.append(f"the output of layer '{layer.name}'")
 
         try:
             with torch.no_grad():
                 self(inputs, True, watch)
         except PipelineError as error:
-            return found[0] if found else str(error)
-        return found[0] if found else "the loss"
+            return places[0] if places else str(error)
+        return places[0] if places else "the loss"
 
     def _build(
         self, shapes: dict[str, Shape], rng: np.random.Generator, trained: CaffeModule | None
     ) -> None:
         """Make, or take, the blobs of every layer, checking each by the shapes it meets."""
-        known: dict[Value, Shape] = {}
+        value_shapes: dict[Value, Shape] = {}
         shared: dict[str, tuple[str, Tensor]] = {}
         factors = _factors(self.net)
         useful = _reaches_loss(self.net)
         # the first user owns a shared blob, whichever user a loss depends on
-        wanted = {s.name for i in useful for s in self.net.layers[i].param.param if s.name}
+        useful_params = {s.name for i in useful for s in self.net.layers[i].param.param if s.name}
         for i, (layer, link) in enumerate(zip(self.net.layers, self.net.links, strict=True)):
             if layer.type in SOURCE_TYPES:
-                known.update((v, shapes[v.blob]) for v in link.writes if v.blob in shapes)
+                value_shapes.update((v, shapes[v.blob]) for v in link.writes if v.blob in shapes)
                 continue
-            bottoms = [known[v] for v in link.reads]
+            bottoms = [value_shapes[v] for v in link.reads]
             if trained is not None and layer.name in trained._blobs:
                 blobs = trained._blobs[layer.name]
             else:
-                blobs = self._new_blobs(i, bottoms, rng, shared, factors, i in useful, wanted)
+                blobs = self._new_blobs(
+                    i, bottoms, rng, shared, factors, i in useful, useful_params
+                )
             self._blobs[layer.name] = blobs
             checked = replace(layer, blobs=tuple(b.detach().cpu().numpy() for b in blobs))
             tops = layer_type(layer).shapes(checked, bottoms)
-            known.update(zip(link.writes, tops, strict=True))
+            value_shapes.update(zip(link.writes, tops, strict=True))
 
     def _new_blobs(
         self,
@@ -244,28 +246,30 @@ class CaffeModule(nn.Module):
         shared: dict[str, tuple[str, Tensor]],
         factors: Mapping[str, tuple[float, float]],
         useful: bool,
-        wanted: Collection[str],
+        useful_params: Collection[str],
     ) -> tuple[Tensor, ...]:
         layer, kind = self.net.layers[i], self._kinds[i]
         specs = kind.blobs(layer, bottoms)
         if layer.blobs and len(layer.blobs) != len(specs):
             raise NetError(f"has {len(layer.blobs)} blobs, needs {len(specs)}", layer.name)
-        made = []
+        blobs = []
         for index, spec in enumerate(specs):
-            given = layer.param.param[index] if index < len(layer.param.param) else None
-            if given is not None and given.name in shared:
-                made.append(_taken(layer, index, shared[given.name], spec.shape))
+            param_spec = layer.param.param[index] if index < len(layer.param.param) else None
+            if param_spec is not None and param_spec.name in shared:
+                blobs.append(_shared_blob(layer, index, shared[param_spec.name], spec.shape))
                 continue
             data = fill(layer, spec.filler, spec.shape, rng) if not layer.blobs else None
             if data is None:
                 data = _fitting(layer, index, spec.shape)
             tensor = torch.from_numpy(np.array(data, np.float32)).to(self._group.device)
             name = f"{layer.name}/{index}"
-            lr, decay = factors.get(given.name if given is not None else "", (1.0, 1.0))
-            if given is not None and not given.name:
-                lr, decay = given.lr_mult, given.decay_mult
+            lr, decay = factors.get(param_spec.name if param_spec is not None else "", (1.0, 1.0))
+            if param_spec is not None and not param_spec.name:
+                lr, decay = param_spec.lr_mult, param_spec.decay_mult
             learned = bool(kind.learned and lr)
-            if learned and (useful or (given is not None and given.name in wanted)):
+            if learned and (
+                useful or (param_spec is not None and param_spec.name in useful_params)
+            ):
                 tensor = nn.Parameter(tensor)
                 self.register_parameter(_attribute(name), tensor)
             else:
@@ -273,10 +277,10 @@ class CaffeModule(nn.Module):
             self.owned[name] = tensor
             if learned:  # no loss depends on it: it decays, as in Caffe
                 self._learned[name] = Learned(name, tensor, lr, decay)
-            if given is not None and given.name:
-                shared[given.name] = (f"{layer.name}/{index}", tensor)
-            made.append(tensor)
-        return tuple(made)
+            if param_spec is not None and param_spec.name:
+                shared[param_spec.name] = (f"{layer.name}/{index}", tensor)
+            blobs.append(tensor)
+        return tuple(blobs)
 
     def _run(self, i: int, bottoms: list[Tensor], context: Context) -> tuple[Tensor, ...]:
         layer, kind = self.net.layers[i], self._kinds[i]
@@ -340,7 +344,7 @@ def _fitting(layer: Layer, index: int, shape: Shape) -> np.ndarray:
     return blob.reshape(shape)
 
 
-def _taken(layer: Layer, index: int, owner: tuple[str, Tensor], shape: Shape) -> Tensor:
+def _shared_blob(layer: Layer, index: int, owner: tuple[str, Tensor], shape: Shape) -> Tensor:
     name, tensor = owner
     if tensor.numel() != int(np.prod(shape)):
         raise NetError(
@@ -366,31 +370,31 @@ def _factors(net: Net) -> dict[str, tuple[float, float]]:
     caffeio.NetError
         If two layers give different ones, as in Caffe.
     """
-    given: dict[str, dict[str, float]] = {}
+    factors: dict[str, dict[str, float]] = {}
     for layer in net.layers:
         for spec in layer.param.param:
             if not spec.name:
                 continue
-            known = given.setdefault(spec.name, {})
+            param_factors = factors.setdefault(spec.name, {})
             for key in ("lr_mult", "decay_mult"):
                 if not spec.HasField(key):
                     continue
-                if known.setdefault(key, getattr(spec, key)) != getattr(spec, key):
+                if param_factors.setdefault(key, getattr(spec, key)) != getattr(spec, key):
                     raise NetError(
                         f"shared blob '{spec.name}' has {key} {getattr(spec, key):g} here and "
-                        f"{known[key]:g} in a layer before; give it once",
+                        f"{param_factors[key]:g} in a layer before; give it once",
                         layer.name,
                     )
-    return {n: (k.get("lr_mult", 1.0), k.get("decay_mult", 1.0)) for n, k in given.items()}
+    return {n: (k.get("lr_mult", 1.0), k.get("decay_mult", 1.0)) for n, k in factors.items()}
 
 
 def _reaches_loss(net: Net) -> set[int]:
     """Return the positions of the layers that a loss depends on."""
-    wanted: set[Value] = set()
-    found = set()
+    needed: set[Value] = set()
+    positions = set()
     for i in reversed(range(len(net.layers))):
         layer, link = net.layers[i], net.links[i]
-        if any(_loss_weights(layer)) or wanted.intersection(link.writes):
-            found.add(i)
-            wanted.update(link.reads)
-    return found
+        if any(_loss_weights(layer)) or needed.intersection(link.writes):
+            positions.add(i)
+            needed.update(link.reads)
+    return positions

@@ -105,7 +105,7 @@ class Optimizer:
             g.add_(p.tensor.sign() if l1 else p.tensor, alpha=decay)
 
     def _update(self, g: Tensor, history: list[Tensor], rate: float, iteration: int) -> Tensor:
-        """Return what is taken from the parameter; the history moves on."""
+        """Return what to subtract from the parameter, and update the history."""
         p, h = self._param, history[0]
         momentum, delta = p.momentum, p.delta
         match self._type:

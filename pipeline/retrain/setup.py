@@ -63,13 +63,13 @@ class Setup:
     def fingerprint(self) -> dict[str, str]:
         """Return what a snapshot of this training belongs to."""
         weights = {name: [b.tobytes() for b in bs] for name, bs in self._begin().items()}
-        kept = self.settings.model_dump(exclude=set(_FREE))
+        settings = self.settings.model_dump(exclude=set(_FREE))
         return fingerprint(
             net=caffeio.to_prototxt(self.net),
             weights=weights,
             solver=str(self.solver.param),
             data=(self.settings.data, self.config.transform, self.feed.order),
-            settings=kept,
+            settings=settings,
         )
 
     def _begin(self) -> dict[str, tuple[np.ndarray, ...]]:
@@ -140,21 +140,21 @@ def set_up_test(setup: Setup, opened: ExitStack) -> Test | None:
     )
 
 
-def _metric(net: Net, asked: str | None) -> tuple[str, bool]:
+def _metric(net: Net, metric: str | None) -> tuple[str, bool]:
     """Return the output to judge by, and whether more of it is better."""
     makers = {top: layer for layer in net.layers for top in layer.tops}
     kinds = {b: layer_type(makers[b]) for b in net.outputs}
     scalars = [b for b, kind in kinds.items() if kind.measures and not kind.loss]
     losses = [b for b, kind in kinds.items() if kind.loss]
-    if asked is not None and asked not in net.outputs:
+    if metric is not None and metric not in net.outputs:
         raise ConfigError(
-            f"retrain.metric: the test net's outputs are {', '.join(net.outputs)}, not '{asked}'"
+            f"retrain.metric: the test net's outputs are {', '.join(net.outputs)}, not '{metric}'"
         )
-    if asked is None and not scalars + losses:
+    if metric is None and not scalars + losses:
         raise ConfigError(
             "the test net has no Accuracy or loss to judge by; name an output in retrain.metric"
         )
-    chosen = asked or (scalars + losses)[0]
+    chosen = metric or (scalars + losses)[0]
     return chosen, not kinds[chosen].loss
 
 

@@ -72,17 +72,17 @@ def load_snapshot(path: Path, made_of: Mapping[str, str]) -> Snapshot:
             raise PipelineError(
                 f"{path}: was written by another version of this program; start anew"
             )
-        found = Snapshot(content["iteration"], content["state"], content["made_of"])
+        snapshot = Snapshot(content["iteration"], content["state"], content["made_of"])
     except FileNotFoundError:
         raise PipelineError(f"{path}: there is no snapshot to go on from; start anew") from None
     except PipelineError:
         raise
     except Exception as error:
         raise PipelineError(f"{path}: is damaged: {error}; start anew") from None
-    other = [name for name, digest in made_of.items() if found.made_of.get(name) != digest]
+    other = [name for name, digest in made_of.items() if snapshot.made_of.get(name) != digest]
     if other:
         raise PipelineError(
             f"{path}: was made with other {' and '.join(other)}; go on with what it was made "
             "with, or start anew"
         )
-    return found
+    return snapshot

@@ -56,14 +56,14 @@ def state_of(
         The file with the weights.
     """
     count = max((len(h) for h in history.values()), default=1)
-    kept = []
+    arrays = []
     for part in range(count):
         for name, blob in blobs.items():
             values = history[name][part] if name in history else torch.zeros_like(blob)
-            # what is beyond float32 brings a solver to a halt; so does the largest number
+            # a state holds no infinity; the largest float32 makes a solver diverge just as well
             array = np.clip(values.detach().cpu().numpy(), -_LARGEST, _LARGEST)
-            kept.append(np.ascontiguousarray(array, np.float32).reshape(array.shape))
-    return SolverState(iteration, weights, steps_passed(solver.param, iteration), tuple(kept))
+            arrays.append(np.ascontiguousarray(array, np.float32).reshape(array.shape))
+    return SolverState(iteration, weights, steps_passed(solver.param, iteration), tuple(arrays))
 
 
 def history_of(
@@ -92,7 +92,7 @@ def history_of(
             f"{each * len(blobs)} for the {len(blobs)} blobs of this net: it is of another net, "
             "or of another type of solver"
         )
-    found: dict[str, list[np.ndarray]] = {}
+    histories: dict[str, list[np.ndarray]] = {}
     for i, array in enumerate(state.history):
         name = [*blobs][i % len(blobs)]
         if array.size != blobs[name].numel():
@@ -100,8 +100,8 @@ def history_of(
                 f"{path}: blob {i} of its history has {array.size} values, '{name}' has "
                 f"{blobs[name].numel()}: it is of another net"
             )
-        found.setdefault(name, []).append(array.reshape(tuple(blobs[name].shape)))
-    return found
+        histories.setdefault(name, []).append(array.reshape(tuple(blobs[name].shape)))
+    return histories
 
 
 def weights_of(state: SolverState, path: Path) -> Path:

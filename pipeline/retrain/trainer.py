@@ -96,9 +96,9 @@ class Trainer:
         PipelineError
             If there is none, or it belongs to another training.
         """
-        found = load_snapshot(self._plan.snapshots, self._plan.made_of)
-        self._restore(found.state)
-        self.iteration = found.iteration
+        snapshot = load_snapshot(self._plan.snapshots, self._plan.made_of)
+        self._restore(snapshot.state)
+        self.iteration = snapshot.iteration
 
     def follow(self, state: SolverState, path: Path) -> None:
         """Go on from where a solver of Caffe's, or another training here, has stopped.
@@ -124,9 +124,10 @@ class Trainer:
                 f"{path}: has done {state.iteration} iterations, and max_iter of "
                 f"'{self._solver.path}' is {p.max_iter}: there is nothing left to train"
             )
-        found = history_of(state, path, self.module.owned, self._optimizer.each)
+        histories = history_of(state, path, self.module.owned, self._optimizer.each)
         for name, own in self._optimizer.history.items():
-            for tensor, array in zip(own, found.get(name, ()), strict=False):  # ranges begin anew
+            # the ranges have no history in the file: they begin anew
+            for tensor, array in zip(own, histories.get(name, ()), strict=False):
                 tensor.copy_(torch.from_numpy(array))
         self.iteration = self._start = state.iteration
 
@@ -176,12 +177,12 @@ class Trainer:
     def _begin(self) -> None:
         """Set the ranges that the first batch decides, and nothing else."""
         averages = [b.clone() for b in self.module.own_averages()]
-        kept = dict(self.module.kept)
+        states = dict(self.module.kept)
         random = torch.get_rng_state()
         with torch.no_grad():
             self.module(next(self._feed.batches(0, 1)), True)
         torch.set_rng_state(random)
-        self.module.kept = kept
+        self.module.kept = states
         for blob, before in zip(self.module.own_averages(), averages, strict=True):
             blob.copy_(before)
 
@@ -237,8 +238,8 @@ class Trainer:
     def _add(self, point: Point) -> None:
         """Add what is known of an iteration to the course."""
         if self.points and self.points[-1].iteration == point.iteration:
-            known = {k: v for k, v in asdict(point).items() if v is not None}
-            self.points[-1] = Point(**{**asdict(self.points[-1]), **known})
+            new_values = {k: v for k, v in asdict(point).items() if v is not None}
+            self.points[-1] = Point(**{**asdict(self.points[-1]), **new_values})
         else:
             self.points.append(point)
 
@@ -257,9 +258,9 @@ class Trainer:
         loss = 0.0
         with torch.no_grad():
             for inputs in t.feed.batches(0, t.batches):
-                found = t.module(inputs, False)
-                loss += float(self._group.mean(found.loss))
-                for name, value in found.outputs.items():
+                result = t.module(inputs, False)
+                loss += float(self._group.mean(result.loss))
+                for name, value in result.outputs.items():
                     if value.numel() == 1:
                         mean = float(self._group.mean(value.float()).reshape(()))
                         sums[name] = sums.get(name, 0.0) + mean
@@ -284,7 +285,7 @@ class Trainer:
         return patience is not None and self.best.tests_since >= patience
 
     def _save(self) -> None:
-        """Keep the state; files for Caffe carry its iteration, so that they are of one piece."""
+        """Write a snapshot and the two files for Caffe, whose names both hold the iteration."""
         if not self._group.leads:
             return
         save_snapshot(self._snapshot(), self._plan.snapshots)
@@ -310,8 +311,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         self._restore_weights(state)
         self._start = state["start"]
-        for module, kept in zip(self._modules(), state["kept"], strict=True):
-            module.kept = kept
+        for module, states in zip(self._modules(), state["kept"], strict=True):
+            module.kept = states
         for name, tensors in state["history"].items():
             for own, stored in zip(self._optimizer.history[name], tensors, strict=True):
                 own.copy_(stored)

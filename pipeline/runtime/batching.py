@@ -19,7 +19,7 @@ __all__ = ["images_at_once", "in_halves", "splits"]
 
 Arrays = Mapping[str, np.ndarray]
 
-#: What the largest values of a part may take together with what they are made of.
+#: Bytes that the largest values of a part, with the bottoms they are computed from, may take.
 _CACHE_BYTES = 8 << 20
 
 
@@ -41,7 +41,7 @@ def splits(
         What is returned, which may be inputs that no layer reads.
     """
     if not all(net.links[i].reads for i in layers):
-        return False  # what a layer makes out of nothing belongs to no image
+        return False  # the top of a layer without bottoms has no batch axis
     batches = _batches(net, layers, shapes, results)
     return (
         len(batches) == 1

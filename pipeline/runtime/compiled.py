@@ -113,13 +113,13 @@ class CompiledNet:
         for i, action in enumerate(self.actions):
             used.update(dict.fromkeys((action.value, *action.reads, *action.writes), i))
         last: dict[int, list[Value]] = {}
-        kept = {*self.results.values()}
-        held = {*self.inputs}
+        result_values = {*self.results.values()}
+        array_values = {*self.inputs}
         for action in self.actions:
-            held.update(action.writes)
-            held.update([action.value] if action.kind == "leave" else [])
+            array_values.update(action.writes)
+            array_values.update([action.value] if action.kind == "leave" else [])
         for value, i in used.items():
-            if value in held and value not in kept:
+            if value in array_values and value not in result_values:
                 last.setdefault(i, []).append(value)
         return last
 

@@ -127,7 +127,7 @@ class _Compiler:
     # what is needed
 
     def _checked(self, node: Node) -> Node:
-        """Give the bottoms of a Concat their places; leave it alone if one has a place."""
+        """Place a Concat's bottoms within its top; run it as a layer if one has a place already."""
         if node.kind != "concat":
             return node
         if any(v in self.parents for v in node.reads):
@@ -157,7 +157,7 @@ class _Compiler:
         return (forms - {"array"}) | ({"float"} if wants_float else set())
 
     def _needs_of(self, node: Node) -> None:
-        """Note what a node needs of what it reads."""
+        """Add the forms in which a node needs the values that it reads."""
         if node.kind == "layer":
             for v in node.reads:
                 self._need(v, "array")
@@ -229,7 +229,7 @@ class _Compiler:
         self.actions.append(action)
 
     def _arrived(self, value: Value) -> None:
-        """Add the forms needed of a value that is there as an array."""
+        """Add the needed forms of a value that is an array."""
         forms = self.needs.get(value, set())
         for watched in self.watched.get(value, ()):
             self.actions.append(Action("watch", value=value, watched=watched))
@@ -246,8 +246,8 @@ class _Compiler:
             writes = self.engine.Writes(stage, integers=out)
             self.builder.apply(self._image(value, "float"), writes)
 
-    def _made(self, value: Value, done: Collection[Form]) -> None:
-        """Add what else is needed of a value that steps made in some forms."""
+    def _add_missing_forms(self, value: Value, done: Collection[Form]) -> None:
+        """Add what is needed of a value beside the forms `done`, which its steps have written."""
         forms = self.needs.get(value, set())
         self._quantize(value, {f for f in forms if isinstance(f, QuantParams)} - {*done})
         for watched in self.watched.get(value, ()):
@@ -281,7 +281,7 @@ class _Compiler:
                 self.engine.add_largest(self.builder, source, self._pool(node), out)
         else:
             done = self._add_sums(node, forms)
-        self._made(value, done)
+        self._add_missing_forms(value, done)
 
     def _add_sums(self, node: Node, forms: set[Form]) -> set[Form]:
         """Add a node with an output stage; return the forms that it writes."""

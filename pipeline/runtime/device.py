@@ -70,7 +70,7 @@ class Resident:
         self.device = device
         self.parts: ModuleType = parts
         # by identity: a net may hold layers of one name
-        self._kept: dict[tuple[Same[Layer], str], Any] = {}
+        self._device_arrays: dict[tuple[Same[Layer], str], Any] = {}
         self._numbers: dict[Same[QuantizedLayer], QuantizedLayer] = {}
         self._prepared: dict[tuple[Same[Layer], tuple[int, ...]], Any] = {}
 
@@ -85,19 +85,21 @@ class Resident:
     def keep(self, layer: Layer, name: str, make: Callable[[], np.ndarray]) -> Any:
         """Return weights that lie on the device; the first time they are made and taken there."""
         key = (Same(layer), name)
-        if key not in self._kept:
-            self._kept[key] = self.parts.on_device(np.ascontiguousarray(make(), np.float32))
-        return self._kept[key]
+        if key not in self._device_arrays:
+            self._device_arrays[key] = self.parts.on_device(
+                np.ascontiguousarray(make(), np.float32)
+            )
+        return self._device_arrays[key]
 
     def numbers(self, q: QuantizedLayer) -> QuantizedLayer:
         """Return a quantized layer's numbers with weights and bias on the device."""
         key = Same(q)
         if key not in self._numbers:
-            there = self.parts.on_device
+            on_device = self.parts.on_device
             self._numbers[key] = replace(
                 q,
-                weights=None if q.weights is None else there(q.weights),
-                bias=None if q.bias is None else there(q.bias),
+                weights=None if q.weights is None else on_device(q.weights),
+                bias=None if q.bias is None else on_device(q.bias),
             )
         return self._numbers[key]
 
@@ -114,10 +116,10 @@ class Resident:
 
     def run_int8(self, layer: Layer, q: QuantizedLayer, x: Any) -> Any:
         """Return the top of a quantized layer."""
-        there = self.numbers(q)
+        device_q = self.numbers(q)
         if q.type == "Convolution":
-            return _int8_convolution(self, layer, there, x)
-        return INT8_TYPES[layer.type].forward(layer, there, x, self.device)
+            return _int8_convolution(self, layer, device_q, x)
+        return INT8_TYPES[layer.type].forward(layer, device_q, x, self.device)
 
     def run(self, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]:
         """Return the tops of a layer."""

@@ -88,8 +88,8 @@ class Executor:
             If an input is unknown, its shape is needed and not given, or a layer's
             parameters, weights and bottoms do not fit together.
         """
-        given = {name: tuple(map(int, shape)) for name, shape in (input_shapes or {}).items()}
-        return dict(self._model.shapes(tuple(sorted(given.items()))))
+        shapes = {name: tuple(map(int, shape)) for name, shape in (input_shapes or {}).items()}
+        return dict(self._model.shapes(tuple(sorted(shapes.items()))))
 
     def forward(
         self,
@@ -127,11 +127,11 @@ class Executor:
         caffeio.NetError
             If inputs, names or shapes are wrong, or a layer fails.
         """
-        asked = None if blobs is None else tuple(blobs)
-        self._model.schedule(tuple(inputs), asked, observer is not None)  # or says what is wrong
+        blob_names = None if blobs is None else tuple(blobs)
+        self._model.schedule(tuple(inputs), blob_names, observer is not None)  # raises if wrong
         arrays = check_inputs(self._model.declared, inputs)
-        with (state or State()).advance() as kept:
-            request = Request(arrays, asked, kept)
+        with (state or State()).advance() as states:
+            request = Request(arrays, blob_names, states)
             self._model.shapes(request.shapes)
             if observer is not None:
                 return self._runner.observe(request, observer)
@@ -164,8 +164,8 @@ class Executor:
             As `forward`.
         """
         arrays = check_inputs(self._model.declared, inputs)
-        with (state or State()).advance() as kept:
-            request = Request(arrays, None, kept)
+        with (state or State()).advance() as states:
+            request = Request(arrays, None, states)
             self._model.shapes(request.shapes)
             self._runner.watch(request, tuple(sorted(values)), watch)
 

@@ -1,4 +1,4 @@
-"""Objects as keys: what is made of an array or a layer is found again by that very object."""
+"""Objects as dictionary keys, compared by identity."""
 
 from __future__ import annotations
 

@@ -95,10 +95,10 @@ def owned(
     found: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Copy those results that share memory with an input, a weight or each other."""
-    taken = {id(x) for x in inputs.values()}
+    used_ids = {id(x) for x in inputs.values()}
     results = {}
     for name, x in found.items():
-        shared = x.base is not None or id(x) in taken
+        shared = x.base is not None or id(x) in used_ids
         results[name] = x.copy() if shared else x
-        taken.add(id(results[name]))
+        used_ids.add(id(results[name]))
     return results

@@ -79,13 +79,13 @@ def make_nodes(
     plain : collection of int
         Positions of layers that must not be compiled.
     integers : collection of str
-        Names of layers that run on integers: their weights are what they are.
+        Names of layers that run on integers: nothing is folded into their weights.
 
     Returns
     -------
     nodes : tuple of Node
     same : dict of Value to Value
-        For the values that layers of no effect wrote, what they are.
+        For each value written by a layer of no effect, the value that it equals.
     """
     same: dict[Value, Value] = {}
     nodes = []
@@ -95,10 +95,10 @@ def make_nodes(
         if layer_type(layer).identity:
             same.update(dict.fromkeys(link.writes, reads[0]))
             continue
-        made = None
+        node = None
         if i not in plain and all(v in shapes for v in (*link.reads, *link.writes)):
-            made = _compiled(layer, i, reads, link.writes, shapes)
-        nodes.append(made or Node("layer", i, reads, link.writes))
+            node = _compiled(layer, i, reads, link.writes, shapes)
+        nodes.append(node or Node("layer", i, reads, link.writes))
     fixed = {i for i in layers if net.layers[i].name in integers}
     return _absorb(nodes, {same.get(v, v) for v in keep}, fixed), same
 
@@ -129,13 +129,13 @@ def _compiled(
 def _absorb(
     nodes: Sequence[Node], keep: Collection[Value], fixed: Collection[int]
 ) -> tuple[Node, ...]:
-    """Let nodes take in what alone reads them; the weights of some positions are fixed."""
+    """Merge into each node its only readers; layers at `fixed` positions keep their weights."""
     readers: dict[Value, list[int]] = {}
-    made: dict[Value, int] = {}
+    writers: dict[Value, int] = {}
     for i, node in enumerate(nodes):
         for v in (*node.reads, *((node.other,) if node.other else ())):
             readers.setdefault(v, []).append(i)
-        made.update(dict.fromkeys(node.writes, i))
+        writers.update(dict.fromkeys(node.writes, i))
     out = list(nodes)
     gone: set[int] = set()
     for i, node in enumerate(nodes):
@@ -149,19 +149,19 @@ def _absorb(
                 break
             user = nodes[users[0]]
             if user.affine is not None:
-                taken = None if host.position in fixed else _fold(host, user)
+                merged = None if host.position in fixed else _fold(host, user)
             else:
-                taken = _join(host, user, i, made) if user.kind == "apply" else None
-            if taken is None:
+                merged = _join(host, user, i, writers) if user.kind == "apply" else None
+            if merged is None:
                 break
             gone.add(users[0])
-            host = taken
+            host = merged
         out[i] = host
     return tuple(node for i, node in enumerate(out) if i not in gone)
 
 
 def _fold(host: Node, user: Node) -> Node | None:
-    """Return a weighted host that does the user's scaling, too, if nothing comes between."""
+    """Fold the user's affine map into the host; None where its weights cannot take it."""
     assert user.affine is not None
     busy = host.slope is not None or host.other is not None or host.clamp is not None
     if busy or host.kind not in _WEIGHTED:
@@ -170,14 +170,14 @@ def _fold(host: Node, user: Node) -> Node | None:
     return replace(host, writes=user.writes, affine=affine)
 
 
-def _join(host: Node, user: Node, i: int, made: Mapping[Value, int]) -> Node | None:
-    """Return the host with the user's work, if one output stage can do both in that order."""
+def _join(host: Node, user: Node, i: int, writers: Mapping[Value, int]) -> Node | None:
+    """Merge the user into the host's output stage; None where one stage cannot do both."""
     if host.clamp is not None:
         return None
     other = host.other
     if user.other is not None:
         added = user.other if user.reads[0] == host.writes[0] else user.reads[0]
-        early = added != host.writes[0] and made.get(added, -1) < i
+        early = added != host.writes[0] and writers.get(added, -1) < i
         if other is not None or not early or user.slope is not None:
             return None
         other = added

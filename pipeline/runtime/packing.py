@@ -1,4 +1,4 @@
-"""Packed weights of a compiled net, kept by the very operands that they are made of.
+"""Packed weights of a compiled net, cached by the operands that they are packed from.
 
 The same layer may be packed in several ways: with or without the BatchNorm behind it, for an
 image that holds other channels beside its own, for another zero point. `Operands` holds all
@@ -56,7 +56,7 @@ class Operands:
 
     @staticmethod
     def of_affine(affine: Affine | None) -> tuple[bytes, bytes] | None:
-        """Return an affine map as it is written here."""
+        """Return an affine map in the form of the attribute `affine`."""
         return None if affine is None else (affine.k.tobytes(), affine.shift.tobytes())
 
     def pack(self, engine: Engine) -> PackedLayer:
@@ -90,9 +90,9 @@ class PackedWeights:
         self._packed: dict[Operands, PackedLayer] = {}
 
     def of(self, operands: Operands) -> PackedLayer:
-        """Return the weights packed from these operands, to be laid over their windows."""
+        """Return the weights packed from these operands, for their number of windows."""
         g = operands.geometry
-        # of the number of windows packing may know only which phases of a stride occur
+        # packing depends on the number of windows only by which phases of a stride occur
         phases = (min(g.stride[0], g.out_size[0]), min(g.stride[1], g.out_size[1]))
         key = replace(operands, geometry=replace(g, out_size=phases))
         if key not in self._packed:

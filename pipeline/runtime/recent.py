@@ -16,8 +16,8 @@ V = TypeVar("V")
 class Recent(Generic[K, V]):
     """Keeps what was made for the last few keys; safe for several threads.
 
-    It does not hold the function that makes a value, as `functools.lru_cache` does: whose method
-    that is would hold itself, and stay until the cyclic collector comes by.
+    Unlike `functools.lru_cache` it keeps no reference to the function that makes a value: with a
+    method that would be a reference cycle, which only the garbage collector frees.
 
     Parameters
     ----------
@@ -33,18 +33,18 @@ class Recent(Generic[K, V]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._kept: OrderedDict[K, V] = OrderedDict()
+        self._values: OrderedDict[K, V] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of a key; `make` makes it if it is not there."""
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
         value = make()
         with self._lock:
-            self._kept[key] = value
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+            self._values[key] = value
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
         return value

@@ -82,8 +82,8 @@ class Loop:
     def _run(self, request: Request, observer: Observer | None) -> dict[str, np.ndarray]:
         plan = self._model.schedule(tuple(request.arrays), request.blobs, observer is not None)
         operation = self._operation(request)
-        found = run(self._model.net, plan, request.arrays, operation, observer)
-        return owned(found, request.arrays)
+        outputs = run(self._model.net, plan, request.arrays, operation, observer)
+        return owned(outputs, request.arrays)
 
     def _operation(self, request: Request) -> partial[Forward]:
         return partial(self._model.operation, kept=request.kept)
@@ -144,22 +144,22 @@ class OnDevice:
         plan = self._model.schedule(tuple(request.arrays), (), True)
         show = _shown(self._model, request, values, watch)
         entered = self._resident.enter(request.arrays)
-        run(self._model.net, plan, entered, partial(self._operation, kept=request.kept), show)
+        run(self._model.net, plan, entered, partial(self._operation, states=request.kept), show)
 
     def _run(self, request: Request, observer: Observer | None) -> dict[str, np.ndarray]:
         model, resident = self._model, self._resident
         plan = model.schedule(tuple(request.arrays), request.blobs, observer is not None)
-        operation = partial(self._operation, kept=request.kept)
+        operation = partial(self._operation, states=request.kept)
 
-        def whole(taken: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            found = run(model.net, plan, resident.enter(taken), operation, observer)
-            return resident.leave(found)
+        def whole(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = run(model.net, plan, resident.enter(arrays), operation, observer)
+            return resident.leave(outputs)
 
         results = plan.results.values()
         apart = splits(model.net, plan.layers, model.shapes(request.shapes), results)
         return dict(in_halves(whole, request.arrays, apart))
 
-    def _operation(self, position: int, kept: dict[int, Kept]) -> Forward:
+    def _operation(self, position: int, states: dict[int, Kept]) -> Forward:
         """Return the computation of one layer from device arrays."""
         model, resident = self._model, self._resident
         layer, kind = model.net.layers[position], model.types[position]
@@ -172,7 +172,7 @@ class OnDevice:
             if kind.resume is None:
                 return resident.run(layer, bottoms)
             arrays = resident.to_host(bottoms)
-            tops, kept[position] = kind.resume(layer, arrays, kept.get(position, ()))
+            tops, states[position] = kind.resume(layer, arrays, states.get(position, ()))
             return resident.to_device(tops)
 
         return forward
@@ -234,16 +234,16 @@ class Compiled:
 
         names = [name for name, _ in request.shapes]
         parts = []
-        for taken in self._taken(request, values):
-            shapes = tuple((name, taken[name].shape) for name in names)
+        for arrays in self._batch_parts(request, values):
+            shapes = tuple((name, arrays[name].shape) for name in names)
             compiled = self.compiled(shapes, request.blobs, values)
-            found = compiled.run(taken, run_layer, watch)
-            parts.append({name: found[v] for name, v in compiled.results.items()})
+            outputs = compiled.run(arrays, run_layer, watch)
+            parts.append({name: outputs[v] for name, v in compiled.results.items()})
         if len(parts) == 1:
             return owned(parts[0], request.arrays)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _taken(
+    def _batch_parts(
         self, request: Request, values: tuple[Value, ...]
     ) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the inputs, or parts of those that the run reads."""
@@ -261,10 +261,10 @@ class Compiled:
         self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
     ) -> Schedule:
         """Return what a run does: what the blobs or the watched values need."""
-        given = tuple(name for name, _ in shapes)
+        input_names = tuple(name for name, _ in shapes)
         if not values:
-            return self._model.schedule(given, blobs)
-        everything = self._model.schedule(given, tuple(v.blob for v in values), True)
+            return self._model.schedule(input_names, blobs)
+        everything = self._model.schedule(input_names, tuple(v.blob for v in values), True)
         return replace(everything, results={})
 
     def _cut(
@@ -273,9 +273,9 @@ class Compiled:
         model = self._model
         if model.unsure:
             return None, frozenset()
-        plan, known = self._schedule(shapes, blobs, values), model.shapes(shapes)
+        plan, value_shapes = self._schedule(shapes, blobs, values), model.shapes(shapes)
         shown = {*plan.results.values(), *values}
-        size = images_at_once(model.net, plan.layers, known, shown)
+        size = images_at_once(model.net, plan.layers, value_shapes, shown)
         if size is None:
             return None, frozenset()
         reads = {v.blob for i in plan.layers for v in model.net.links[i].reads}
@@ -288,11 +288,11 @@ class Compiled:
         model = self._model
         plan = self._schedule(shapes, blobs, values)
         # a part of a batch need not fit the layers that it does not pass through
-        known = infer(model.net, model.types, dict(shapes), plan.layers)
+        value_shapes = infer(model.net, model.types, dict(shapes), plan.layers)
         return compile_net(
             model.net,
             plan,
-            known,
+            value_shapes,
             model.numbers,
             watched=values,
             plain=model.unsure,

@@ -74,13 +74,13 @@ def schedule(
     for name in blobs or ():
         if name not in last:
             raise NetError(f"the net has no blob '{name}'{_near(name, last)}")
-    asked = [last[name] for name in blobs or ()]
-    wanted = frozenset(range(len(net.layers)))
+    requested = [last[name] for name in blobs or ()]
+    needed_layers = frozenset(range(len(net.layers)))
     if blobs is not None and not everything:
-        wanted = _ancestors(net, asked)
+        needed_layers = _ancestors(net, requested)
     absent = _absent(net, given)
-    _check_missing(net, given, wanted, asked)
-    for value in asked:
+    _check_missing(net, given, needed_layers, requested)
+    for value in requested:
         if value in absent:
             labels = [n for n in net.inputs if n not in given]
             raise NetError(
@@ -89,16 +89,18 @@ def schedule(
     layers = tuple(
         i
         for i, (layer, link) in enumerate(zip(net.layers, net.links, strict=True))
-        if i in wanted and layer.type not in SOURCE_TYPES and not absent.intersection(link.reads)
+        if i in needed_layers
+        and layer.type not in SOURCE_TYPES
+        and not absent.intersection(link.reads)
     )
     results = _outputs(net, layers, absent)
     if blobs is not None:
-        results = {value.blob: value for value in asked}
+        results = {value.blob: value for value in requested}
     return Schedule(layers, results, _frees(net, layers, frozenset(results.values())))
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
+def _near(name: str, candidates: Iterable[str]) -> str:
+    near = get_close_matches(name, list(candidates), n=1)
     return f"; do you mean '{near[0]}'?" if near else ""
 
 
@@ -106,12 +108,12 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{n}'" for n in names) or "none"
 
 
-def _absent(net: Net, given: Collection[str]) -> frozenset[Value]:
+def _absent(net: Net, input_names: Collection[str]) -> frozenset[Value]:
     """Return the values that cannot be computed for want of an input."""
     absent: set[Value] = set()
     for layer, link in zip(net.layers, net.links, strict=True):
         if layer.type in SOURCE_TYPES:
-            absent.update(v for v in link.writes if v.blob not in given)
+            absent.update(v for v in link.writes if v.blob not in input_names)
         elif absent.intersection(link.reads):
             absent.update(link.writes)
     return frozenset(absent)
@@ -128,7 +130,10 @@ def label_inputs(net: Net) -> frozenset[str]:
 
 
 def _check_missing(
-    net: Net, given: Collection[str], wanted: Collection[int], asked: Sequence[Value]
+    net: Net,
+    input_names: Collection[str],
+    needed_layers: Collection[int],
+    requested: Sequence[Value],
 ) -> None:
     """Raise if an input is missing that is no label and that a wanted layer reads."""
     optional = label_inputs(net)
@@ -136,8 +141,8 @@ def _check_missing(
         if layer.type not in SOURCE_TYPES:
             continue
         for value in link.writes:
-            used = value in asked or any(r in wanted for r in net.readers[value])
-            if used and value.blob not in given and value.blob not in optional:
+            used = value in requested or any(r in needed_layers for r in net.readers[value])
+            if used and value.blob not in input_names and value.blob not in optional:
                 needs = _quoted(n for n in net.inputs if n not in optional)
                 raise NetError(f"input '{value.blob}' is missing; the net needs {needs}")
 
@@ -145,12 +150,12 @@ def _check_missing(
 def _ancestors(net: Net, values: Sequence[Value]) -> frozenset[int]:
     """Return the positions of the layers that the values depend on."""
     needed = set(values)
-    found: set[int] = set()
+    positions: set[int] = set()
     for i in range(len(net.layers) - 1, -1, -1):
         if needed.intersection(net.links[i].writes):
-            found.add(i)
+            positions.add(i)
             needed.update(net.links[i].reads)
-    return frozenset(found)
+    return frozenset(positions)
 
 
 def _outputs(net: Net, layers: Sequence[int], absent: frozenset[Value]) -> dict[str, Value]:

@@ -43,9 +43,9 @@ def check_inputs(
         channels, that the prototxt gives.
     """
     arrays = {}
-    for name, given in inputs.items():
+    for name, value in inputs.items():
         try:
-            x = np.asarray(given, dtype=np.float32, order="C")
+            x = np.asarray(value, dtype=np.float32, order="C")
         except (TypeError, ValueError) as error:
             raise NetError(f"input '{name}' is not an array of numbers: {error}") from error
         want = declared.get(name)
@@ -62,14 +62,14 @@ def check_inputs(
 def behind_data(net: Net, types: Sequence[LayerType]) -> frozenset[int]:
     """Return the positions of layers whose bottoms' shapes depend on values."""
     unsure: set[Value] = set()
-    found = set()
+    positions = set()
     for i, (kind, link) in enumerate(zip(types, net.links, strict=True)):
         if unsure.intersection(link.reads):
-            found.add(i)
+            positions.add(i)
             unsure.update(link.writes)
         if kind.data_dependent:
             unsure.update(link.writes)
-    return frozenset(found)
+    return frozenset(positions)
 
 
 def infer(
@@ -112,16 +112,16 @@ def _source_shapes(
     layer: Layer, writes: Sequence[Value], sizes: Mapping[str, Shape], optional: frozenset[str]
 ) -> dict[Value, Shape]:
     """Return the shapes of a source's tops: as given, else the prototxt's."""
-    found = {}
+    shapes = {}
     declared = declared_shapes(layer)
     for value, own in zip(writes, (*declared, *(None,) * len(writes)), strict=False):
         shape = sizes.get(value.blob, None if value.blob in optional else own)
         if shape is not None:
-            found[value] = shape
+            shapes[value] = shape
         elif value.blob not in optional:
             raise NetError(
                 f"the prototxt does not give the shape of blob '{value.blob}'; pass it "
                 "as an input shape",
                 layer.name,
             )
-    return found
+    return shapes

@@ -26,11 +26,11 @@ class State:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, Kept] = {}
+        self._states: dict[int, Kept] = {}
 
     @contextmanager
     def advance(self) -> Iterator[dict[int, Kept]]:
         """Yield what each layer keeps, by position, to be changed; it counts if all goes well."""
-        kept = dict(self._kept)
-        yield kept
-        self._kept = kept
+        states = dict(self._states)
+        yield states
+        self._states = states

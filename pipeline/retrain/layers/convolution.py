@@ -96,7 +96,7 @@ def _widened(x: Tensor, p: ConvParams) -> Tensor:
     beyond = margins(tuple(x.shape[2:]), p)
     if not any(beyond):
         return x
-    return functional.pad(x, [n for more in reversed(beyond) for n in (0, more)])
+    return functional.pad(x, [n for margin in reversed(beyond) for n in (0, margin)])
 
 
 def _conv(

@@ -47,7 +47,7 @@ def _divisor(
 ) -> float:
     """Return what the loss of (outer, inner) predictions is divided by.
 
-    With several processes, as many as count on average in each of them.
+    With several processes: their mean number of labels that count.
     """
     outer, inner = shape
     if counts is None:
@@ -84,7 +84,7 @@ def _softmax_loss(
 
 
 def _with_probabilities(layer: Layer, loss: Tensor, logs: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """Return the tops: the loss, and the softmax where asked for, which as in Caffe only shows."""
+    """Return the loss and, for a second top, the softmax; as in Caffe that has no gradient."""
     return (loss,) if len(layer.tops) == 1 else (loss, logs.detach().exp().reshape(x.shape))
 
 
@@ -155,7 +155,7 @@ def _contrastive(
     if p.legacy_version:
         apart = functional.relu(p.margin - squares)
     else:
-        # 1e-4 is Caffe's guard of the gradient, which has the distance below a fraction.
+        # As Caffe: the gradient divides by the distance, to which 1e-4 is added.
         apart = functional.relu(p.margin - root(squares, 1e-4)).square()
     similar = bottoms[2].detach().reshape(-1).long() != 0
     return (torch.where(similar, squares, apart).sum() / (2 * len(squares)),)

@@ -64,8 +64,8 @@ def _batch_norm(
 ) -> tuple[Tensor, ...]:
     p, bottom = layer.param.batch_norm_param, bottoms[0]
     x = bottom if bottom.ndim > 1 else bottom.reshape(-1, 1)
-    given = p.use_global_stats if p.HasField("use_global_stats") else not context.train
-    if given:
+    use_global_stats = p.use_global_stats if p.HasField("use_global_stats") else not context.train
+    if use_global_stats:
         return (_stored(x, blobs, p.eps).reshape(bottom.shape),)
     single = context.processes == 1 and x.numel() > x.shape[1]
     y, mean, variance = _alone(x, p.eps) if single else _together(x, p.eps, context)

@@ -93,8 +93,8 @@ def _stochastic(x: Tensor, p: PoolParams, size: tuple[int, int], train: bool) ->
     if train:
         return _sampled(x, p, size)
     total, squares = average(x, p, size), average(x * x, p, size)
-    some = total > 0
-    return torch.where(some, squares / torch.where(some, total, 1), 0)
+    positive = total > 0
+    return torch.where(positive, squares / torch.where(positive, total, 1), 0)
 
 
 def _pool(layer: Layer, x: Tensor, p: PoolParams, context: Context) -> Tensor:

@@ -24,14 +24,15 @@ def _blobs(layer: Layer, shapes: Sequence[Shape]) -> tuple[BlobSpec, ...]:
     p, form = layer.param.recurrent_param, recurrent_form(layer, len(shapes))
     n = p.num_output
     rows = 4 * n if layer.type == "LSTM" else n
-    wanted: list[Shape] = [(rows, prod(shapes[0][2:])), (rows,)]
+    blob_shapes: list[Shape] = [(rows, prod(shapes[0][2:])), (rows,)]
     if form.static:
-        wanted.append((rows, prod(shapes[2][1:])))
-    wanted.append((rows, n))
+        blob_shapes.append((rows, prod(shapes[2][1:])))
+    blob_shapes.append((rows, n))
     if layer.type == "RNN":
-        wanted += [(n, n), (n,)]
+        blob_shapes += [(n, n), (n,)]
     return tuple(
-        BlobSpec(shape, p.bias_filler if len(shape) == 1 else p.weight_filler) for shape in wanted
+        BlobSpec(shape, p.bias_filler if len(shape) == 1 else p.weight_filler)
+        for shape in blob_shapes
     )
 
 
@@ -45,14 +46,14 @@ def _driven(bottoms: Sequence[Tensor], blobs: Sequence[Tensor], form: RecurrentF
 
 
 def _states(
-    layer: Layer, bottoms: Sequence[Tensor], form: RecurrentForm, kept: Kept
+    layer: Layer, bottoms: Sequence[Tensor], form: RecurrentForm, previous_states: Kept
 ) -> list[Tensor]:
     """Return the states (N, outputs) before the first step; see the NumPy form."""
     if form.exposed:
         return [b[0] for b in bottoms[2 + form.static :]]
     streams, outputs = bottoms[0].shape[1], layer.param.recurrent_param.num_output
-    if kept and len(kept[0]) >= streams:
-        return [state[:streams].to(bottoms[0]) for state in kept]
+    if previous_states and len(previous_states[0]) >= streams:
+        return [state[:streams].to(bottoms[0]) for state in previous_states]
     return [bottoms[0].new_zeros(streams, outputs) for _ in range(form.states)]
 
 
@@ -65,10 +66,10 @@ def _finish(
 
 
 def _lstm(
-    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], kept: Kept
+    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], previous_states: Kept
 ) -> tuple[tuple[Tensor, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
-    h, c = _states(layer, bottoms, form, kept)
+    h, c = _states(layer, bottoms, form, previous_states)
     recurrent, size = blobs[2 + form.static].T, h.shape[1]
     steps = []
     for drive, cont in zip(
@@ -83,10 +84,10 @@ def _lstm(
 
 
 def _rnn(
-    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], kept: Kept
+    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], previous_states: Kept
 ) -> tuple[tuple[Tensor, ...], Kept]:
     form = recurrent_form(layer, len(bottoms))
-    (h,) = _states(layer, bottoms, form, kept)
+    (h,) = _states(layer, bottoms, form, previous_states)
     recurrent, weights, bias = blobs[2 + form.static :]
     steps = []
     for drive, cont in zip(
