@@ -66,26 +66,27 @@ def attach_weights(net: Net, weights: Weights, *, partial: bool = False) -> Net:
 
 def _fit_layer(layer: Layer, weights: Weights) -> list[np.ndarray | None]:
     """Return the layer's blobs in the shapes its parameters demand; None is not in the file."""
-    found = weights.layers.get(layer.name, ())
+    file_blobs = weights.layers.get(layer.name, ())
     spatial = 2
-    if layer.type in _CONVOLUTIONS and found and found[0] is not None:
-        spatial = max(found[0].array.ndim - 2, 1)
+    if layer.type in _CONVOLUTIONS and file_blobs and file_blobs[0] is not None:
+        spatial = max(file_blobs[0].array.ndim - 2, 1)
     rules = expected_blobs(layer, spatial)
-    dtypes = [None if blob is None else blob.array.dtype for blob in found]
+    dtypes = [None if blob is None else blob.array.dtype for blob in file_blobs]
     packed = layer.type == "DeQuant" and dtypes == [np.uint64]
     if rules is None or packed:  # a deploy model packs DeQuant's three blobs in one
-        return [None if blob is None else blob.array for blob in found]
-    named = [i for i, spec in enumerate(layer.param.param) if spec.name]  # shared, it may be
-    if not found or {*range(len(found), len(rules))} <= {*named}:
-        found = (*found, *[None] * (len(rules) - len(found)))
-    if len(found) != len(rules):
+        return [None if blob is None else blob.array for blob in file_blobs]
+    named = [i for i, spec in enumerate(layer.param.param) if spec.name]  # perhaps shared
+    if not file_blobs or {*range(len(file_blobs), len(rules))} <= {*named}:
+        file_blobs = (*file_blobs, *[None] * (len(rules) - len(file_blobs)))
+    if len(file_blobs) != len(rules):
         raise NetError(
-            f"has {len(found)} blobs in '{weights.path}', but its parameters call for {len(rules)}",
+            f"has {len(file_blobs)} blobs in '{weights.path}', but its parameters call for "
+            f"{len(rules)}",
             layer.name,
         )
     return [
         None if blob is None else _fit(layer, i, blob, rule, weights)
-        for i, (blob, rule) in enumerate(zip(found, rules, strict=True))
+        for i, (blob, rule) in enumerate(zip(file_blobs, rules, strict=True))
     ]
 
 
@@ -101,10 +102,10 @@ def _fit(layer: Layer, index: int, blob: FileBlob, rule: BlobRule, weights: Weig
         want in {None, have} for have, want in zip(shape, rule, strict=True)
     )
     if not fits:
-        wanted = ", ".join("?" if n is None else str(n) for n in rule)
+        shape_text = ", ".join("?" if n is None else str(n) for n in rule)
         raise NetError(
             f"blob {index} has the shape {blob.array.shape} in '{weights.path}', but "
-            f"its parameters call for ({wanted})",
+            f"its parameters call for ({shape_text})",
             layer.name,
         )
     return blob.array.reshape(shape)
@@ -165,12 +166,12 @@ def _check_complete(layer: Layer, blobs: list[np.ndarray | None], weights: Weigh
 
 def nonfinite_blobs(net: Net) -> tuple[str, ...]:
     """Name the weights that hold NaN or infinity, a sentence each."""
-    found = []
+    sentences = []
     for layer in net.layers:
         for i, blob in enumerate(layer.blobs):
             if blob.dtype == np.float32 and not np.isfinite(blob).all():
                 count = int(blob.size - np.isfinite(blob).sum())
-                found.append(
+                sentences.append(
                     f"layer '{layer.name}': blob {i} holds {count} values that are NaN or infinite"
                 )
-    return tuple(found)
+    return tuple(sentences)

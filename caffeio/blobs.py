@@ -37,56 +37,56 @@ class FileBlob:
     unknown: tuple[int, ...] = ()
 
 
-def _numbers(data: memoryview, found: list[wire.Field], dtype: str) -> np.ndarray:
+def _numbers(data: memoryview, fields: list[wire.Field], dtype: str) -> np.ndarray:
     """Return the numbers of a repeated field, packed or not."""
     parts = []
-    for field in found:
+    for field in fields:
         if (field.end - field.start) % np.dtype(dtype).itemsize:
             raise wire.WireError("the numbers end within one", field.start)
         parts.append(np.frombuffer(data[field.start : field.end], dtype))
     return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
-def _varints(data: memoryview, found: list[wire.Field]) -> np.ndarray:
+def _varints(data: memoryview, fields: list[wire.Field]) -> np.ndarray:
     parts = [
         wire.unpack_varints(data[field.start : field.end])
         if field.wire == wire.LENGTH else np.array([field.value], np.uint64)
-        for field in found
+        for field in fields
     ]  # fmt: skip
     return np.concatenate(parts)
 
 
-def _shape(data: memoryview, found: dict[int, list[wire.Field]]) -> tuple[int, ...] | None:
-    if _SHAPE in found:
+def _shape(data: memoryview, by_number: dict[int, list[wire.Field]]) -> tuple[int, ...] | None:
+    if _SHAPE in by_number:
         dims: list[int] = []
-        for outer in found[_SHAPE]:
+        for outer in by_number[_SHAPE]:
             inner = [f for f in wire.fields(data, outer.start, outer.end) if f.number == 1]
             if inner:
                 dims += _varints(data, inner).view(np.int64).tolist()
         return tuple(dims)
-    if any(n in found for n in (1, 2, 3, 4)):
-        return tuple(found[n][-1].value if n in found else 0 for n in (1, 2, 3, 4))
+    if any(n in by_number for n in (1, 2, 3, 4)):
+        return tuple(by_number[n][-1].value if n in by_number else 0 for n in (1, 2, 3, 4))
     return None
 
 
-def _values(data: memoryview, found: dict[int, list[wire.Field]]) -> np.ndarray:
-    raw_type = [f.value for f in found.get(_INT8, []) if f.wire == wire.VARINT]
+def _values(data: memoryview, by_number: dict[int, list[wire.Field]]) -> np.ndarray:
+    raw_type = [f.value for f in by_number.get(_INT8, []) if f.wire == wire.VARINT]
     if raw_type:
         if raw_type[-1] not in _RAW_TYPES:
             raise wire.WireError(
-                f"raw data of type {raw_type[-1]} is not known", found[_INT8][-1].start
+                f"raw data of type {raw_type[-1]} is not known", by_number[_INT8][-1].start
             )
-        values = _numbers(data, found.get(_UINT64, []) or _empty(), _RAW_TYPES[raw_type[-1]])
-    elif _DOUBLE in found:  # before data, as Caffe's Blob::FromProto
-        values = _numbers(data, found[_DOUBLE], "<f8")
-    elif _DATA in found:
-        values = _numbers(data, found[_DATA], "<f4")
-    elif _INT8 in found:
-        return _numbers(data, found[_INT8], "i1")
-    elif _INT32 in found:
-        return _varints(data, found[_INT32]).view(np.int64).astype(np.int32)
-    elif _UINT64 in found:
-        return _varints(data, found[_UINT64])
+        values = _numbers(data, by_number.get(_UINT64, []) or _empty(), _RAW_TYPES[raw_type[-1]])
+    elif _DOUBLE in by_number:  # before data, as Caffe's Blob::FromProto
+        values = _numbers(data, by_number[_DOUBLE], "<f8")
+    elif _DATA in by_number:
+        values = _numbers(data, by_number[_DATA], "<f4")
+    elif _INT8 in by_number:
+        return _numbers(data, by_number[_INT8], "i1")
+    elif _INT32 in by_number:
+        return _varints(data, by_number[_INT32]).view(np.int64).astype(np.int32)
+    elif _UINT64 in by_number:
+        return _varints(data, by_number[_UINT64])
     else:
         values = np.zeros(0, np.float32)
     if values.dtype == np.float32:
@@ -110,21 +110,21 @@ def decode_blob(data: memoryview, start: int, end: int) -> FileBlob:
     WireError
         If the bytes are no BlobProto, or the count of values is not that of the shape.
     """
-    found: dict[int, list[wire.Field]] = {}
+    by_number: dict[int, list[wire.Field]] = {}
     for field in wire.fields(data, start, end):
-        found.setdefault(field.number, []).append(field)
-    array = _values(data, found)
-    shape = _shape(data, found)
+        by_number.setdefault(field.number, []).append(field)
+    array = _values(data, by_number)
+    shape = _shape(data, by_number)
     if shape is None:
         shape = (array.size,)
     if min(shape, default=0) < 0 or math.prod(shape) != array.size:
         raise wire.WireError(f"the shape {shape} does not fit the {array.size} values", start)
-    raw = any(f.wire == wire.VARINT for f in found.get(_INT8, []))
-    known = set(range(1, _UINT64 + 1)) | ({_RAW_DIFF} if raw else set())
+    raw = any(f.wire == wire.VARINT for f in by_number.get(_INT8, []))
+    known_numbers = set(range(1, _UINT64 + 1)) | ({_RAW_DIFF} if raw else set())
     return FileBlob(
         array.reshape(shape),
-        legacy=_SHAPE not in found and bool(found.keys() & {1, 2, 3, 4}),
-        unknown=tuple(sorted(found.keys() - known)),
+        legacy=_SHAPE not in by_number and bool(by_number.keys() & {1, 2, 3, 4}),
+        unknown=tuple(sorted(by_number.keys() - known_numbers)),
     )
 
 

@@ -94,7 +94,7 @@ def read_caffemodel(path: str | Path) -> Weights:
     layers: dict[str, tuple[FileBlob, ...]] = {}
     notes: list[str] = []
     count = 0
-    known = set(pb.NetParameter.DESCRIPTOR.fields_by_number)
+    field_numbers = set(pb.NetParameter.DESCRIPTOR.fields_by_number)
     last = ""
     try:
         for item in wire.fields(data):
@@ -105,7 +105,7 @@ def read_caffemodel(path: str | Path) -> Weights:
                 if layer.blobs and layer.type not in {"Split", "split", _V1_SPLIT}:
                     layers.pop(layer.name, None)
                     layers[layer.name] = tuple(layer.blobs)
-            elif item.number not in known:
+            elif item.number not in field_numbers:
                 notes.append(
                     f"{path}: the net has a field {item.number} that is not known; it is ignored"
                 )

@@ -144,28 +144,28 @@ def parse_quant_cfg(text: str, path: str | Path = "<text>") -> QuantConfig:
 
 
 def _by_type(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
-    found: dict[str, LayerSettings] = {}
+    settings: dict[str, LayerSettings] = {}
     for item in message.override_layer_types:
         where = f"override_layer_types '{item.layer_type}'"
-        if not item.layer_type or item.layer_type in found:
+        if not item.layer_type or item.layer_type in settings:
             raise ValueError(f"{where}: the layer_type is missing or given twice")
-        found[item.layer_type] = _settings(item.calibration_config, where)
-        if found[item.layer_type].channel_wise and item.layer_type not in _PER_CHANNEL:
+        settings[item.layer_type] = _settings(item.calibration_config, where)
+        if settings[item.layer_type].channel_wise and item.layer_type not in _PER_CHANNEL:
             raise ValueError(
                 f"{where}: channel_wise is true, but only {' and '.join(_PER_CHANNEL)}"
                 " have a scale for each channel"
             )
-    return found
+    return settings
 
 
 def _by_name(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
-    found: dict[str, LayerSettings] = {}
+    settings: dict[str, LayerSettings] = {}
     for item in message.override_layer_configs:
         where = f"override_layer_configs '{item.layer_name}'"
-        if not item.layer_name or item.layer_name in found:
+        if not item.layer_name or item.layer_name in settings:
             raise ValueError(f"{where}: the layer_name is missing or given twice")
-        found[item.layer_name] = _settings(item.calibration_config, where)
-    return found
+        settings[item.layer_name] = _settings(item.calibration_config, where)
+    return settings
 
 
 def _plain(value: float) -> float:

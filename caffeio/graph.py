@@ -1,4 +1,4 @@
-"""A Caffe net as plain values: layers in running order, and who reads what whom wrote.
+"""A Caffe net as plain values: layers in running order, and the values that they read and write.
 
 Caffe names a blob, then lets in-place layers overwrite it, so one name stands for
 several values. `Net.links` tells them apart: a `Value` is a blob name and the count of
@@ -128,13 +128,13 @@ class Net:
     @cached_property
     def readers(self) -> dict[Value, tuple[int, ...]]:
         """The positions in `layers` of those who read each value; every value is a key."""
-        found: dict[Value, list[int]] = {}
+        readers: dict[Value, list[int]] = {}
         for i, link in enumerate(self.links):
             for value in link.reads:
-                found[value].append(i)
+                readers[value].append(i)
             for value in link.writes:
-                found[value] = []
-        return {value: tuple(users) for value, users in found.items()}
+                readers[value] = []
+        return {value: tuple(users) for value, users in readers.items()}
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:

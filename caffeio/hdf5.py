@@ -92,5 +92,5 @@ def _collect(
             )
     if blobs and max(blobs) > _MOST_BLOBS:
         raise CaffeFileError(path, f"layer '{name}' has a blob {max(blobs)}: no layer has so many")
-    if blobs:  # one that a layer shares with another stands there only
+    if blobs:  # a shared blob is stored with the other layer only
         layers[name] = tuple(blobs.get(i) for i in range(max(blobs) + 1))

@@ -139,7 +139,7 @@ def _net(
     """Make a net of a message, without weights; `notes` are those of its text."""
     if phase not in {"TEST", "TRAIN"}:
         raise ValueError(f"phase is 'TEST' or 'TRAIN', not {phase!r}")
-    upgraded, more = upgrade_net(message)
+    upgraded, upgrade_notes = upgrade_net(message)
     if not upgraded.layer:
         raise CaffeFileError(path, "describes no layers; is it the prototxt of a net?")
     state = pb.NetState()
@@ -148,14 +148,16 @@ def _net(
     if level or not state.HasField("level"):
         state.level = level
     state.stage.extend(s for s in stages if s not in state.stage)
-    kept = filter_layers(upgraded.layer, state)
-    if not kept:
+    layers = filter_layers(upgraded.layer, state)
+    if not layers:
         raise CaffeFileError(path, f"has no layers for phase {phase}")
-    notes += tuple(f"{path}: {note}" for note in more)
+    notes += tuple(f"{path}: {note}" for note in upgrade_notes)
     notes += tuple(
-        f"{path}: layer '{p.name}' has blobs in the text; they are ignored" for p in kept if p.blobs
+        f"{path}: layer '{p.name}' has blobs in the text; they are ignored"
+        for p in layers
+        if p.blobs
     )
-    net = Net(upgraded.name, tuple(_layer(p) for p in kept), phase, notes)
+    net = Net(upgraded.name, tuple(_layer(p) for p in layers), phase, notes)
     _check(net)
     return net
 

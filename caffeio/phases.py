@@ -36,14 +36,14 @@ def filter_layers(
     NetError
         If a layer has both include and exclude rules.
     """
-    kept = []
+    included = []
     for layer in layers:
         if layer.include and layer.exclude:
             raise NetError("has include and exclude rules; keep one kind", layer.name)
         if layer.include:
-            wanted = any(meets_rule(state, rule) for rule in layer.include)
+            is_included = any(meets_rule(state, rule) for rule in layer.include)
         else:
-            wanted = not any(meets_rule(state, rule) for rule in layer.exclude)
-        if wanted:
-            kept.append(layer)
-    return kept
+            is_included = not any(meets_rule(state, rule) for rule in layer.exclude)
+        if is_included:
+            included.append(layer)
+    return included

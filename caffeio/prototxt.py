@@ -86,13 +86,13 @@ class _Walk:
             field = schema.fields_by_name.get(name.text) if schema else None
             if self._next.text == ":":
                 self._take()
-            found = len(self.unknown)
+            unknown_count = len(self.unknown)
             end = self._value(field)
             if schema is not None and field is None:
-                del self.unknown[found:]
+                del self.unknown[unknown_count:]
                 what = f"field '{name.text}' of {schema.name} is not known"
                 self.unknown.append(_Unknown(name.start, end, what))
-            elif field is not None and field.name == "engine" and len(self.unknown) > found:
+            elif field is not None and field.name == "engine" and len(self.unknown) > unknown_count:
                 # Which library computes does not change the result: forks have their own.
                 self.unknown[-1] = _Unknown(name.start, end, self.unknown[-1].what)
             if self._next.text in {",", ";"}:

@@ -151,12 +151,12 @@ def read_solver_net(
 def _type(path: Path, param: pb.SolverParameter) -> str:
     if param.HasField("solver_type"):
         return SOLVERS[param.solver_type]  # the order of the legacy enum
-    known = {name.lower(): name for name in SOLVERS}
-    if param.type.lower() not in known:
+    types = {name.lower(): name for name in SOLVERS}
+    if param.type.lower() not in types:
         raise CaffeFileError(
             path, f"type is '{param.type}'; it must be one of {', '.join(SOLVERS)}"
         )
-    return known[param.type.lower()]
+    return types[param.type.lower()]
 
 
 def _check(path: Path, param: pb.SolverParameter) -> None:
@@ -190,12 +190,14 @@ def _check(path: Path, param: pb.SolverParameter) -> None:
 def _train_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParameter | None]:
     """Return the training net's file, and the net if it stands within the solver."""
     keys = ("net", "net_param", "train_net", "train_net_param")
-    given = [key for key in keys if param.HasField(key)]
-    if not given:
+    used_keys = [key for key in keys if param.HasField(key)]
+    if not used_keys:
         raise CaffeFileError(path, "names no 'net' or 'train_net'; is it a solver?")
-    if len(given) > 1:
-        raise CaffeFileError(path, f"has more than one training net: {', '.join(given)}; keep one")
-    return _place(path, given[0], getattr(param, given[0]))
+    if len(used_keys) > 1:
+        raise CaffeFileError(
+            path, f"has more than one training net: {', '.join(used_keys)}; keep one"
+        )
+    return _place(path, used_keys[0], getattr(param, used_keys[0]))
 
 
 def _test_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParameter | None]:

@@ -157,29 +157,29 @@ def _read_binary(path: Path) -> SolverState:
         raise CaffeFileError(path, f"cannot be read: {error.strerror}") from None
     if not data:
         raise CaffeFileError(path, "is empty")
-    found: dict[int, list[wire.Field]] = {}
+    by_number: dict[int, list[wire.Field]] = {}
     try:
         for field in wire.fields(data):
-            found.setdefault(field.number, []).append(field)
+            by_number.setdefault(field.number, []).append(field)
     except wire.WireError as error:
         raise CaffeFileError(
             path, f"is cut short or is no solver state: at byte {error.at}, {error}"
         ) from None
-    _check_fields(found, path)
+    _check_fields(by_number, path)
     history = []
-    unknown = [str(number) for number in sorted(found.keys() - _FIELDS.keys())]
-    for i, field in enumerate(found.get(_HISTORY, [])):
+    unknown = [str(number) for number in sorted(by_number.keys() - _FIELDS.keys())]
+    for i, field in enumerate(by_number.get(_HISTORY, [])):
         try:
             blob = decode_blob(data, field.start, field.end)
         except wire.WireError as error:
             raise CaffeFileError(path, f"history blob {i}: {error}") from None
         history.append(blob.array)
         unknown += [f"{_HISTORY}.{number}" for number in blob.unknown]
-    name = found.get(_LEARNED_NET)
+    name = by_number.get(_LEARNED_NET)
     return SolverState(
-        iteration=_number(found[_ITER]),
+        iteration=_number(by_number[_ITER]),
         learned_net=bytes(data[name[-1].start : name[-1].end]).decode(*_CODING) if name else "",
-        current_step=_number(found.get(_CURRENT_STEP, [])),
+        current_step=_number(by_number.get(_CURRENT_STEP, [])),
         history=tuple(history),
         notes=tuple(
             f"{path}: the state has a field {number} that is not known; it is ignored"
@@ -188,23 +188,23 @@ def _read_binary(path: Path) -> SolverState:
     )
 
 
-def _check_fields(found: dict[int, list[wire.Field]], path: Path) -> None:
+def _check_fields(by_number: dict[int, list[wire.Field]], path: Path) -> None:
     """Check what can be told of a file before its history is read."""
-    named = any(field.wire == wire.LENGTH for field in found.get(_NET_NAME, []))
-    if named or _NET_LAYER in found:
+    named = any(field.wire == wire.LENGTH for field in by_number.get(_NET_NAME, []))
+    if named or _NET_LAYER in by_number:
         raise CaffeFileError(
             path, "is a caffemodel; the solver's state is in the .solverstate beside it"
         )
     for number, (name, kind) in _FIELDS.items():
-        if any(field.wire != kind for field in found.get(number, [])):
+        if any(field.wire != kind for field in by_number.get(number, [])):
             raise CaffeFileError(path, f"{name} is of a wrong type; is it a solver state?")
-    if _ITER not in found:
+    if _ITER not in by_number:
         raise CaffeFileError(path, "has no iter; is it a solver state?")
 
 
-def _number(found: list[wire.Field]) -> int:
+def _number(fields: list[wire.Field]) -> int:
     """Return an int32 field; the last one counts, and 0 stands for none."""
-    low = found[-1].value & 0xFFFFFFFF if found else 0
+    low = fields[-1].value & 0xFFFFFFFF if fields else 0
     return low - 2**32 if low > _INT_MAX else low
 
 
@@ -264,7 +264,7 @@ def _hdf5_history(group: Any, path: Path, h5py: ModuleType) -> tuple[np.ndarray,
             raise CaffeFileError(path, f"history blob {i} of {len(group)} is missing")
         if not isinstance(item, h5py.Dataset) or item.dtype.kind != "f" or item.shape is None:
             raise CaffeFileError(path, f"history blob {i} is not of floats")
-        with np.errstate(over="ignore"):  # what is beyond float32 is found as infinite
+        with np.errstate(over="ignore"):  # gives infinity, which `_check` refuses
             blobs.append(np.array(item[()], np.float32, order="C"))
     return tuple(blobs)
 

@@ -85,12 +85,12 @@ class ArraySource(Source):
         return Sample(as_sample(self.data[index]), label, f"{self.path}[{index}]", order=self.order)
 
 
-def _pick(path: Path, names: Sequence[str], wanted: str | None, usual: tuple[str, ...]
+def _pick(path: Path, names: Sequence[str], dataset: str | None, usual: tuple[str, ...]
           ) -> str | None:  # fmt: skip
-    if wanted is not None:
-        if wanted not in names:
-            raise CaffeFileError(path, f"has no dataset '{wanted}'; it has {', '.join(names)}")
-        return wanted
+    if dataset is not None:
+        if dataset not in names:
+            raise CaffeFileError(path, f"has no dataset '{dataset}'; it has {', '.join(names)}")
+        return dataset
     return next((name for name in usual if name in names), None)
 
 

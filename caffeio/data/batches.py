@@ -100,16 +100,16 @@ def batches(
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"'{name}' has {count}" for name, count in lengths.items())
         raise ValueError(f"the inputs have different numbers of samples: {counts}")
-    found = max(next(iter(lengths.values())) - start, 0)
-    if batch_num is not None and batch_num * batch_size > found:
+    available = max(next(iter(lengths.values())) - start, 0)
+    if batch_num is not None and batch_num * batch_size > available:
         first = next(iter(sources.values()))[0]
-        asked = batch_num * batch_size
+        required = batch_num * batch_size
         raise NotEnoughData(
-            f"{batch_num} batches of {batch_size} are asked for, that is {asked} samples, but "
-            f"'{first.path}' has {found}" + (f" from number {start} on" if start else ""),
-            asked, found,
+            f"{batch_num} batches of {batch_size} are asked for, that is {required} samples, but "
+            f"'{first.path}' has {available}" + (f" from number {start} on" if start else ""),
+            required, available,
         )  # fmt: skip
-    count = found if batch_num is None else batch_num * batch_size
+    count = available if batch_num is None else batch_num * batch_size
     spans = [
         range(i, min(i + batch_size, start + count))
         for i in range(start, start + count, batch_size)
