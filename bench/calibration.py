@@ -35,14 +35,16 @@ def main() -> None:
     config = load_config(options.config)
     read = caffeio.read_net(config.model.prototxt, config.model.caffemodel, config.model.phase)
     net = FloatNet(fuse(read).net)
-    wanted = {v.layer for v in judge(net.net) if v.quantize}
-    plans = {x.name: layer_plan(x, config.calibrate) for x in net.net.layers if x.name in wanted}
+    quantized_names = {v.layer for v in judge(net.net) if v.quantize}
+    plans = {
+        x.name: layer_plan(x, config.calibrate) for x in net.net.layers if x.name in quantized_names
+    }
     feed = open_feed(read, config.calibrate.data, config.transform, "calibrate.data")
     size = config.calibrate.batch_size
 
     def calibrate(count: int) -> None:
-        found = (feed.for_net(b) for b in feed.batches(size, count))
-        search(net.net, plans, observe(net, plans, found, count), net.device)
+        batches = (feed.for_net(b) for b in feed.batches(size, count))
+        search(net.net, plans, observe(net, plans, batches, count), net.device)
 
     def run(count: int) -> None:
         for batch in feed.batches(size, count):

@@ -70,8 +70,8 @@ def contest(workload: Workload, workers: Mapping[str, Worker], rounds: int) -> R
         compare(workload, side, inputs, results[sides[0].name], results[side.name])
     scores = {}
     if workload.score:
-        found = {name: workload.score.of(inputs, result) for name, result in results.items()}
-        scores = {name: score for name, score in found.items() if score is not None}
+        all_scores = {name: workload.score.of(inputs, result) for name, result in results.items()}
+        scores = {name: score for name, score in all_scores.items() if score is not None}
     turns = {s.name: partial(workers[s.peer].turn, s.name) for s in sides if s.name in results}
     timed = race(turns, min(rounds, workload.most_rounds))
     return Result(workload, timed, scores, tuple(failed))

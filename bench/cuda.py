@@ -57,11 +57,11 @@ def _median(run: Callable[[], Any], cuda: Any) -> float:
 
 def _right(got: Any, want: np.ndarray, relative: float = 0.0) -> str:
     """Say whether a result is the reference's."""
-    found = got if isinstance(got, np.ndarray) else got.copy_to_host()
+    result = got if isinstance(got, np.ndarray) else got.copy_to_host()
     if relative:
-        error = float(np.abs(found - want).max() / max(np.abs(want).max(), 1e-30))
+        error = float(np.abs(result - want).max() / max(np.abs(want).max(), 1e-30))
         return "yes" if error <= relative else f"NO: off by {error:.1e}"
-    wrong = float((found != want).mean())
+    wrong = float((result != want).mean())
     return "yes" if not wrong else f"NO: {wrong:.2%}"
 
 
@@ -78,9 +78,9 @@ def _memory(cuda: Any, values: int, rng: np.random.Generator) -> list[Row]:
     x = rng.normal(size=values).astype(np.float32)
     params = QuantParams(0.03, -11)
     few = x[: 1 << 16]
-    there, little = cuda.to_device(x), cuda.to_device(few)
+    device_x, little = cuda.to_device(x), cuda.to_device(few)
     want = kernels.quantize(few, params, device="reference")
-    q = kernels.quantize(there, params, device="cuda")
+    q = kernels.quantize(device_x, params, device="cuda")
     sums = rng.integers(-(2**24), 2**24, 1 << 16).astype(np.int32)
     acc = cuda.to_device(np.resize(sums, values))
     grid = kernels.ulq_grid(2.0, -1.5)
@@ -91,31 +91,36 @@ def _memory(cuda: Any, values: int, rng: np.random.Generator) -> list[Row]:
         rows.append(Row(name, right, took, f"{rate:.0f} GB/s, {rate / copy:.0%} of the copy"))
 
     for name, data in (("normal", x), ("after ReLU", np.maximum(x, 0))):
-        there_now = cuda.to_device(data)
+        device_data = cuda.to_device(data)
         hist, reference = Histogram(), Histogram()
         hist.update(cuda.to_device(data[: 1 << 20]), device="cuda")
         reference.update(data[: 1 << 20], device="reference")
         same = (hist.counts == reference.counts).all() and hist.exponent == reference.exponent
         right = "yes" if same and (hist.largest == reference.largest).all() else "NO"
         row(f"histogram, {name}", 4, right,
-            lambda a=there_now: Histogram().update(a, device="cuda"))  # type: ignore[misc]  # fmt: skip
+            lambda a=device_data: Histogram().update(a, device="cuda"))  # type: ignore[misc]  # fmt: skip
     row("quantize", 5, _right(kernels.quantize(little, params, device="cuda"), want),
-        lambda: kernels.quantize(there, params, device="cuda"))  # fmt: skip
+        lambda: kernels.quantize(device_x, params, device="cuda"))  # fmt: skip
     row("dequantize", 5, "", lambda: kernels.dequantize(q, params, device="cuda"))
     fake = kernels.fake_quantize(few, params, device="reference")
     row("fake_quantize", 8, _right(kernels.fake_quantize(little, params, device="cuda"), fake),
-        lambda: kernels.fake_quantize(there, params, device="cuda"))  # fmt: skip
+        lambda: kernels.fake_quantize(device_x, params, device="cuda"))  # fmt: skip
     small = kernels.requantize(sums, 0.001, params, device="reference")
     row("requantize", 5,
         _right(kernels.requantize(cuda.to_device(sums), 0.001, params, device="cuda"), small),
         lambda: kernels.requantize(acc, 0.001, params, device="cuda"))  # fmt: skip
     forward = kernels.ulq_forward(few, grid, device="reference")
     row("ulq forward", 8, _right(kernels.ulq_forward(little, grid, device="cuda"), forward),
-        lambda: kernels.ulq_forward(there, grid, device="cuda"))  # fmt: skip
-    row("ulq backward", 12, "", lambda: kernels.ulq_backward(there, there, grid, device="cuda"))
+        lambda: kernels.ulq_forward(device_x, grid, device="cuda"))  # fmt: skip
+    row(
+        "ulq backward",
+        12,
+        "",
+        lambda: kernels.ulq_backward(device_x, device_x, grid, device="cuda"),
+    )
     candidates = kernels.ifmr_candidates(-3.0, 3.0, kernels.Ifmr())
     second = kernels.IfmrPass(candidates)
-    row("exact IFMR", 4, "", lambda: second.update(there, device="cuda"))
+    row("exact IFMR", 4, "", lambda: second.update(device_x, device="cuda"))
     return rows
 
 
@@ -130,9 +135,9 @@ def _conv(cuda: Any, shape: ConvShape, batch: int, rng: np.random.Generator) -> 
     }  # fmt: skip
     got = kernels.conv2d_int8(x[:1], w, None, device="cuda", **settings)
     want = kernels.conv2d_int8(x[:1], w, None, device="cpu", **settings)
-    there, weights = cuda.to_device(x), cuda.to_device(w)
+    device_x, weights = cuda.to_device(x), cuda.to_device(w)
     took = _median(
-        lambda: kernels.conv2d_int8(there, weights, None, device="cuda", **settings), cuda
+        lambda: kernels.conv2d_int8(device_x, weights, None, device="cuda", **settings), cuda
     )
     rate = shape.operations(batch) / took / 1e9
     peer = _int_mm(shape, batch) if shape.group == 1 else ""
@@ -179,8 +184,8 @@ def _nets(batch: int) -> list[Row]:
             continue
         model = read_model(files, 2)
         want = FloatNet(model.net).forward({model.blob: model.x})
-        there = FloatNet(model.net, device="cuda")
-        got = there.forward({model.blob: model.x})
+        device_net = FloatNet(model.net, device="cuda")
+        got = device_net.forward({model.blob: model.x})
         (output,) = model.net.outputs
         right = _right(got[output], want[output], 1e-4)
         record = our_record(model.net, [model.x])
@@ -189,9 +194,9 @@ def _nets(batch: int) -> list[Row]:
             int8, Int8Net(model.net, record).forward({model.blob: model.x})[output], 1e-4
         )
         (images,) = model.noise(batch, batch)
-        there.forward({model.blob: images})
+        device_net.forward({model.blob: images})
         begin = time.perf_counter()
-        there.forward({model.blob: images})
+        device_net.forward({model.blob: images})
         took = 1e3 * (time.perf_counter() - begin)
         rows.append(
             Row(f"{files.name}, float / int8", f"{right} / {exact}", took,

@@ -39,15 +39,15 @@ def _ours(d: ConvData, _threads: int, layout: str) -> Run:
     x = np.ascontiguousarray(d.xq.transpose(_TO_NHWC))
     if layout == "nhwc":
         return lambda: run(x).transpose(_TO_NCHW)
-    taken = ExitStack()
-    held = taken.enter_context(run.in_place())
-    held.source[...] = x.astype(np.int16) + held.source_add
+    stack = ExitStack()
+    buffers = stack.enter_context(run.in_place())
+    buffers.source[...] = x.astype(np.int16) + buffers.source_add
 
     def compute() -> np.ndarray:
-        held.compute()
-        return held.result.transpose(_TO_NCHW)
+        buffers.compute()
+        return buffers.result.transpose(_TO_NCHW)
 
-    compute.taken = taken  # type: ignore[attr-defined]  # as long as it may be run
+    compute.stack = stack  # type: ignore[attr-defined]  # as long as it may be run
     return compute
 
 

@@ -117,8 +117,8 @@ def _numpy_ifmr(x: np.ndarray, _threads: int) -> Run:
         for i in range(count):
             top = (f(0.7) + f(i) * f(0.01)) * high
             scale = (top - low) / f(255)
-            kept = np.rint(np.clip(x, low, top) / scale) * scale
-            loss = np.mean((kept - x) ** 2, dtype=np.float64)
+            dequantized = np.rint(np.clip(x, low, top) / scale) * scale
+            loss = np.mean((dequantized - x) ** 2, dtype=np.float64)
             if loss < best:
                 best, chosen = loss, scale
         return kernels.QuantParams(float(chosen), -int(np.rint(low / chosen)) - 128)
@@ -132,7 +132,7 @@ def _same_params(_x: np.ndarray, ours: kernels.QuantParams, its: kernels.QuantPa
 
 
 def _counted(batches: int) -> tuple[Side, ...]:
-    """Return who counts the values, all at once or batch by batch as a calibration does."""
+    """Return the sides of a histogram, over all values at once or in batches."""
     return (
         Side(OURS, partial(_our_histogram, batches=batches)),
         Side("numpy", partial(_numpy_histogram, batches=batches), within(0, 0)),
@@ -147,12 +147,13 @@ def workloads() -> tuple[Workload, ...]:
     quantized = (
         Side(OURS, lambda x, _: lambda: kernels.quantize(x, p)),
         Side("numpy", _numpy_quantize, within(0, 0)),
-        # halves to even, and torch multiplies by 1/scale: the next step, but seldom
+        # it rounds halves to even: a few values are one step off
         Side("onnxruntime", _ort_quantize, within(1, 1e-4)),
     )
     faked = (
         Side(OURS, lambda x, _: lambda: kernels.fake_quantize(x, p)),
         Side("numpy", _numpy_fake, within(0, 0)),
+        # it multiplies by 1/scale: a few values are one step off
         Side("torch", _torch_fake, within(p.scale, 1e-3)),
     )
     searched = (

@@ -37,8 +37,8 @@ def our_record(net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False)
     config = CalibrateConfig(common_config=common)
     (blob,) = net.inputs
     runner = FloatNet(fuse(net).net)
-    wanted = {v.layer for v in judge(runner.net) if v.quantize}
-    plans = {x.name: layer_plan(x, config) for x in runner.net.layers if x.name in wanted}
+    quantized_names = {v.layer for v in judge(runner.net) if v.quantize}
+    plans = {x.name: layer_plan(x, config) for x in runner.net.layers if x.name in quantized_names}
     seen = observe(runner, plans, ({blob: batch} for batch in batches), len(batches))
     params = search(runner.net, plans, seen, runner.device)
     layers = {

@@ -136,15 +136,15 @@ def _ours(net: _Net, inputs: tuple[np.ndarray, np.ndarray], threads: int) -> Run
     batch = {name: torch.from_numpy(x) for name, x in zip(("data", "label"), inputs, strict=True)}
     shapes = {name: tuple(x.shape) for name, x in batch.items()}
     module = CaffeModule(read, shapes, Group(0, 1, torch.device("cpu")))
-    wanted = {v.layer: v.type for v in judge(read) if v.quantize}
+    quantized_types = {v.layer: v.type for v in judge(read) if v.quantize}
     links = zip(read.layers, read.links, strict=True)
     reads = {layer.name: link.reads[0] for layer, link in links if link.reads}
     data: dict[Value, list[str]] = {}
-    for name in wanted:
+    for name in quantized_types:
         data.setdefault(reads[name], []).append(name)
     weights = {
         name: WeightPlan(0 if kind == "Convolution" else None, 0)
-        for name, kind in wanted.items()
+        for name, kind in quantized_types.items()
         if kind != "Pooling"
     }
     plans = tuple(DataPlan(value, tuple(names), False) for value, names in data.items())
