@@ -48,8 +48,8 @@ def on_device(x: Any) -> Any:
 
 def flat(x: Any) -> Any:
     """Return an array as a device array of one axis, see `on_device`."""
-    held = on_device(x)
-    return held.reshape(held.size) if held.size and held.ndim != 1 else held
+    device_x = on_device(x)
+    return device_x.reshape(device_x.size) if device_x.size and device_x.ndim != 1 else device_x
 
 
 def on_host(x: Any) -> np.ndarray:

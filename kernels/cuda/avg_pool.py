@@ -97,8 +97,8 @@ def _run(function: Any, x: Any, offset: Any, g: PoolGeometry, stage: CheckedStag
         if g.kernel[0] * g.kernel[1] >= _LARGE:
             lanes = min(1 << (g.kernel[1] - 1).bit_length(), THREADS, 32)
         sizes = (*x.shape[1:], *g.out_size)
-        known = sizes, g.kernel, g.stride, g.pad, lanes, offset, stage.kind, table(stage)
-        launch(function, grid(out.size * lanes), THREADS, flat(x), *known, flat(out))
+        parameters = sizes, g.kernel, g.stride, g.pad, lanes, offset, stage.kind, table(stage)
+        launch(function, grid(out.size * lanes), THREADS, flat(x), *parameters, flat(out))
     return like(out, x)
 
 

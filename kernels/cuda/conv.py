@@ -194,8 +194,8 @@ class OneChannel:
         if planes:
             function = _one_channel_floats if floats else _one_channel
             offset = np.float32(0) if floats else np.int32(self.offset)
-            known = self.w, self.bias, sizes, offset, places, self.kind, self.stage
-            launch(function, blocks, (wide, THREADS // wide), flat(x), *known, flat(out))
+            parameters = self.w, self.bias, sizes, offset, places, self.kind, self.stage
+            launch(function, blocks, (wide, THREADS // wide), flat(x), *parameters, flat(out))
         return out
 
 
@@ -216,8 +216,8 @@ def layer(
     per_group = w.shape[0] // g.group if transposed else w.shape[1]
     if per_group == 1 and outs // g.group <= _FEW:
         dtype = np.float32 if floats else stage.dtype
-        held = flat(w), bias, table(stage)
-        return OneChannel(*held, g, x_offset, stage.kind, dtype, transposed, channels_last)
+        arrays = flat(w), bias, table(stage)
+        return OneChannel(*arrays, g, x_offset, stage.kind, dtype, transposed, channels_last)
     forms = {"floats": floats, "transposed": transposed, "channels_last": channels_last}
     return Layer.make(size, w, bias, x_offset, g, stage, **forms)
 

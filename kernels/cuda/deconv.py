@@ -17,8 +17,8 @@ def deconv2d_int8(
 ) -> Any:
     """See `kernels.deconv2d_int8`."""
     size = x.shape[2], x.shape[3]
-    made = layer(size, w, bias, x_offset, g, stage, transposed=True)
-    return like(made(on_device(x)), x)
+    deconvolution = layer(size, w, bias, x_offset, g, stage, transposed=True)
+    return like(deconvolution(on_device(x)), x)
 
 
 def deconv2d(x: Any, w: Any, bias: Any, g: ConvGeometry) -> Any:

@@ -52,14 +52,14 @@ _LOW, _HIGH, _NANS, _INFINITIES, _OTHERS = range(5)
 
 
 @device_jit
-def _tally(v, factor, start, window, table, notes, under, over, lows, highs, taken):
+def _tally(v, factor, start, window, table, notes, under, over, lows, highs, n_beyond):
     """Count a value that is not zero in the window or the table; keep it if it lies beyond."""
     if v < under:
-        place = cuda.atomic.add(taken, 0, 1)
+        place = cuda.atomic.add(n_beyond, 0, 1)
         if place < lows.size:
             lows[place] = v
     if v > over:
-        place = cuda.atomic.add(taken, 1, 1)
+        place = cuda.atomic.add(n_beyond, 1, 1)
         if place < highs.size:
             highs[place] = v
     half = table.size // 2
@@ -94,7 +94,7 @@ _LEAST, _GREATEST = fold(_lesser), fold(_greater)
 
 
 @kernel
-def _scan(x, factor, start, table, notes, under, over, lows, highs, taken):
+def _scan(x, factor, start, table, notes, under, over, lows, highs, n_beyond):
     """Count values; note their extremes, and those below `under` or above `over`.
 
     Parameters
@@ -110,7 +110,7 @@ def _scan(x, factor, start, table, notes, under, over, lows, highs, taken):
     under, over : float32
     lows, highs : float32 array
         Room for the values beyond; more than fit are counted only.
-    taken : int64 array (2,)
+    n_beyond : int64 array (2,)
         How many values were below, and above.
     """
     window = cuda.shared.array(_WINDOW, np.int32)
@@ -131,7 +131,7 @@ def _scan(x, factor, start, table, notes, under, over, lows, highs, taken):
         for v in (a, b, c, d):
             if v != _ZERO:
                 low, high = v if v < low else low, v if v > high else high
-                _tally(v, factor, start, window, table, notes, under, over, lows, highs, taken)
+                _tally(v, factor, start, window, table, notes, under, over, lows, highs, n_beyond)
                 others += 1
         i = m + step
     least[t], most[t] = low, high
@@ -151,7 +151,7 @@ def _scan(x, factor, start, table, notes, under, over, lows, highs, taken):
 
 
 @kernel
-def _gather(x, sign, least, found, taken):
+def _gather(x, sign, least, out, n_above):
     """Copy the values of ``sign * x`` above `least`, in any order; count them all.
 
     A thread counts its own first, so that a block takes its places by one atomic.
@@ -167,15 +167,15 @@ def _gather(x, sign, least, found, taken):
     place = cuda.atomic.add(block, 0, own)
     cuda.syncthreads()
     if t == 0:
-        block[1] = cuda.atomic.add(taken, 0, block[0])
+        block[1] = cuda.atomic.add(n_above, 0, block[0])
     cuda.syncthreads()
     place += block[1]
-    if own == 0 or place >= found.size:
+    if own == 0 or place >= out.size:
         return
     for i in range(np.uint64(cuda.grid(1)), np.uint64(x.size), np.uint64(step)):
         v = sign * x[i]
-        if v > least and place < found.size:
-            found[place] = v
+        if v > least and place < out.size:
+            out[place] = v
             place += 1
 
 
@@ -211,11 +211,11 @@ def _window_start(low: float, high: float, exponent: int, half: int) -> int:
     return max(min(max(half - _WINDOW // 2, first), last + 1 - _WINDOW), 0)
 
 
-def _values(room: Any, taken: int) -> np.ndarray | None:
+def _values(room: Any, number: int) -> np.ndarray | None:
     """Return what was put in a buffer; None if it did not fit."""
-    if taken > room.size:
+    if number > room.size:
         return None
-    return room[:taken].copy_to_host() if taken else np.empty(0, np.float32)
+    return room[:number].copy_to_host() if number else np.empty(0, np.float32)
 
 
 def _pass(
@@ -229,21 +229,23 @@ def _pass(
     """Count the data in bins of a width; `likely` is the range it is expected in."""
     notes = on_device(np.array([math.inf, -math.inf, 0.0, 0.0, 0.0]))
     rooms = [empty(_places(tail), np.float32) for _ in range(2)]
-    taken, counts = zeros(2, np.int64), np.zeros(2 * half, np.int64)
+    n_beyond, counts = zeros(2, np.int64), np.zeros(2 * half, np.int64)
     bins = np.float32(math.ldexp(1.0, -exponent)), _window_start(*likely, exponent, half)
     for begin in range(0, x.size, _MOST):
         part = x if x.size <= _MOST else x[begin : begin + _MOST]
         table = zeros(2 * half, np.int32)
         blocks = grid(part.size, _SHARE, _BLOCKS)
-        launch(_scan, blocks, _COUNTING, part, *bins, table, notes, *beyond, *rooms, taken)
+        launch(_scan, blocks, _COUNTING, part, *bins, table, notes, *beyond, *rooms, n_beyond)
         counts += table.copy_to_host()
     low, high, nans, infinities, others = notes.copy_to_host().tolist()
     none = x.size - int(others)
     counts[half] += none
     if none:
         low, high = min(low, 0.0), max(high, 0.0)
-    found = [_values(room, int(n)) for room, n in zip(rooms, taken.copy_to_host(), strict=True)]
-    return _Pass(counts, low, high, int(nans), int(infinities), none, *found)
+    beyond_values = [
+        _values(room, int(n)) for room, n in zip(rooms, n_beyond.copy_to_host(), strict=True)
+    ]
+    return _Pass(counts, low, high, int(nans), int(infinities), none, *beyond_values)
 
 
 def _places(tail: int) -> int:
@@ -253,9 +255,9 @@ def _places(tail: int) -> int:
 
 def _above(x: Any, sign: int, least: np.float32, tail: int) -> tuple[np.ndarray | None, int]:
     """Return the values of ``sign * x`` above the least, or None if too many, and how many."""
-    room, taken = empty(_places(tail), np.float32), zeros(1, np.int64)
-    launch(_gather, grid(x.size), THREADS, x, np.float32(sign), least, room, taken)
-    number = int(taken.copy_to_host()[0])
+    room, n_above = empty(_places(tail), np.float32), zeros(1, np.int64)
+    launch(_gather, grid(x.size), THREADS, x, np.float32(sign), least, room, n_above)
+    number = int(n_above.copy_to_host()[0])
     return _values(room, number), number
 
 
@@ -294,20 +296,20 @@ def _outermost(
         with np.errstate(over="ignore"):
             edge = np.float32(math.ldexp(cut - counts.size // 2, exponent))
         least = np.nextafter(edge, -_INFINITY)
-    found, _ = _above(x, sign, least, tail)
-    if found is not None:
-        return found
-    few, many, best = _key(np.float32(top)), _key(least), np.empty(0, np.float32)
-    while few - many > 1:  # too many values lie above one key, less than a tail above the other
-        middle = (few + many) // 2
-        found, number = _above(x, sign, _of_key(middle), tail)
-        if found is None:
-            many = middle
+    values, _ = _above(x, sign, least, tail)
+    if values is not None:
+        return values
+    upper, lower, best = _key(np.float32(top)), _key(least), np.empty(0, np.float32)
+    while upper - lower > 1:  # too many values lie above `lower`, less than a tail above `upper`
+        middle = (upper + lower) // 2
+        values, number = _above(x, sign, _of_key(middle), tail)
+        if values is None:
+            lower = middle
         elif number >= tail:
-            return found
+            return values
         else:
-            few, best = middle, found
-    return np.concatenate([best, np.full(tail, _of_key(few))])
+            upper, best = middle, values
+    return np.concatenate([best, np.full(tail, _of_key(upper))])
 
 
 def count(
@@ -319,28 +321,28 @@ def count(
     likely = (float(smallest[0]), float(largest[0])) if smallest.size else (0.0, 0.0)
     under = smallest[-1] if smallest.size == tail else -_INFINITY
     over = largest[-1] if largest.size == tail else _INFINITY
-    first = found = _pass(data, exponent, half, likely, (under, over), tail)
+    first = result = _pass(data, exponent, half, likely, (under, over), tail)
     low, high = first.low, first.high
     if first.nans or first.infinities:
         return Seen(low, high, first.nans, first.infinities, 0, exponent, *ends)
     wider = max(exponent, exponent_for(max(-low, high), half))
     if wider > exponent:
-        found = _pass(data, wider, half, (low, high), (-_INFINITY, _INFINITY), tail)
+        result = _pass(data, wider, half, (low, high), (-_INFINITY, _INFINITY), tail)
     none = np.zeros(min(first.zeros, tail), np.float32)
     if smallest.size < tail or low < smallest[-1]:
         lows = first.lows if smallest.size == tail else None
         if lows is None:
-            far = _outermost(data, -1, -low, found.counts[::-1], wider, tail)
+            outer_values = _outermost(data, -1, -low, result.counts[::-1], wider, tail)
         else:
-            far = np.concatenate([-lows, none])
-        smallest = -greatest(-smallest, far, tail)
+            outer_values = np.concatenate([-lows, none])
+        smallest = -greatest(-smallest, outer_values, tail)
     if largest.size < tail or high > largest[-1]:
         highs = first.highs if largest.size == tail else None
         if highs is None:
-            far = _outermost(data, 1, high, found.counts, wider, tail)
+            outer_values = _outermost(data, 1, high, result.counts, wider, tail)
         else:
-            far = np.concatenate([highs, none])
-        largest = greatest(largest, far, tail)
+            outer_values = np.concatenate([highs, none])
+        largest = greatest(largest, outer_values, tail)
     join(counts, wider - exponent)
-    counts += found.counts
+    counts += result.counts
     return Seen(low, high, 0, 0, first.zeros, wider, smallest, largest)

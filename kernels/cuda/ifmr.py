@@ -51,7 +51,7 @@ def _squared(v, low, high, scale):
 @kernel
 def _squared_errors(x, lows, highs, scales, sums):
     """Fill in each block's sums of four candidates; `sums` is (blocks, R)."""
-    held = cuda.shared.array((_GROUP, THREADS), np.float64)
+    partial_sums = cuda.shared.array((_GROUP, THREADS), np.float64)
     t, r = cuda.threadIdx.x, cuda.blockIdx.y * _GROUP
     low_a, low_b, low_c, low_d = lows[r], lows[r + 1], lows[r + 2], lows[r + 3]
     high_a, high_b, high_c, high_d = highs[r], highs[r + 1], highs[r + 2], highs[r + 3]
@@ -64,11 +64,11 @@ def _squared_errors(x, lows, highs, scales, sums):
         b += _squared(v, low_b, high_b, scale_b)
         c += _squared(v, low_c, high_c, scale_c)
         d += _squared(v, low_d, high_d, scale_d)
-    held[0, t], held[1, t], held[2, t], held[3, t] = a, b, c, d
+    partial_sums[0, t], partial_sums[1, t], partial_sums[2, t], partial_sums[3, t] = a, b, c, d
     for k in range(_GROUP):
-        sum_block(held[k], t, THREADS)
+        sum_block(partial_sums[k], t, THREADS)
     if t < _GROUP:
-        sums[cuda.blockIdx.x, r + t] = held[t, 0]
+        sums[cuda.blockIdx.x, r + t] = partial_sums[t, 0]
 
 
 def _padded(values: np.ndarray) -> Any:

@@ -59,22 +59,22 @@ def _few_rows_floats(x, w, bias, offset, kind, stage, out):
 
 
 def _run(x: Any, w: Any, bias: Any, x_offset: int, stage: CheckedStage) -> Any:
-    held, w, bias = on_device(x), on_device(w), on_device(bias)
-    (rows, depth), outs, floats = held.shape, w.shape[0], w.dtype == np.float32
+    device_x, w, bias = on_device(x), on_device(w), on_device(bias)
+    (rows, depth), outs, floats = device_x.shape, w.shape[0], w.dtype == np.float32
     if rows <= _FEW:
         out = empty((rows, outs), np.float32 if floats else stage.dtype)
         if rows:
             function = _few_rows_floats if floats else _few_rows
             offset = np.float32(0) if floats else np.int32(x_offset)
             blocks, how = grid(rows * outs, 1, 32), (stage.kind, table(stage))
-            launch(function, blocks, THREADS, held, w, bias, offset, *how, flat(out))
+            launch(function, blocks, THREADS, device_x, w, bias, offset, *how, flat(out))
         return like(out, x)
     point = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1), 1, (1, rows))
     weights = w.reshape(outs, depth, 1, 1)
-    made = Layer.make(
+    gemm = Layer.make(
         (1, rows), weights, bias, x_offset, point, stage, floats=floats, channels_last=True
     )
-    return like(made(held.reshape(1, 1, rows, depth)).reshape(rows, outs), x)
+    return like(gemm(device_x.reshape(1, 1, rows, depth)).reshape(rows, outs), x)
 
 
 def inner_product(x: Any, w: Any, bias: Any) -> Any:

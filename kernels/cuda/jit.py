@@ -87,11 +87,11 @@ def grid(count: int, threads: int = THREADS, most: int = _BLOCKS) -> int:
 
     `most` is how many a multiprocessor gets, at most.
     """
-    wanted = -(-count // threads)
+    blocks = -(-count // threads)
     if SIMULATED:
-        return max(min(wanted, 2), 1)
+        return max(min(blocks, 2), 1)
     processors = cuda.get_current_device().MULTIPROCESSOR_COUNT
-    return max(min(wanted, most * processors), 1)
+    return max(min(blocks, most * processors), 1)
 
 
 def streams(count: int) -> int:

@@ -20,13 +20,16 @@ __all__ = ["bin_errors", "divergences", "hfmg_errors", "hfmg_ranges"]
 
 
 @device_jit
-def _total(held, value):
-    """Return the sum of a value of each thread of the block to all of them; `held` is shared."""
+def _total(partial_sums, value):
+    """Return the sum of a value of each thread of the block to all of them.
+
+    `partial_sums` is in shared memory.
+    """
     t = cuda.threadIdx.x
     cuda.syncthreads()
-    held[t] = value
-    sum_block(held, t, THREADS)
-    return held[0]
+    partial_sums[t] = value
+    sum_block(partial_sums, t, THREADS)
+    return partial_sums[0]
 
 
 @device_jit
@@ -45,7 +48,7 @@ def _integral(t, low, high, s):
 @kernel
 def _bin_errors(left, right, weights, lows, highs, scales, losses):
     """Fill in the losses, float64 (R,); `weights` are counts over widths, or counts of values."""
-    held = cuda.shared.array(THREADS, np.float64)
+    partial_sums = cuda.shared.array(THREADS, np.float64)
     for r in range(cuda.blockIdx.x, scales.size, cuda.gridDim.x):
         low, high, s, loss = lows[r], highs[r], scales[r], 0.0
         low32, high32, step = np.float32(low), np.float32(high), np.float32(s)
@@ -56,7 +59,7 @@ def _bin_errors(left, right, weights, lows, highs, scales, losses):
                 d = np.float64(distance(np.float32(left[b]), low32, high32, step))
                 area = d * d
             loss += weights[b] * area
-        loss = _total(held, loss)
+        loss = _total(partial_sums, loss)
         if cuda.threadIdx.x == 0:
             losses[r] = loss
 
@@ -76,22 +79,22 @@ def _begin(centres, low, scale, level):
 
 
 @device_jit
-def _clipped(count, more, spread):
+def _clipped(count, clipped, spread):
     """Return what a bin's term grows by when clipped values are added to its count."""
-    both = count + more
+    both = count + clipped
     return both * (math.log(both) - spread) - count * (math.log(count) - spread)
 
 
 @kernel
-def _divergences(centres, before, logs_before, lows, scales, levels, found):
+def _divergences(centres, before, logs_before, lows, scales, levels, losses):
     """Fill in the divergence of each candidate, a thread a level.
 
     `before` is the count of the values below each bin's begin, `logs_before` the sum of
     ``count * log(count)`` of the bins there: a level needs no more than its ends.
     """
-    held = cuda.shared.array(THREADS, np.float64)
+    partial_sums = cuda.shared.array(THREADS, np.float64)
     number = before[centres.size]
-    for r in range(cuda.blockIdx.x, found.size, cuda.gridDim.x):
+    for r in range(cuda.blockIdx.x, losses.size, cuda.gridDim.x):
         low, scale, total = lows[r], scales[r], 0.0
         first, last = _begin(centres, low, scale, 0), _begin(centres, low, scale, levels)
         below, above = before[first], number - before[last]
@@ -99,17 +102,17 @@ def _divergences(centres, before, logs_before, lows, scales, levels, found):
             begin = _begin(centres, low, scale, level)
             end = _begin(centres, low, scale, level + 1)
             if begin < end:
-                kept = before[end] - before[begin]
-                spread = math.log(kept / (end - begin))
-                total += logs_before[end] - logs_before[begin] - kept * spread
+                level_count = before[end] - before[begin]
+                spread = math.log(level_count / (end - begin))
+                total += logs_before[end] - logs_before[begin] - level_count * spread
                 if begin == first:
-                    more = below + above if last - first == 1 else below
-                    total += _clipped(before[first + 1] - before[first], more, spread)
+                    clipped = below + above if last - first == 1 else below
+                    total += _clipped(before[first + 1] - before[first], clipped, spread)
                 if end == last and last - first > 1:
                     total += _clipped(before[last] - before[last - 1], above, spread)
-        total = _total(held, total)
+        total = _total(partial_sums, total)
         if cuda.threadIdx.x == 0:
-            found[r] = total / number if first < last else math.inf
+            losses[r] = total / number if first < last else math.inf
 
 
 @device_jit
@@ -126,7 +129,7 @@ def _hfmg_integral(i, left, share, top):
 @kernel
 def _hfmg_errors(counts, candidates, width, levels, losses):
     """Fill in the losses, float64 (R,), of candidates (R, 2): first and last bin."""
-    held = cuda.shared.array(THREADS, np.float64)
+    partial_sums = cuda.shared.array(THREADS, np.float64)
     for r in range(cuda.blockIdx.x, losses.size, cuda.gridDim.x):
         left, loss = candidates[r, 0], 0.0
         part = width * (candidates[r, 1] - left + 1) / levels
@@ -135,7 +138,7 @@ def _hfmg_errors(counts, candidates, width, levels, losses):
             if counts[i] != 0:
                 cubes = _hfmg_integral(i + 1, left, share, top)
                 loss += counts[i] * (cubes - _hfmg_integral(i, left, share, top))
-        loss = _total(held, loss)
+        loss = _total(partial_sums, loss)
         if cuda.threadIdx.x == 0:
             losses[r] = loss * (part * part * part) / width
 
@@ -152,8 +155,8 @@ def bin_errors(
     width = right - left
     bins = left, right, counts / np.where(width > 0, width, 1.0)
     losses = empty(scales.size, np.float64)
-    known = [on_device(a) for a in (*bins, lows, highs, scales)]
-    launch(_bin_errors, grid(scales.size, 1), THREADS, *known, losses)
+    arrays = [on_device(a) for a in (*bins, lows, highs, scales)]
+    launch(_bin_errors, grid(scales.size, 1), THREADS, *arrays, losses)
     return losses.copy_to_host()
 
 
@@ -166,10 +169,10 @@ def divergences(
 ) -> np.ndarray:
     """See `kernels.reference.search.divergences`; sums agree to rounding of float64."""
     before = _sums_before(counts), _sums_before(counts * np.log(counts))
-    known = [on_device(a) for a in (centres, *before, lows, scales)]
-    found = empty(scales.size, np.float64)
-    launch(_divergences, grid(scales.size, 1), THREADS, *known, levels, found)
-    return found.copy_to_host()
+    arrays = [on_device(a) for a in (centres, *before, lows, scales)]
+    losses = empty(scales.size, np.float64)
+    launch(_divergences, grid(scales.size, 1), THREADS, *arrays, levels, losses)
+    return losses.copy_to_host()
 
 
 def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
@@ -180,7 +183,7 @@ def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
     lefts = np.searchsorted(before, before[:-1] + step).tolist()
     rights = (np.searchsorted(before, before[1:] - step, side="right") - 2).tolist()
     left, right = 0, bins - 1
-    found = []
+    ranges = []
     while right - left > -(-bins // 4):
         if lefts[left] - left > right - rights[right]:
             left = lefts[left]
@@ -188,8 +191,8 @@ def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
             right = rights[right]
         if right < left:  # the counts at one end lay beyond those at the other
             break
-        found.append((left, right))
-    return np.array(found, np.int64).reshape(-1, 2)
+        ranges.append((left, right))
+    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def hfmg_errors(
@@ -197,6 +200,6 @@ def hfmg_errors(
 ) -> np.ndarray:
     """See `kernels.reference.search.hfmg_errors`; sums agree to rounding of float64."""
     losses = empty(len(candidates), np.float64)
-    known = on_device(counts.astype(np.float64)), on_device(candidates)
-    launch(_hfmg_errors, grid(losses.size, 1), THREADS, *known, float(width), levels, losses)
+    arrays = on_device(counts.astype(np.float64)), on_device(candidates)
+    launch(_hfmg_errors, grid(losses.size, 1), THREADS, *arrays, float(width), levels, losses)
     return losses.copy_to_host()

@@ -98,8 +98,8 @@ def fake_quantize_rows(rows: Any, scales: np.ndarray, half: int) -> Any:
     count, inner = rows.shape
     out, each = empty(count * inner, np.float32), lanes(inner)
     ends = np.float32(-half), np.float32(half - 1)
-    known = flat(rows), inner, each, on_device(scales)
-    launch(_fake_quantize_rows, grid(count * each), THREADS, *known, *ends, out)
+    parameters = flat(rows), inner, each, on_device(scales)
+    launch(_fake_quantize_rows, grid(count * each), THREADS, *parameters, *ends, out)
     return shaped(out, rows)
 
 

@@ -191,6 +191,6 @@ class Layer:
             -(-(outs // image.groups) // variant.rows),
             min(self.phases.shape[0] * image.groups, 65535),
         )
-        known = self.places, self.weights, self.phases, self.bias, sizes, self.kind, self.stage
+        parameters = self.places, self.weights, self.phases, self.bias, sizes, self.kind, self.stage
         words = image.pack(x, self.offset)
-        launch(variant.kernel, blocks, variant.threads, words, *known, flat(out))
+        launch(variant.kernel, blocks, variant.threads, words, *parameters, flat(out))

@@ -112,12 +112,12 @@ def deconv_windows(g: ConvGeometry) -> Windows:
     for size, stride, pad, dilation, kernel_size in zip(
         g.out_size, g.stride, g.pad, g.dilation, g.kernel, strict=True
     ):
-        found = []
+        axis_phases = []
         for start in range(min(stride, size)):
             ways = [(u, start + pad - u * dilation) for u in range(kernel_size)]
             taps = [(u, way // stride) for u, way in ways if way % stride == 0]
-            found.append((start, -(-(size - start) // stride), taps))
-        axes.append(found)
+            axis_phases.append((start, -(-(size - start) // stride), taps))
+        axes.append(axis_phases)
     return Windows((1, 1), g.stride, _phases(axes, g.kernel[1]))
 
 
@@ -384,10 +384,10 @@ def _depth(windows: Windows, image: Image) -> tuple[np.ndarray, np.ndarray, np.n
         taps = np.array(phase.taps, np.int64).reshape(-1, 3)
         tap, plane = np.repeat(taps, planes.size, axis=0), np.tile(planes, len(taps))
         row, column = tap[:, 1] + image.border[0], tap[:, 2] + image.border[1]
-        more = -len(tap) % PART + PART
-        known = np.stack([tap[:, 0], plane * image.lanes, np.full_like(plane, number)], 1)
-        depth += [known, np.tile([-1, 0, number], (more, 1))]
-        places += [(plane * image.rows + row) * image.columns + column, np.zeros(more, np.int64)]
+        padding = -len(tap) % PART + PART
+        tap_rows = np.stack([tap[:, 0], plane * image.lanes, np.full_like(plane, number)], 1)
+        depth += [tap_rows, np.tile([-1, 0, number], (padding, 1))]
+        places += [(plane * image.rows + row) * image.columns + column, np.zeros(padding, np.int64)]
         phases.append((end, end + len(tap), *phase.start, *phase.size))
-        end += len(tap) + more
+        end += len(tap) + padding
     return np.concatenate(depth), np.concatenate(places), np.array(phases, np.int64)

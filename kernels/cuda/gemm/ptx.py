@@ -58,11 +58,11 @@ else:
         """Return a warp's ``a @ b + c``: each thread holds 4, 2 and 4 words, see `gemm`."""
 
         def generate(context, builder, signature, values):
-            held = zip(values, (4, 2, 4), strict=True)
-            words = [builder.extract_value(v, i) for v, n in held for i in range(n)]
+            fragments = zip(values, (4, 2, 4), strict=True)
+            words = [builder.extract_value(v, i) for v, n in fragments for i in range(n)]
             four = ir.LiteralStructType([_I32] * 4)
-            got = _call(builder, four, _MMA, ",".join(["=r"] * 4 + ["r"] * 10), words)
-            parts = [builder.extract_value(got, i) for i in range(4)]
+            sums = _call(builder, four, _MMA, ",".join(["=r"] * 4 + ["r"] * 10), words)
+            parts = [builder.extract_value(sums, i) for i in range(4)]
             return context.make_tuple(builder, signature.return_type, parts)
 
         four, two = types.UniTuple(types.int32, 4), types.UniTuple(types.int32, 2)
