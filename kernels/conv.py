@@ -281,10 +281,10 @@ def prepare_conv2d(
         raise ValueError("x_offset and output are for int8 weights")
     else:
         stage = float_stage(w.shape[0])
-    made = backend(device, "conv").prepare(shape, w, bias, x_offset, g, stage, channels_last)
+    layer = backend(device, "conv").prepare(shape, w, bias, x_offset, g, stage, channels_last)
     n, c, height, width = shape
-    taken = (n, height, width, c) if channels_last else shape
-    return PreparedConv(taken, dtype, made, device)
+    x_shape = (n, height, width, c) if channels_last else shape
+    return PreparedConv(x_shape, dtype, layer, device)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class PreparedConv:
 
     shape: tuple[int, ...]
     dtype: type
-    _made: Any
+    _layer: Any
     _device: str
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -308,7 +308,7 @@ class PreparedConv:
         x = check_array("x", x, self.dtype, 4, self._device)
         if tuple(x.shape) != tuple(self.shape):
             raise ValueError(f"x has shape {tuple(x.shape)}, prepared was {self.shape}")
-        return self._made(x)
+        return self._layer(x)
 
     def in_place(self) -> AbstractContextManager[InPlace]:
         """Take buffers of its own to compute in, for data that is kept as it is stored there.
@@ -318,9 +318,9 @@ class PreparedConv:
         ValueError
             On a device that has no such buffers.
         """
-        if not hasattr(self._made, "in_place"):
+        if not hasattr(self._layer, "in_place"):
             raise ValueError("only the device 'cpu' computes in place")
-        return self._made.in_place()
+        return self._layer.in_place()
 
 
 @dataclass(frozen=True)

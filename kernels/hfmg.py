@@ -132,5 +132,5 @@ def hfmg(
     """Return the parameters that HFMG finds for a histogram, re-binned to its own bins."""
     low, high = hist.low, hist.high
     counts = rebinned(hist, num_of_bins)
-    found = hfmg_search(counts, low, high, asymmetric=asymmetric, bits=bits, device=device)
-    return found.params
+    result = hfmg_search(counts, low, high, asymmetric=asymmetric, bits=bits, device=device)
+    return result.params

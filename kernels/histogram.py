@@ -224,11 +224,11 @@ class Histogram:
         """Return the k-th smallest value (k from 1) and whether it is exact; see above."""
         return self._kth(k, self.smallest, -1)
 
-    def _kth(self, k: int, kept: np.ndarray, sign: int) -> tuple[float, bool]:
+    def _kth(self, k: int, tail_values: np.ndarray, sign: int) -> tuple[float, bool]:
         if not 1 <= k <= self.total:
             raise ValueError(f"there is no value number {k} among {self.total}")
-        if k <= kept.size:
-            return float(kept[k - 1]), True
+        if k <= tail_values.size:
+            return float(tail_values[k - 1]), True
         counts = self.counts[::-sign]
         above = np.cumsum(counts)
         i = int(np.searchsorted(above, k))

@@ -68,13 +68,13 @@ def _join_table(table, steps):
 
 
 @jit
-def _place(address, x, exponent, half, place, lows, highs, b, kept):
+def _place(address, x, exponent, half, place, lows, highs, b, place_count):
     """Find where the values of block b are counted; return their extreme keys."""
     runs = slice(b * _RUNS, (b + 1) * _RUNS)
     lows, highs = lows[runs], highs[runs]
     # 2.0**-exponent by its bits; 2.0**-127 is below the powers that are an exponent alone
     factor = (127 - exponent) << 23 if exponent < 127 else 1 << 22
-    ends = lows.ctypes.data, highs.ctypes.data, kept.ctypes.data
+    ends = lows.ctypes.data, highs.ctypes.data, place_count.ctypes.data
     call(address, (x.ctypes.data, x.size, factor, half, place.ctypes.data, *ends))
     used = (x.size + RUN - 1) // RUN
     low, high = lows[0], highs[0]
@@ -129,11 +129,13 @@ def _scan(address, x, starts, length, begin, end, exponent, recent, table, lows,
     half, size = (table.size - TURNS) // 2, 0
     while half >> size > 1:
         size += 1
-    place, kept = np.empty(BLOCK + TURNS, np.int32), np.empty(1, np.int64)
-    finite, held, lowest, highest = True, 0, np.int32(0), np.int32(0)
+    place, place_count = np.empty(BLOCK + TURNS, np.int32), np.empty(1, np.int64)
+    finite, recent_count, lowest, highest = True, 0, np.int32(0), np.int32(0)
     for b in range(begin, end):
         first, last = block(starts, length, b)
-        low, high = _place(address, x[first:last], exponent, half, place, lows, highs, b, kept)
+        low, high = _place(
+            address, x[first:last], exponent, half, place, lows, highs, b, place_count
+        )
         finite = finite and high < _INFINITY and low >= -_INFINITY
         if not finite:
             continue
@@ -145,18 +147,18 @@ def _scan(address, x, starts, length, begin, end, exponent, recent, table, lows,
             if b > begin:  # else it is empty
                 _flush(recent, table, exponent, lowest, highest)
                 _join_table(table, wider - exponent)
-            exponent, held = wider, 0
-            _place(address, x[first:last], exponent, half, place, lows, highs, b, kept)
+            exponent, recent_count = wider, 0
+            _place(address, x[first:last], exponent, half, place, lows, highs, b, place_count)
         lowest, highest = min(lowest, low), max(highest, high)
-        table[2 * half] += last - first - kept[0]
-        if low == high and kept[0] > 0:
-            table[place[0]] += kept[0]
+        table[2 * half] += last - first - place_count[0]
+        if low == high and place_count[0] > 0:
+            table[place[0]] += place_count[0]
             continue
-        _increment(recent, place[: kept[0]])
-        held += kept[0]
-        if held > _FULL:
+        _increment(recent, place[: place_count[0]])
+        recent_count += place_count[0]
+        if recent_count > _FULL:
             _flush(recent, table, exponent, lowest, highest)
-            held = 0
+            recent_count = 0
     if finite:
         _flush(recent, table, exponent, lowest, highest)
     return exponent
@@ -220,11 +222,11 @@ def _settle(tables, exponents, counts, exponent, low, high):
 
 def _tables(parts: int, size: int) -> _Tables:
     """Return so many tables of zeros, or more, to be put back when they are zero again."""
-    kept = getattr(_LOCAL, "tables", None)
+    tables = getattr(_LOCAL, "tables", None)
     _LOCAL.tables = None  # whoever is interrupted leaves no half-filled table behind
-    if kept is None or kept[0].shape[0] < parts or kept[0].shape[1] != size:
-        kept = np.zeros((parts, size), np.uint16), np.zeros((parts, size), np.int32)
-    return kept
+    if tables is None or tables[0].shape[0] < parts or tables[0].shape[1] != size:
+        tables = np.zeros((parts, size), np.uint16), np.zeros((parts, size), np.int32)
+    return tables
 
 
 def _parts(size: int) -> int:
@@ -241,20 +243,19 @@ def count(
     lows, highs = np.empty((2, blocks * _RUNS), np.int32)
     begins = [blocks * part // parts for part in range(parts)]
     until = [*begins[1:], blocks]
-    kept = _tables(parts, counts.size + TURNS)
-    tables = kept[1][:parts]
-    exponents = _scan_all(data, begins, until, exponent, kept, lows, highs)
+    tables = _tables(parts, counts.size + TURNS)
+    exponents = _scan_all(data, begins, until, exponent, tables, lows, highs)
     low, high = _ends(lows, highs)
     if not (math.isfinite(low) and math.isfinite(high)):
-        for table in kept:
+        for table in tables:
             table[:] = 0
-        _LOCAL.tables = kept
+        _LOCAL.tables = tables
         bad = int(np.isnan(x).sum()), int(np.isinf(x).sum())
         return Seen(low, high, *bad, 0, exponent, *ends)
     wider = max(exponent, int(exponents.max()))
     join(counts, wider - exponent)
-    zeros = _settle(tables, exponents, counts, wider, low, high)
-    _LOCAL.tables = kept
+    zeros = _settle(tables[1][:parts], exponents, counts, wider, low, high)
+    _LOCAL.tables = tables
     smallest, largest = ends
     if smallest.size < tail or low < smallest[-1]:
         smallest = -_top(-smallest, data, ~lows, -1, tail)
@@ -288,19 +289,19 @@ def _scan_all(
 @jit
 def _key(value):
     """Return the key of a float32, see `kernels.cpu.codegen.bin_index`."""
-    held = np.empty(1, np.float32)
-    held[0] = value
-    bits = held.view(np.int32)[0]
+    buffer = np.empty(1, np.float32)
+    buffer[0] = value
+    bits = buffer.view(np.int32)[0]
     return bits if bits >= 0 else np.int32(bits ^ np.int32(0x7FFFFFFF))
 
 
 @jit
-def _above(x, sign, least, found):
+def _above(x, sign, least, out):
     """Copy the values of ``sign * x`` above the least; return how many."""
     n = np.uint64(0)
     for i in range(x.size):
         value = sign * x[i]
-        found[n] = value
+        out[n] = value
         n += np.uint64(value > least)
     return np.int64(n)
 
@@ -327,15 +328,15 @@ def _insert(x, starts, length, runs, tops, sign, best, filled):
     int
         How much of `best` is filled now.
     """
-    tail, found = best.size, np.empty(RUN, np.float32)
+    tail, candidates = best.size, np.empty(RUN, np.float32)
     for run in runs:
         least = best[tail - 1] if filled == tail else np.float32(-np.inf)
         if tops[run] <= _key(least):
             continue
         begin, end = block(starts, length, run // _RUNS)
         begin += run % _RUNS * RUN
-        some = _above(x[begin : min(begin + RUN, end)], sign, least, found)
-        for value in found[:some]:
+        candidate_count = _above(x[begin : min(begin + RUN, end)], sign, least, candidates)
+        for value in candidates[:candidate_count]:
             if filled == tail and value <= best[tail - 1]:
                 continue
             filled = min(filled + 1, tail)
@@ -347,21 +348,21 @@ def _insert(x, starts, length, runs, tops, sign, best, filled):
     return filled
 
 
-def _top(kept: np.ndarray, data: Lines, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
-    """Return the `tail` greatest of `kept` and ``sign * x``, descending.
+def _top(previous: np.ndarray, data: Lines, tops: np.ndarray, sign: int, tail: int) -> np.ndarray:
+    """Return the `tail` greatest of `previous` and ``sign * x``, descending.
 
     Of many runs those with the greatest values come first: soon the least of the best lies
     above those of most others, which need not be read.
     """
-    threshold = kept[-1] if kept.size == tail else np.float32(-math.inf)
+    threshold = previous[-1] if previous.size == tail else np.float32(-math.inf)
     runs = np.flatnonzero(tops > _key(threshold))
     if runs.size > tail:  # so many values are at least the greatest of all other runs
         runs = runs[np.argpartition(tops[runs], runs.size - tail)[runs.size - tail :]]
     if runs.size > _FEW_RUNS:
         runs = runs[np.argsort(tops[runs])[::-1]]
     best = np.empty(tail, np.float32)
-    best[: kept.size] = kept
+    best[: previous.size] = previous
     filled = _insert(
-        data.memory, data.starts, data.length, runs, tops, np.float32(sign), best, kept.size
+        data.memory, data.starts, data.length, runs, tops, np.float32(sign), best, previous.size
     )
     return best[:filled]

@@ -61,8 +61,8 @@ def _shares(lows, highs, scales):
     """Return the reciprocals of the scales; NaN where a product is too far from a quotient."""
     shares = np.float32(1) / scales
     for r in range(scales.size):
-        far = max(np.abs(lows[r]), np.abs(highs[r])) > MOST * scales[r]
-        if far or scales[r] > _LARGE:
+        too_large = max(np.abs(lows[r]), np.abs(highs[r])) > MOST * scales[r]
+        if too_large or scales[r] > _LARGE:
             shares[r] = np.nan
     return shares
 
@@ -70,13 +70,13 @@ def _shares(lows, highs, scales):
 @jit
 def _errors(code, x, lows, highs, scales, sums, losses):
     """Fill in the summed squared error of each candidate; `sums` is (R, lanes) zeros."""
-    shares, whole = _shares(lows, highs, scales), x.size // BLOCK
-    if whole:
+    shares, blocks = _shares(lows, highs, scales), x.size // BLOCK
+    if blocks:
         ranges = lows.ctypes.data, highs.ctypes.data, scales.ctypes.data, shares.ctypes.data
-        call(code, (x.ctypes.data, whole, *ranges, scales.size, sums.ctypes.data))
+        call(code, (x.ctypes.data, blocks, *ranges, scales.size, sums.ctypes.data))
     for r in range(scales.size):
         losses[r] = pair_sum(sums[r])
-        for v in x[whole * BLOCK :]:
+        for v in x[blocks * BLOCK :]:
             losses[r] += np.float64(distance(v, lows[r], highs[r], scales[r])) ** 2
 
 

@@ -36,5 +36,5 @@ def inner_product_int8(
     """See `kernels.inner_product_int8`."""
     point = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1))
     image, weights = (a.reshape(*a.shape, 1, 1) for a in (x, w))
-    made = prepare(image.shape, weights, bias, x_offset, point, stage)
-    return made(image).reshape(x.shape[0], w.shape[0])
+    layer = prepare(image.shape, weights, bias, x_offset, point, stage)
+    return layer(image).reshape(x.shape[0], w.shape[0])

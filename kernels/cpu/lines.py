@@ -53,8 +53,8 @@ def _starts(
     while axis and strides[axis - 1] == itemsize * length:
         axis -= 1
         length *= shape[axis]
-    whole = all(step >= 0 and step % itemsize == 0 for step in strides[:axis])
-    if not axis or length < _SHORT or not whole:
+    aligned = all(step >= 0 and step % itemsize == 0 for step in strides[:axis])
+    if not axis or length < _SHORT or not aligned:
         return None
     starts = np.zeros(1, np.int64)
     for size, step in zip(shape[:axis], strides[:axis], strict=True):
@@ -64,10 +64,10 @@ def _starts(
 
 def lines_of(x: np.ndarray) -> Lines:
     """Return an array as lines; it is copied if they were short."""
-    found = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
-    if found is None:
+    lines = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
+    if lines is None:
         flat = np.ascontiguousarray(x).reshape(-1)  # a repeated value might stay a step of zero
         return Lines(flat, _FIRST, flat.size)
-    starts, length = found
+    starts, length = lines
     memory = as_strided(x, (int(starts[-1]) + length,), (x.itemsize,))
     return Lines(memory, starts, length)

@@ -135,9 +135,9 @@ def _levels(centres, low, scale, out):
 
 
 @jit
-def _clipped(count, more, log, spread):
+def _clipped(count, clipped, log, spread):
     """Return what a bin's term grows by when clipped values are added to its count."""
-    both = count + more
+    both = count + clipped
     return both * (np.log(both) - spread) - count * (log - spread)
 
 
@@ -153,16 +153,16 @@ def _divergence(counts, logs, level, levels):
         above += counts[last]
     total, begin = 0.0 if first < last else np.inf, first
     while begin < last:
-        end, held = begin, 0.0
+        end, level_count = begin, 0.0
         while end < last and level[end] == level[begin]:
-            held += counts[end]
+            level_count += counts[end]
             end += 1
-        spread = np.log(held / (end - begin))
+        spread = np.log(level_count / (end - begin))
         for i in range(begin, end):
             total += counts[i] * (logs[i] - spread)
         if begin == first:
-            more = below + above if last - first == 1 else below
-            total += _clipped(counts[first], more, logs[first], spread)
+            clipped = below + above if last - first == 1 else below
+            total += _clipped(counts[first], clipped, logs[first], spread)
         if end == last and last - first > 1:
             total += _clipped(counts[last - 1], above, logs[last - 1], spread)
         begin = end
@@ -170,30 +170,31 @@ def _divergence(counts, logs, level, levels):
 
 
 @jit
-def _divergences(centres, counts, logs, lows, scales, levels, found):
+def _divergences(centres, counts, logs, lows, scales, levels, losses):
     """Fill in the divergences of all candidates, float64 (R,); `logs` are those of the counts."""
     level, number = np.empty(centres.size), 0.0
     for i in range(counts.size):
         number += counts[i]
-    for r in range(found.size):
+    for r in range(losses.size):
         _levels(centres, lows[r], scales[r], level)
-        found[r] = _divergence(counts, logs, level, levels) / number
+        losses[r] = _divergence(counts, logs, level, levels) / number
 
 
 def divergences(
     centres: np.ndarray, counts: np.ndarray, lows: np.ndarray, scales: np.ndarray, levels: int
 ) -> np.ndarray:
     """See `kernels.reference.search.divergences`; sums agree to rounding of float64."""
-    found = np.empty(scales.size)
+    losses = np.empty(scales.size)
     bins = centres, counts, np.log(counts)
     _spread(
-        scales.size, lambda part: _divergences(*bins, lows[part], scales[part], levels, found[part])
+        scales.size,
+        lambda part: _divergences(*bins, lows[part], scales[part], levels, losses[part]),
     )
-    return found
+    return losses
 
 
 @jit
-def _trims(before, step, found):
+def _trims(before, step, ranges):
     """Fill in the ranges; return how many. `before` is the count below each bin's begin."""
     bins = before.size - 1
     least = (bins + 3) // 4
@@ -209,7 +210,7 @@ def _trims(before, step, found):
             right = next_right
         if right < left:  # the counts at one end lay beyond those at the other
             break
-        found[n, 0], found[n, 1] = left, right
+        ranges[n, 0], ranges[n, 1] = left, right
         n += 1
     return n
 
@@ -217,8 +218,8 @@ def _trims(before, step, found):
 def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
     """See `kernels.reference.search.hfmg_ranges`."""
     before = np.concatenate([[0], np.cumsum(counts)])
-    found = np.empty((counts.size, 2), np.int64)
-    return found[: _trims(before, max(1, -(-int(before[-1]) // 100_000)), found)]
+    ranges = np.empty((counts.size, 2), np.int64)
+    return ranges[: _trims(before, max(1, -(-int(before[-1]) // 100_000)), ranges)]
 
 
 @jit

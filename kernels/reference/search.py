@@ -83,21 +83,21 @@ def divergences(
         Where the levels begin, and their distance.
     levels : int
     """
-    found = np.full(scales.size, np.inf)
+    losses = np.full(scales.size, np.inf)
     for r in range(scales.size):
         level = np.rint((centres - lows[r]) / scales[r])
         # up to half a step beyond an end a value is rounded to it, not clipped
         inside = (level >= 0) & (level < levels)
         if not inside.any():
             continue
-        kept = counts[inside]
-        clipped = kept.copy()
+        inside_counts = counts[inside]
+        clipped = inside_counts.copy()
         clipped[0] += counts[level < 0].sum()
         clipped[-1] += counts[level >= levels].sum()
         level = level[inside].astype(np.int64)
-        spread = (np.bincount(level, kept) / np.maximum(np.bincount(level), 1))[level]
-        found[r] = np.sum(clipped * np.log(clipped / spread)) / counts.sum()
-    return found
+        spread = (np.bincount(level, inside_counts) / np.maximum(np.bincount(level), 1))[level]
+        losses[r] = np.sum(clipped * np.log(clipped / spread)) / counts.sum()
+    return losses
 
 
 def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
     step = max(1, -(-int(counts.sum()) // 100_000))
     before = np.concatenate([[0], np.cumsum(counts)])
     left, right = 0, bins - 1
-    found = []
+    ranges = []
     while right - left > -(-bins // 4):
         # the first bin past `step` counts from the left, the last before them from the right
         next_left = int(np.searchsorted(before, before[left] + step))
@@ -125,8 +125,8 @@ def hfmg_ranges(counts: np.ndarray) -> np.ndarray:
             right = next_right
         if right < left:  # the counts at one end lay beyond those at the other
             break
-        found.append((left, right))
-    return np.array(found, np.int64).reshape(-1, 2)
+        ranges.append((left, right))
+    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def hfmg_errors(

@@ -63,7 +63,7 @@ class _Loop:
         self.half = half.splat(lanes)
         behind = (half << 1).splat(lanes)
         self.turns = behind + behind.iota()
-        self.put = {"avx512": self._compressed}.get(isa, self._all)
+        self.store_places = {"avx512": self._compressed}.get(isa, self._all)
 
     def write(self, before: str, first: dict[str, Value], end: Value) -> dict[str, Value]:
         """Write the loop, from a block on; it runs on to the block ``{name}_after``.
@@ -84,7 +84,7 @@ class _Loop:
         place = (x * self.factor).to("i32") + sign + self.half
         nothing = x.equals(0)
         out = w.element("i32", "%out", str(now["k"]))
-        (now["k"] + self.put(place, nothing, out)).alias(f"%{n}_k_next")
+        (now["k"] + self.store_places(place, nothing, out)).alias(f"%{n}_k_next")
         for function in _EXTREMES:
             now[function].call(function, key).alias(f"%{n}_{function}_next")
         (now["i"] + lanes).alias(f"%{n}_i_next")
@@ -108,11 +108,11 @@ class _Loop:
 
     def _compressed(self, place: Value, nothing: Value, out: str) -> Operand:
         """Store the places of values that are not zero and return how many."""
-        some = ~nothing
+        nonzero = ~nothing
         name = f"llvm.x86.avx512.mask.compress.v{self.lanes}i32"
-        given = ((v.type, str(v)) for v in (place, place.constant(0), some))
-        self.w.store(place.type, self.w.call(place.type, name, *given), out)
-        return some.flags().zext("i64").call("ctpop")
+        operands = ((v.type, str(v)) for v in (place, place.constant(0), nonzero))
+        self.w.store(place.type, self.w.call(place.type, name, *operands), out)
+        return nonzero.flags().zext("i64").call("ctpop")
 
 
 def place_text(isa: str, lanes: int) -> str:

@@ -123,9 +123,9 @@ class Lanes:
 
 def _round(x: Value) -> Value:
     """Return ``trunc(x) + sign(x) * [|x - trunc(x)| >= 1/2]``: half away from zero."""
-    whole = x.trunc()
-    up = abs(x - whole) >= 0.5
-    return whole + where(up, 1, x.constant(0)).copysign(x)
+    truncated = x.trunc()
+    up = abs(x - truncated) >= 0.5
+    return truncated + where(up, 1, x.constant(0)).copysign(x)
 
 
 def _clip(x: Value, low: Operand, high: Operand) -> Value:
@@ -192,14 +192,14 @@ class OutputWriter:
         if form.careful:
             return self._by_division(y, mask)
         if form.bounded:  # few enough units for an int32: the limits can wait for the integers
-            fast, near = self._from_units(y * self._line("factor", column))
+            fast, near_tie = self._from_units(y * self._line("factor", column))
             fast = fast.call("smax", c["first"])
         else:
             units = _clip(y * c["reciprocal_units"], c["low_units"], c["high_units"])
-            fast, near = self._from_units(units)
+            fast, near_tie = self._from_units(units)
             if not form.scaled or form.slope or form.other:  # int32 sums themselves are never NaN
-                near = near | y.is_nan()
-        q = self._unless_near(fast, near, y, column, mask)
+                near_tie = near_tie | y.is_nan()
+        q = self._unless_near(fast, near_tie, y, column, mask)
         if not form.bounded:
             return q
         if form.full and form.integers == "uint8":  # saturates as it is stored
@@ -217,18 +217,18 @@ class OutputWriter:
         return moved >> (UNITS.bit_length() - 1), (moved & (UNITS - 4)).equals(0)
 
     def _unless_near(
-        self, fast: Value, near: Value, y: Value, column: str, mask: Value | None
+        self, fast: Value, near_tie: Value, y: Value, column: str, mask: Value | None
     ) -> Value:
         """Return the fast result, unless a lane is near a tie: then that of the division."""
         w = self.w
         if mask is not None:  # behind the last channel lies anything
-            near = near & mask
-        some = near.any()
+            near_tie = near_tie & mask
+        any_near_tie = near_tie.any()
         self.ties += 1
         here, exact, after = (f"{n}{self.ties}" for n in ("fast", "exact", "after"))
         w.do(f"br label %{here}")
         w.label(here)
-        w.do(f"br i1 {some}, label %{exact}, label %{after}, !prof !0")
+        w.do(f"br i1 {any_near_tie}, label %{exact}, label %{after}, !prof !0")
         w.label(exact)
         y = y * self._line("scale", column) if self.form.bounded else y
         divided = self._by_division(y, mask)
@@ -251,8 +251,8 @@ class OutputWriter:
         if mask is not None:
             nans = nans & mask
         flags, mark = nans.flags(), self.w.at("%stage", str(8 * FIELDS.index("nans")))
-        some = flags.zext("i64")
-        (Value.load(self.w, "i64", 0, mark) | some).store(mark)
+        nan_bits = flags.zext("i64")
+        (Value.load(self.w, "i64", 0, mark) | nan_bits).store(mark)
 
     def _put(self, value: Value, table: str, column: str, lanes: Lanes) -> None:
         """Store a vector at a column, or those lanes of it that count."""

@@ -276,7 +276,7 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
     w = Writer("columns", _parameters(form, *names))
     kind, lanes, data = _sum_kind(kernel), kernel.lanes, kernel.operands.llvm
     per, size = kernel.operands.per_word, 4 * lanes
-    kept = width - stride  # columns that the next window reads, too
+    overlap = width - stride  # columns that the next window reads, too
     w.label("entry")
     first = _load_vectors(w, kernel, "%start", vectors)
     offsets = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(per)]
@@ -289,7 +289,7 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
 
     out = OutputWriter(form, w)
     out.begin()
-    words = [column(begin, c) for c in range(kept)]
+    words = [column(begin, c) for c in range(overlap)]
     forward = w.value(f"mul i64 %step, {stride}")
     w.do("br label %place")
     w.label("place")
@@ -300,15 +300,15 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
             Value.phi(w, kind, lanes, f"%c{c}_{v}", entry=word, next_place=f"%d{c}_{v}")
             for v, word in enumerate(words[c])
         ]
-        for c in range(kept)
+        for c in range(overlap)
     ]
-    seen += [column("%at", c) for c in range(kept, width)]
+    seen += [column("%at", c) for c in range(overlap, width)]
     sums = [*first]
     for c, words_of_column in enumerate(seen):
         for v, word in enumerate(words_of_column):
             place = w.at("%weights", str(size * (c * per + v)))
             sums[v] = _multiply_add(kernel, sums[v], word, Value.load(w, kind, lanes, place))
-    for c, v in ((c, v) for c in range(kept) for v in range(vectors)):
+    for c, v in ((c, v) for c in range(overlap) for v in range(vectors)):
         seen[c + stride][v].alias(f"%d{c}_{v}")
     out.row("%p")
     _store(out, sums, outs)

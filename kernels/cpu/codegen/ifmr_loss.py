@@ -71,7 +71,7 @@ class _Candidate:
         """Return ``min(max(x, low), high)``."""
         return _least(_greatest(x, self.low), self.high)
 
-    def near(self, x: Value) -> tuple[Value, Value]:
+    def nearest(self, x: Value) -> tuple[Value, Value]:
         """Return ``rint(x * share)``, and how far it is from the product: 1/2 at a tie."""
         product = x * self.share
         nearest = product.call("rint")
@@ -110,21 +110,21 @@ def _loop(candidate: _Candidate, sums: Value, name: str, clip: bool, after: str)
     total = Value.phi(
         w, "double", lanes, f"%{name}_sums", candidate=sums, **{end: f"%{name}_total"}
     )
-    xs, inner, near = [], [], []
+    xs, inner, nearest = [], [], []
     for k in range(_TOGETHER):
         place = w.value(f"add i64 %{name}_i, {k * lanes}")
         xs.append(Value.load(w, "float", lanes, w.element("float", "%begin", place)))
         inner.append(candidate.clip(xs[-1]) if clip else xs[-1])
-        near.append(candidate.near(inner[-1]))
-    some = _some_near_a_tie([distance for _, distance in near])
-    w.do(f"br i1 {some}, label %{name}_exact, label %{end}, !prof !0")
+        nearest.append(candidate.nearest(inner[-1]))
+    any_near_tie = _some_near_a_tie([distance for _, distance in nearest])
+    w.do(f"br i1 {any_near_tie}, label %{name}_exact, label %{end}, !prof !0")
     w.label(f"{name}_exact")
     exact = [candidate.divided(x) for x in inner]
     w.do(f"br label %{end}")
     w.label(end)
     steps = [
         Value.phi(w, "float", lanes, f"%{name}_{k}", **{name: fast, f"{name}_exact": divided})
-        for k, ((fast, _), divided) in enumerate(zip(near, exact, strict=True))
+        for k, ((fast, _), divided) in enumerate(zip(nearest, exact, strict=True))
     ]
     for x, step in zip(xs, steps, strict=True):
         total = candidate.add(total, x, step)

@@ -61,8 +61,8 @@ class Writer:
 
     def loop(self, name: str, following: str, end: str, after: str) -> None:
         """Go back to block `name` while ``following < end``, else on to block `after`."""
-        more = self.value(f"icmp slt i64 {following}, {end}")
-        self.do(f"br i1 {more}, label %{name}, label %{after}")
+        condition = self.value(f"icmp slt i64 {following}, {end}")
+        self.do(f"br i1 {condition}, label %{name}, label %{after}")
 
     def at(self, pointer: str, offset: str) -> str:
         """Return the address so many bytes behind a pointer."""
@@ -89,8 +89,8 @@ class Writer:
         """Call an intrinsic of LLVM, by operands as (type, value)."""
         kinds = ", ".join(kind for kind, _ in arguments)
         self.declare(f"declare {result} @{function}({kinds})")
-        given = ", ".join(f"{kind} {value}" for kind, value in arguments)
-        return self.value(f"call {result} @{function}({given})")
+        operands = ", ".join(f"{kind} {value}" for kind, value in arguments)
+        return self.value(f"call {result} @{function}({operands})")
 
     def declare(self, line: str) -> None:
         """Name an intrinsic that the function uses."""

@@ -132,8 +132,8 @@ class Value:
 
     def call(self, function: str, *others: Operand) -> Value:
         """Call a function of LLVM whose operands and result are all of this type."""
-        given = [(self.type, str(self.operand(v))) for v in (self, *others)]
-        result = self.w.call(self.type, f"llvm.{function}.{self._suffix}", *given)
+        operands = [(self.type, str(self.operand(v))) for v in (self, *others)]
+        result = self.w.call(self.type, f"llvm.{function}.{self._suffix}", *operands)
         return Value(self.w, self.kind, self.lanes, result)
 
     def reduce(self, function: str) -> Value:
@@ -160,8 +160,8 @@ class Value:
         """Round floats to the nearest integers, of a type; ties go to even ones."""
         result = vector(self.lanes, kind)
         name = f"llvm.lrint.v{self.lanes}{kind}.{self._suffix}"
-        given = self.type, self.name
-        return Value(self.w, kind, self.lanes, self.w.call(result, name, given))
+        operand = self.type, self.name
+        return Value(self.w, kind, self.lanes, self.w.call(result, name, operand))
 
     def copysign(self, sign: Value) -> Value:
         """Return these floats with the signs of others."""
@@ -234,8 +234,8 @@ class Value:
         """Store the lanes that a mask names."""
         name = f"llvm.masked.store.{self._suffix}.p0"
         self.w.declare(f"declare void @{name}({self.type}, ptr, i32, {mask.type})")
-        given = f"{self.type} {self}, ptr {pointer}, i32 1, {mask.type} {mask}"
-        self.w.do(f"call void @{name}({given})")
+        operands = f"{self.type} {self}, ptr {pointer}, i32 1, {mask.type} {mask}"
+        self.w.do(f"call void @{name}({operands})")
 
     def store_first(self, count: int, pointer: str) -> None:
         """Store the first lanes, in pieces of 8, 4, 2 and 1."""

@@ -101,7 +101,7 @@ class Image:
     def view(self, memory: np.ndarray) -> np.ndarray:
         """Return its values (N, H, W, C) in the bytes that hold it."""
         (bh, bw), kind = self.border, np.dtype(self.operands.data)
-        whole = memory[: self.nbytes].view(kind)
-        grid = whole.reshape(self.batch, self.rows, self.columns, self.pixel)
+        values = memory[: self.nbytes].view(kind)
+        grid = values.reshape(self.batch, self.rows, self.columns, self.pixel)
         inner = grid[:, bh : bh + self.height, bw : bw + self.width]
         return inner[..., self.first : self.first + self.channels]

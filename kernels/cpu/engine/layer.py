@@ -74,8 +74,8 @@ class Single:
         to = Builder()
         source = to.image(kernel, shape, border, offset)
         integers = stage.kind == QUANTIZED
-        made = choose("int8" if integers else "float")
-        out = to.image(made, out_shape, offset=int(stage.q_offset) if integers else 0)
+        out_kernel = choose("int8" if integers else "float")
+        out = to.image(out_kernel, out_shape, offset=int(stage.q_offset) if integers else 0)
         to.touch(source)
         to.fill(source)
         add(to, source, Writes(stage, integers=out) if integers else Writes(stage, floats=out))

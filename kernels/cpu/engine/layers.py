@@ -36,8 +36,8 @@ def _alone(w: np.ndarray, group: int) -> bool:
 def _shares_columns(g: ConvGeometry, kernel: MicroKernel) -> bool:
     """Whether windows side by side share columns that fit a word, and registers hold them."""
     fits = g.kernel[0] <= kernel.operands.per_word and 2 <= g.kernel[1] <= 3
-    near = g.dilation[1] == 1 and g.stride[1] < g.kernel[1]
-    return fits and near and kernel.operands.per_word == 4 and kernel.rows > 8
+    overlapping = g.dilation[1] == 1 and g.stride[1] < g.kernel[1]
+    return fits and overlapping and kernel.operands.per_word == 4 and kernel.rows > 8
 
 
 def _by_columns(w: np.ndarray, kernel: MicroKernel) -> np.ndarray:

@@ -45,8 +45,8 @@ def _initial_sums(bias: np.ndarray, w: np.ndarray, zero: int, kernel: MicroKerne
     """Return bias less what the stored zero adds to every sum; int32 wraps as the sums do."""
     if kernel.operands.sums == "float32":
         return bias.astype(np.float32)
-    taken = zero * w.sum(axis=tuple(range(bias.ndim, w.ndim)), dtype=np.int64)
-    return (bias.astype(np.int64) - taken).astype(np.uint32, casting="unsafe").view(np.int32)
+    zero_sums = zero * w.sum(axis=tuple(range(bias.ndim, w.ndim)), dtype=np.int64)
+    return (bias.astype(np.int64) - zero_sums).astype(np.uint32, casting="unsafe").view(np.int32)
 
 
 def _max_abs_sum(bias: np.ndarray, w: np.ndarray, kernel: MicroKernel) -> np.ndarray:

@@ -20,10 +20,10 @@ VARIABLE = "CAFFE_QUANT_ISA"
 @lru_cache(maxsize=1)
 def all_kernels() -> tuple[MicroKernel, ...]:
     """Return the micro-kernels of every file in this folder."""
-    found: list[MicroKernel] = []
+    kernels: list[MicroKernel] = []
     for module in pkgutil.iter_modules(folder.__path__):
-        found += getattr(import_module(f"{folder.__name__}.{module.name}"), "KERNELS", ())
-    return tuple(found)
+        kernels += getattr(import_module(f"{folder.__name__}.{module.name}"), "KERNELS", ())
+    return tuple(kernels)
 
 
 def runs_here(kernel: MicroKernel) -> bool:
@@ -45,11 +45,11 @@ def choose(kind: str) -> MicroKernel:
         for k in all_kernels()
         if runs_here(k) and (k.operands.data == "float32") == (kind == "float")
     ]
-    wanted = os.environ.get(VARIABLE)
-    if wanted:
-        named = [k for k in able if k.isa == wanted]
-        known = sorted({k.isa for k in all_kernels() if runs_here(k)})
-        if wanted not in known:
-            raise ValueError(f"{VARIABLE}={wanted}: this processor runs {', '.join(known)}")
+    isa = os.environ.get(VARIABLE)
+    if isa:
+        named = [k for k in able if k.isa == isa]
+        available = sorted({k.isa for k in all_kernels() if runs_here(k)})
+        if isa not in available:
+            raise ValueError(f"{VARIABLE}={isa}: this processor runs {', '.join(available)}")
         able = named or [k for k in able if k.isa == "portable"]
     return max(able, key=lambda k: k.priority)
