@@ -244,7 +244,7 @@ def prepare_conv2d(
         As in `conv2d`.
     channels_last : bool
         Data and result are (N, H, W, C), the layout that is computed in, which saves
-        turning them.
+        transposing them.
     device : str
 
     Returns

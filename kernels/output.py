@@ -131,7 +131,7 @@ def check_room(
     bias : int32 array (O,)
     device : str
     by_output : callable
-        Turns the weights, as NumPy's, so that outputs are their first axis.
+        Moves the outputs of the weights, a NumPy array, to the first axis.
 
     Raises
     ------

@@ -121,7 +121,7 @@ class Builder(Protocol):
         ...  # pragma: no cover
 
     def touch(self, *images: Image) -> None:
-        """Note that images are read or written from outside, between steps."""
+        """Keep the buffers of images alive until now: they are accessed between steps."""
         ...  # pragma: no cover
 
     def fill(self, image: Image) -> None:

@@ -25,9 +25,9 @@ __all__ = ["count"]
 
 #: Runs of a block; their extremes are noted, so that most are not read again for the tails.
 _RUNS = BLOCK // RUN
-#: The most that a table of uint16 may hold before another block.
+#: Values in a table of uint16 beyond which another block could overflow a counter.
 _FULL = (1 << 16) - 1 - BLOCK
-#: So many runs are searched for extremes in any order.
+#: Up to so many runs are searched for extremes without sorting them first.
 _FEW_RUNS = 32
 #: Counters of a table are int32.
 _MOST = 1 << 30
@@ -98,7 +98,7 @@ def _flush(recent, table, exponent, low, high):
 def _outermost(key, exponent, half):
     """Return how far from zero a key's magnitude is counted, at most."""
     bits = np.int64(max(key, -1 - key))
-    # of the powers of two around a magnitude the greater one
+    # the magnitude rounded up to a power of two, in bins
     return min(half - 1, 1 << max(0, min(62, (bits >> 23) - 126 - exponent)))
 
 
@@ -221,9 +221,9 @@ def _settle(tables, exponents, counts, exponent, low, high):
 
 
 def _tables(parts: int, size: int) -> _Tables:
-    """Return so many tables of zeros, or more, to be put back when they are zero again."""
+    """Take at least so many tables of zeros from this thread; `count` returns them zeroed."""
     tables = getattr(_LOCAL, "tables", None)
-    _LOCAL.tables = None  # whoever is interrupted leaves no half-filled table behind
+    _LOCAL.tables = None  # after an exception partly filled tables are not reused
     if tables is None or tables[0].shape[0] < parts or tables[0].shape[1] != size:
         tables = np.zeros((parts, size), np.uint16), np.zeros((parts, size), np.int32)
     return tables
@@ -356,7 +356,7 @@ def _top(previous: np.ndarray, data: Lines, tops: np.ndarray, sign: int, tail: i
     """
     threshold = previous[-1] if previous.size == tail else np.float32(-math.inf)
     runs = np.flatnonzero(tops > _key(threshold))
-    if runs.size > tail:  # so many values are at least the greatest of all other runs
+    if runs.size > tail:  # `tail` maxima are at least all values of other runs
         runs = runs[np.argpartition(tops[runs], runs.size - tail)[runs.size - tail :]]
     if runs.size > _FEW_RUNS:
         runs = runs[np.argsort(tops[runs])[::-1]]

@@ -66,7 +66,7 @@ def lines_of(x: np.ndarray) -> Lines:
     """Return an array as lines; it is copied if they were short."""
     lines = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
     if lines is None:
-        flat = np.ascontiguousarray(x).reshape(-1)  # a repeated value might stay a step of zero
+        flat = np.ascontiguousarray(x).reshape(-1)  # reshape alone may give a view of stride 0
         return Lines(flat, _FIRST, flat.size)
     starts, length = lines
     memory = as_strided(x, (int(starts[-1]) + length,), (x.itemsize,))

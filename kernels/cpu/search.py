@@ -28,8 +28,8 @@ def _spread(count: int, work: Callable[[slice], None]) -> None:
 def _nodes(left, right, counts, at, weight):
     """Turn bins into the ends of runs of them; return how many.
 
-    The loss of bins is the sum over their ends of weight times integral: what the density
-    falls by at each. Bins that touch share an end.
+    The loss of bins is the sum over their ends of weight times integral; the weight is the drop
+    of the density at the end. Adjacent bins share an end.
     """
     n = 0
     for b in range(left.size):

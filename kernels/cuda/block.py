@@ -55,7 +55,7 @@ def stream(put: Any) -> Any:
 
     Four values are loaded before one is stored, each `step` apart: loads of neighbouring threads
     lie together, and enough of them are under way to fill the memory's bandwidth. Indices are
-    unsigned, which spares the code for those that count from the end.
+    unsigned, so that no code for negative indices is generated.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ __all__ = ["count"]
 #: Threads of a block that counts, and the bins of its window: 40 of the 48 KiB of shared memory.
 _COUNTING = 4 if SIMULATED else 512
 _WINDOW = 10 if SIMULATED else 10240
-#: Blocks of a multiprocessor, at most: as many as find threads and shared memory there.
+#: Blocks of a multiprocessor, at most: as many as its threads and shared memory allow.
 _BLOCKS = 4
 #: Values of a block, at least: each adds its window to the table in the end.
 _SHARE = 8 if SIMULATED else 1 << 13

@@ -29,7 +29,7 @@ __all__ = ["distance", "squared_errors"]
 
 #: Candidates of a row of blocks.
 _GROUP = 4
-#: Blocks of a multiprocessor, at most: they take turns, few idle in the last.
+#: Blocks of a multiprocessor, at most: of many waves the last leaves few multiprocessors idle.
 _BLOCKS = 32
 
 

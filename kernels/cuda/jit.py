@@ -97,7 +97,7 @@ def grid(count: int, threads: int = THREADS, most: int = _BLOCKS) -> int:
 def streams(count: int) -> int:
     """Return how many blocks a kernel takes that streams values, four a thread at a time.
 
-    More than find room at once: in many short turns few multiprocessors idle in the last.
+    More than are resident at once: of many short waves the last leaves few multiprocessors idle.
     """
     return grid(-(-count // 4), THREADS, 64)
 

@@ -29,7 +29,7 @@ __all__ = ["backward", "forward"]
 
 _ZERO = np.float32(0)
 #: Of the backward pass: values of a thread, at least, and blocks of a multiprocessor, which
-#: all find room at once and leave few sums to add.
+#: are all resident at once and leave few sums to add.
 _AT_ONCE, _BLOCKS = 4, 4
 
 

@@ -2,8 +2,8 @@
 
 ``place(x, n, factor, half, out, lows, highs, kept)`` writes where each float32 is counted:
 ``half + trunc(x * factor)``, one less for negative ones. Zeros, which may be half of the data,
-are left out or, where leaving out is slow, take turns in `TURNS` places from ``2 * half`` on:
-one counter incremented again and again would have to wait for itself. `factor` is a float32 by
+are left out or, where leaving out is slow, spread over `TURNS` counters from ``2 * half`` on:
+increments of a single counter would each wait for the one before. `factor` is a float32 by
 its bits; `kept` becomes the number of places written. `out` needs room for `TURNS` more.
 
 ``lows`` and ``highs`` become the extreme keys of every run of `RUN` values. Keys are integers in
@@ -24,10 +24,10 @@ __all__ = ["RUN", "TURNS", "compiled", "place_text"]
 
 #: Values whose extremes are noted together.
 RUN = 1 << 9
-#: Places that zeros take turns in.
+#: Counters that zeros are spread over.
 TURNS = 16
 
-#: So many values ahead memory is called for, which else would idle while values are counted.
+#: Prefetch distance, in values: without it memory idles while values are counted.
 _AHEAD = 1 << 12
 _MOST = (1 << 31) - 1
 #: LLVM's functions that collect extremes.
@@ -44,7 +44,7 @@ def compiled() -> int:
 class _Loop:
     """A loop over values, a vector at a time: places are written and extremes collected.
 
-    It is made at the function's entry, where its constants are.
+    Creating it writes its constants, so it is created in the entry block.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class _Loop:
         return variables
 
     def _all(self, place: Value, nothing: Value, out: str) -> Operand:
-        """Store all places and return how many; zeros take their turn."""
+        """Store all places and return how many; zeros go to their own counters."""
         where(nothing, self.turns, place).store(out)
         return self.lanes
 

@@ -107,7 +107,7 @@ def compiled(form: Form) -> int:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Which lanes of a vector count: those of a mask, by a number known to be the first ones."""
+    """Which lanes of a vector are stored: those of a mask, the first `count`, or else all."""
 
     mask: Value | None = None
     count: int = 0
@@ -184,7 +184,7 @@ class OutputWriter:
         return y
 
     def _quantized(self, y: Value, column: str, mask: Value | None) -> Value:
-        """Return the integers of a vector: quickly, and once more where one is near a tie.
+        """Return the integers of a vector: by the reciprocal, or by division if one is near a tie.
 
         `y` are bare sums if the form is bounded.
         """
@@ -255,7 +255,7 @@ class OutputWriter:
         (Value.load(self.w, "i64", 0, mark) | nan_bits).store(mark)
 
     def _put(self, value: Value, table: str, column: str, lanes: Lanes) -> None:
-        """Store a vector at a column, or those lanes of it that count."""
+        """Store the lanes of a vector at a column."""
         place = self.w.element(value.kind, self.lines[table], column)
         if lanes.count:
             value.store_first(lanes.count, place)

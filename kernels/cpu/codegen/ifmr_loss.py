@@ -37,7 +37,7 @@ NEAR = 2.0**-12
 
 #: The float32 below one half.
 _ALMOST_HALF = 0.49999997
-#: Vectors whose nearness to a half is looked at together.
+#: Vectors that share one test for ties.
 _TOGETHER = 4
 
 

@@ -40,7 +40,7 @@ class Writer:
         self._lines.append(f"  {name} = {instruction}")
 
     def alias(self, name: str, kind: str, value: str) -> None:
-        """Give a value the name by which a `phi` above it has asked for it.
+        """Give a value the name that an earlier `phi` refers to.
 
         LLVM's text has no second names; a cast from a type to itself costs nothing.
         """
@@ -73,15 +73,15 @@ class Writer:
         return self.value(f"getelementptr {kind}, ptr {pointer}, i64 {index}")
 
     def load(self, kind: str, pointer: str) -> str:
-        """Load from anywhere: no address is taken to be aligned."""
+        """Load a value; the address needs no alignment."""
         return self.value(f"load {kind}, ptr {pointer}, align 1")
 
     def store(self, kind: str, value: str, pointer: str) -> None:
-        """Store to anywhere."""
+        """Store a value; the address needs no alignment."""
         self.do(f"store {kind} {value}, ptr {pointer}, align 1")
 
     def prefetch(self, pointer: str) -> None:
-        """Call for memory that is soon read; it need not exist."""
+        """Prefetch memory that is soon read; the address may be invalid."""
         self.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)")
 

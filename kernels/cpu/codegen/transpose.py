@@ -1,4 +1,4 @@
-"""Turning a matrix, as machine code: blocks are turned in registers by interleaving.
+"""Transposing a matrix, as machine code: blocks are transposed in registers by interleaving.
 
 ``turn(target, target_step, source, source_step, rows, columns, add)`` fills
 ``target[c][r] = source[r][c] + add``; steps are the bytes from one row to the next of either.
@@ -26,7 +26,7 @@ def compiled(source: str, target: str, size: int) -> int:
 
 
 def _turned(rows: list[Value]) -> list[Value]:
-    """Turn a block: each round interleaves the first half of the rows with the second."""
+    """Transpose a block: each round interleaves the first half of the rows with the second."""
     size = len(rows)
     low = [p for i in range(size // 2) for p in (i, i + size)]
     high = [p + size // 2 for p in low]

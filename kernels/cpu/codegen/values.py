@@ -80,7 +80,7 @@ class Value:
 
     @classmethod
     def load(cls, w: Writer, kind: str, lanes: int, pointer: str) -> Value:
-        """Load a scalar or vector from anywhere."""
+        """Load a scalar or vector; the address needs no alignment."""
         return cls(w, kind, lanes, w.load(vector(lanes, kind) if lanes else kind, pointer))
 
     @classmethod
@@ -99,7 +99,7 @@ class Value:
         return variable
 
     def alias(self, name: str) -> Value:
-        """Return it by the name by which a variable of a loop has asked for it."""
+        """Return it under the name that the `phi` of a loop refers to."""
         self.w.alias(name, self.type, self.name)
         return Value(self.w, self.kind, self.lanes, name)
 
@@ -227,7 +227,7 @@ class Value:
         return Value(self.w, self.kind, len(places), self.w.value(instruction))
 
     def store(self, pointer: str) -> None:
-        """Store to anywhere."""
+        """Store it; the address needs no alignment."""
         self.w.store(self.type, self.name, pointer)
 
     def store_where(self, mask: Value, pointer: str) -> None:

@@ -85,7 +85,7 @@ class Image:
         return inside * self.step + self.first * self.operands.itemsize
 
     def byte_offset(self, n: Any, i: Any, j: Any) -> np.ndarray:
-        """Return the bytes from `origin` to positions; those in the border are negative or so."""
+        """Return the bytes from `origin` to positions; in the border they may be negative."""
         rows = np.multiply(n, self.rows, dtype=np.int64) + i
         return (rows * self.columns + j) * self.step
 

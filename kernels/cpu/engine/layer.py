@@ -55,7 +55,7 @@ class Single:
         stage: CheckedStage,
         channels_last: bool = False,
     ) -> Single:
-        """Set up what `add` adds, for data and results of N, C, H, W.
+        """Build a program of the steps that `add` appends, for data and results of N, C, H, W.
 
         Parameters
         ----------

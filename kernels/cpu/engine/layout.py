@@ -12,14 +12,14 @@ from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
 __all__ = ["enter", "enter_last", "leave", "leave_last"]
 
-#: Positions that one job turns.
+#: Positions that one job transposes.
 _POSITIONS = 512
 _LLVM = {"float32": "float", "int8": "i8", "uint8": "i8", "int16": "i16"}
 
 
 @parallel_jit
 def _turn(function, sources, targets, counts, steps, channels, inwards, add):
-    """Turn blocks of positions, each at its addresses, into the image or out of it."""
+    """Transpose blocks of positions, at given addresses, into the image or out of it."""
     for job in prange(counts.size):
         j = np.int64(job)
         count = counts[j]
@@ -77,7 +77,7 @@ def _runs(
 
 
 def _turns(image: np.ndarray, view: np.ndarray, add: int, *, inwards: bool) -> bool:
-    """Turn (N, C, H, W) into a view of an image or back, if there are enough of both axes."""
+    """Transpose (N, C, H, W) into a view of an image or back; False if it is too small."""
     images, firsts, counts = _runs(view.shape, view.strides)
     channels, width = view.shape[3], view.shape[2]
     if not view.size:

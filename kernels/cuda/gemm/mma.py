@@ -20,7 +20,7 @@ __all__ = ["COLUMNS", "DEPTH", "ROWS", "THREADS", "mma_tiles"]
 
 #: Channels and pixels of a block: 4 warps side by side, each computes 64 x 32 outputs.
 ROWS, COLUMNS, THREADS, DEPTH = 64, 128, 128, 8
-#: Rows of shared memory are 8 words longer, so that a warp's fragments meet no bank twice.
+#: Rows of shared memory are padded by 8 words, so that fragments have no bank conflicts.
 _LEFT, _RIGHT = ROWS + 8, COLUMNS + 8
 _LEFT_HALVES, _RIGHT_HALVES, _SUMS = 2 * DEPTH * _LEFT, 2 * DEPTH * _RIGHT, 16 * _RIGHT
 _LINE, _LINES = np.uint64(_RIGHT), np.uint64(8 * _RIGHT)

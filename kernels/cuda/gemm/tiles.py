@@ -1,7 +1,7 @@
 """Kernels of the GEMM whose threads add up 4 x 4 outputs each; see `kernels.cuda.gemm.layer`.
 
-Shared memory is addressed by unsigned numbers from one axis, which leaves the compiler no signs
-to look at; the depth is unrolled by hand.
+Shared memory has one axis and unsigned indices, so that no code for negative indices is
+generated; the depth is unrolled by hand.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
 #: Threads along an axis of a block; each computes 4 x 4 outputs.
 SIDE = 4 if SIMULATED else 16
 TILE = 4 * SIDE
-#: Rows of the depth that a thread's values lie apart, and those of a part.
+#: Rows of the depth from one value that a thread loads to the next, and rows of a step.
 _SPAN = SIDE * SIDE // TILE
 _DEPTH = 4 * _SPAN
 _HALVES = 2 * _DEPTH * TILE
 _ZERO = np.int32(0)
-#: Lets a thread load what lies together as one: 4 channels, and 2 pixels twice.
+#: Alignment for vector loads of adjacent words: 4 channels, and 2 pixels twice.
 _ALIGNED = None if SIMULATED else 16
 _FAR = 2 * SIDE
 # distances in shared memory: to a thread's other outputs, words of depth, values to keep
@@ -211,7 +211,8 @@ def _tiled(dot: Any, zero: Any, store: Any, dtype: Any) -> Any:
     @device_jit
     def body(words, places, weights, phases, bias, sizes, kind, stage, out):
         """Compute the tiles of a block, one after the other."""
-        a = cuda.shared.array(_HALVES, dtype, _ALIGNED)  # the simulator tells them by their lines
+        # each on a line of its own, by which the simulator tells shared arrays apart
+        a = cuda.shared.array(_HALVES, dtype, _ALIGNED)
         b = cuda.shared.array(_HALVES, dtype, _ALIGNED)
         at = cuda.shared.array(TILE, np.int64)
         outs, groups, per = sizes.outs, sizes.groups, sizes.outs // sizes.groups
