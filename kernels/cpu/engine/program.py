@@ -58,8 +58,8 @@ class Program:
     def instance(self) -> Iterator[Instance]:
         """Take buffers for one run, and give them back; after an error they are dropped."""
         with self._lock:
-            taken = self._free.pop() if self._free else None
-        instance = taken or Instance(self)
+            free_instance = self._free.pop() if self._free else None
+        instance = free_instance or Instance(self)
         yield instance
         with self._lock:
             self._free.append(instance)

@@ -57,8 +57,8 @@ _GEMM, _CHANNELS, _MAXIMA, _LINES, _BORDER = (KINDS[kind] for kind in sorted(KIN
 @jit
 def _gemm(s, job):
     """Compute some positions of some blocks of outputs."""
-    strip, rest = job % s.strips, job // s.strips
-    chunk, group = rest % s.chunks, rest // s.chunks
+    strip, chunk = job % s.strips, job // s.strips % s.chunks
+    group = job // (s.strips * s.chunks)
     begin = strip * s.strip
     end = min(begin + s.strip, s.positions)
     acc = np.empty(s.rows * s.columns, np.int32)
@@ -74,18 +74,16 @@ def _gemm(s, job):
         # a whole tile passes its sums to the output stage in registers
         stored = s.stored_1 if block == s.blocks - 1 else s.stored_2
         channel = group * s.outs + first
-        place = group * s.blocks + block
-        weights = s.weights + place * s.block_bytes
-        start = s.start + place * s.columns * 4
+        weights = s.weights + (group * s.blocks + block) * s.block_bytes
+        start = s.start + (group * s.blocks + block) * s.columns * 4
         p = begin
         while p < end:
-            few = end - p <= s.tail_rows
             rows = min(end - p, s.rows)
-            tile = short if few else whole
+            tile = short if end - p <= s.tail_rows else whole
             bases = s.bases + 8 * p
             if rows == s.rows:
-                more = (s.stage, channel, p)
-                call(stored, (data, bases, s.taps, s.runs, s.words, weights, start, *more))
+                place = (s.stage, channel, p)
+                call(stored, (data, bases, s.taps, s.runs, s.words, weights, start, *place))
             else:
                 call(tile, (sums, data, bases, s.taps, s.runs, s.words, weights, start))
                 call(s.store, (sums, 4 * width, rows, count, s.stage, channel, p))
@@ -103,8 +101,8 @@ def _channels(s, job):
         data = s.data + block * s.block_data_bytes
         weights, start = s.weights + block * s.block_bytes, s.start + first * 4
         stored = s.stored_1 if block == s.blocks - 1 else s.stored_2
-        more = (s.stage, first, begin)
-        call(stored, (data, bases, s.taps, s.words, weights, start, count, *more))
+        place = (s.stage, first, begin)
+        call(stored, (data, bases, s.taps, s.words, weights, start, count, *place))
 
 
 @jit
