@@ -6,7 +6,8 @@ Number format
     `QuantParams`, `params_from_range`, `quantize`, `dequantize`, `fake_quantize`, `requantize`
 Weights
     `arq`, `arq_fake_quantize`, `quantize_weights`, `dequantize_weights`,
-    `fake_quantize_weights`
+    `fake_quantize_weights`; rounded so that errors cancel: `column_moments`, `ColumnMoments`,
+    `compensated_rounding`
 Layers, in float32 and in INT8
     `conv2d`, `conv2d_int8`, `prepare_conv2d`, `deconv2d`, `deconv2d_int8`, `inner_product`,
     `inner_product_int8`, `avg_pool2d`, `avg_pool2d_int8`, `max_pool2d`
@@ -19,6 +20,8 @@ Observing data, in one pass and constant memory
 From a histogram to scale and offset
     `search_params`, by one of `METHODS` or its settings: `Method` is any of `Ifmr`, `Hfmg`,
     `MinMax`, `Percentile`, `Mse`, `Kl`; `quantization_error`
+How far quantized values are from exact ones, by channel
+    `channel_moments`, `ChannelMoments`
 IFMR on the data itself
     `ifmr`, or in batches `percentile_range`, `tail_rank`, `ifmr_candidates`, `IfmrCandidates`,
     `IfmrPass`
@@ -59,6 +62,7 @@ from kernels.affine import (
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
+from kernels.compensation import ColumnMoments, column_moments, compensated_rounding
 from kernels.compiling import on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
@@ -67,6 +71,7 @@ from kernels.histogram import Histogram, NotFiniteError
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.max_pool import max_pool2d
 from kernels.methods import *  # noqa: F403 - a new method needs no line here
+from kernels.moments import ChannelMoments, channel_moments
 from kernels.output import OutputStage, check_output, float_stage
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.programs import packed, resident
@@ -80,7 +85,9 @@ __version__ = "0.2.0"
 
 __all__ = [
     "DEVICES",
+    "ChannelMoments",
     "ClipRange",
+    "ColumnMoments",
     "ConvGeometry",
     "Histogram",
     "IfmrCandidates",
@@ -95,7 +102,10 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_int8",
     "best_device",
+    "channel_moments",
     "check_output",
+    "column_moments",
+    "compensated_rounding",
     "conv2d",
     "conv2d_int8",
     "conv_output_size",

@@ -27,6 +27,15 @@ SIGNATURES: dict[str, dict[str, str]] = {
         "_fake_quantize_rows": f"void({F32}, int64, int64, {F32}, float32, float32, {F32})",
         "_swapped": f"void(float32[:, :, ::1], {F32})",
     },
+    "moments": {
+        "_planes": f"void({TABLE}, {TABLE}, float64[:, ::1])",
+    },
+    "compensation": {
+        "_round_rows": (
+            "void(float64[:, :, ::1], float64[:, ::1], float64[:, :, ::1], float64, "
+            "float64[:, :, ::1], int8[:, :, ::1])"
+        ),
+    },
     "ulq": {
         "_forward": f"void({F32}, float32, float32, float32, {F32})",
         "_backward": f"void({F32}, {F32}, float32, {FORMAT}, {F32}, float64[:, ::1])",

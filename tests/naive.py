@@ -343,3 +343,52 @@ def ulq(x: float, g: float, high: float, low: float, bits: int = 8) -> tuple[flo
     if x > top:
         return y, 0.0, f32(g * f32(d + 1)), f32(g * -d)
     return y, 0.0, f32(g * d), f32(g * f32(1 - d))
+
+
+def channel_sums(x: Any, y: Any) -> list[list[float]]:
+    """Sums of x, y, x², y², x·y of each channel of nested lists (N, C, P)."""
+    sums = []
+    for c in range(len(x[0])):
+        pairs = [(a, b) for n in range(len(x)) for a, b in zip(x[n][c], y[n][c], strict=True)]
+        sums.append(
+            [
+                math.fsum(a for a, _ in pairs),
+                math.fsum(b for _, b in pairs),
+                math.fsum(a * a for a, _ in pairs),
+                math.fsum(b * b for _, b in pairs),
+                math.fsum(a * b for a, b in pairs),
+            ]
+        )
+    return sums
+
+
+def column(
+    x: Any, n: int, i: int, j: int, channels: range, kernel: Pair, stride: Pair, pad: Pair,
+    dilation: Pair, zero: int,
+) -> list[int]:  # fmt: skip
+    """What a convolution multiplies with its weights at one output position."""
+    values = []
+    for c in channels:
+        for u in range(kernel[0]):
+            for v in range(kernel[1]):
+                row = i * stride[0] - pad[0] + u * dilation[0]
+                col = j * stride[1] - pad[1] + v * dilation[1]
+                inside = 0 <= row < len(x[n][c]) and 0 <= col < len(x[n][c][0])
+                values.append(x[n][c][row][col] - zero if inside else 0)
+    return values
+
+
+def gptq(w: np.ndarray, scale: float, h: np.ndarray, damping: float) -> list[int]:
+    """Round one row by GPTQ as it is published: errors go on by the factor of the inverse."""
+    h = h + damping * np.eye(len(h))
+    order = sorted(range(len(h)), key=lambda k: (-h[k, k], -k))
+    inverse = np.linalg.inv(h[np.ix_(order, order)])
+    upper = np.linalg.cholesky(inverse).T
+    left = [float(w[k]) for k in order]
+    q = [0] * len(h)
+    for a, k in enumerate(order):
+        q[k] = min(max(round_half_away(left[a] / scale), -128), 127)
+        error = (left[a] - scale * q[k]) / upper[a, a]
+        for b in range(a + 1, len(h)):
+            left[b] -= error * upper[a, b]
+    return q
