@@ -146,6 +146,45 @@ def test_what_keeps_the_sign_makes_nothing_negative_of_what_is_not():
     assert {"ReLU", "ReLU6", "Sigmoid", "Exp", "Threshold", "Softmax"} <= never
 
 
+def _by_channel(arrays: list[np.ndarray], k: np.ndarray, kind: str) -> list[np.ndarray]:
+    """Return arrays with their channels multiplied: by the same factors, or one after the other."""
+    out, first = [], 0
+    for x in arrays:
+        own = k if kind == "same" else k[first : first + x.shape[1]]
+        first += x.shape[1]
+        out.append(x * own.reshape(-1, *(1,) * (x.ndim - 2)))
+    return out
+
+
+def test_what_passes_factors_on_does():
+    rng, kinds = np.random.default_rng(0), set()
+    for e in examples():
+        if not e.bottoms or any(x.ndim < 2 for x in (*e.bottoms, *e.tops)):
+            continue
+        factors = layer_type(e.layer).factors(e.layer, e.bottoms[0].ndim)
+        if factors.kind == "none":
+            continue
+        bounds = (abs(b) for b in (factors.low, factors.high) if b)
+        limit = min(bounds, default=np.inf)
+        sizes = {np.abs(x).max(initial=0) for x in e.bottoms}
+        shrink = 1.0 if limit == np.inf else np.float32(limit / 8 / max(*sizes, 1e-9))
+        bottoms = [np.where(np.isfinite(x), x * shrink, 0).astype(np.float32) for x in e.bottoms]
+        joined = factors.kind == "joined"
+        channels = sum(x.shape[1] for x in bottoms) if joined else bottoms[0].shape[1]
+        k = rng.choice(np.float32([1, 2, 4]), channels)
+        before, behind = {"kept": ("same", "same"), "joined": ("apart", "same")}.get(
+            factors.kind, ("same", "apart")
+        )
+        got = forward(e.layer, _by_channel(bottoms, k, before))
+        want = _by_channel(forward(e.layer, bottoms), k, behind)
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        kinds.add((e.layer.type, factors.kind))
+    types = {name for name, _ in kinds}
+    assert {"ReLU", "ReLU6", "Clip", "PReLU", "Pooling", "Eltwise", "Split", "Interp"} <= types
+    assert {("Concat", "joined"), ("Slice", "cut")} <= kinds
+
+
 def test_what_changes_nothing_changes_nothing():
     same = set()
     for e in examples():

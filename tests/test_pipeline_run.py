@@ -27,8 +27,10 @@ FILES = {
 }  # fmt: skip
 
 
-def test_a_run_writes_all_files_and_they_agree(tmp_path, capsys):
-    assert main([str(write_job(tmp_path))]) == 0
+@pytest.mark.parametrize("effort", ["original", "standard", "best"])
+def test_a_run_writes_all_files_and_they_agree(tmp_path, capsys, effort):
+    config = write_job(tmp_path, calibrate=f'effort = "{effort}"')
+    assert main([str(config)]) == 0
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == FILES
     printed = capsys.readouterr().out
@@ -51,7 +53,18 @@ def test_a_run_writes_all_files_and_they_agree(tmp_path, capsys):
     x = {"data": samples(24)[8:]}
     exact = pipeline.FloatNet(small_net()).forward(x)["prob"]
     faked = pipeline.FloatNet(fake).forward(x)["prob"]
-    whole = pipeline.Int8Net(small_net(), record).forward(x)["prob"]
+    again = pipeline.quantize_model(config, output=tmp_path / "again")
+    assert again.record == record
+    whole = again.int8_net().forward(x)["prob"]
+    if effort == "original":  # then the record says all
+        np.testing.assert_array_equal(
+            whole, pipeline.Int8Net(small_net(), record).forward(x)["prob"]
+        )
+    assert report["effort"] == effort
+    steps = [trial["step"] for trial in report["trials"]]
+    assert (steps == []) == (effort == "original")
+    assert ("bias correction" in steps) == (effort != "original")
+    assert ("compensated rounding" in steps) == (effort == "best")
     np.testing.assert_allclose(faked, whole, atol=2e-3)
     labels = np.arange(8, 24) % 10
     top1 = {s["model"]: s["top1"] for s in report["accuracy"]}
@@ -94,7 +107,7 @@ def test_devices_write_the_same_record(tmp_path):
 def test_plan_computes_and_writes_nothing(tmp_path, capsys):
     assert main([str(write_job(tmp_path)), "--plan"]) == 0
     printed = capsys.readouterr().out
-    assert "ifmr" in printed
+    assert "mse" in printed
     assert "pooling is MAX, not AVE" in printed
     assert "MACs a sample" in printed
     # conv1: 8 outputs x 12 x 10 places x 3 inputs x 9 taps

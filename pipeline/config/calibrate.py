@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from kernels import METHODS
 from pipeline.config.base import Data, FilePath, Names, Number, QuantizableType, Table, as_tuple
+from pipeline.config.improve import Effort
 
 __all__ = [
     "Algorithm",
@@ -139,6 +140,9 @@ class CalibrateConfig(Table):
     skip_layer_types: Names = ()
     do_fusion: bool = True
     skip_fusion_layers: Names = ()
+    effort: Effort | None = Field(
+        None, description="default: standard; with a quant_cfg or a training: original"
+    )
     exact: bool = Field(False, description="IFMR from a second pass over the data itself")
     common_config: Algorithm = Algorithm()
     override_layer_types: Annotated[tuple[TypeOverride, ...], BeforeValidator(as_tuple)] = ()

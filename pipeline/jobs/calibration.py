@@ -9,7 +9,7 @@ from caffeio import SOURCE_TYPES
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.jobs.files import MODEL_FILES, output_files
-from pipeline.jobs.stages import Clock, calibrate, finish
+from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.prepare import prepare, read_model
 from pipeline.report.cost import NetCost, net_cost
@@ -66,7 +66,10 @@ def quantize_model(
         with clock.stage("calibrate"):
             net = FloatNet(work.fused.net, device=device)
             ranges = calibrate(config, work, net, reporter)
-        return finish(config, work, ranges, files, clock, reporter, device=device)
+        better = improved(config, work, ranges, reporter, clock, device=device)
+        return finish(
+            config, work, ranges, files, clock, reporter, device=device, improvements=better
+        )
 
 
 def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:

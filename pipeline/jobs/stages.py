@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
 from pipeline.quantize.calibrate import observe_shards, search, search_exactly
+from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import (
     LayerError,
     ModelScore,
@@ -30,6 +31,7 @@ from pipeline.quantize.evaluate import (
 )
 from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.feed import open_feed
+from pipeline.quantize.improve import Improved, improve, samples_of, wanted_improvements
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
 from pipeline.quantize.prepare import Prepared
@@ -45,6 +47,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "finish",
+    "improved",
     "input_shapes",
     "make_record",
     "make_report",
@@ -150,6 +153,45 @@ def make_record(work: Prepared, ranges: Ranges) -> Record:
     )
 
 
+def improved(
+    config: Config,
+    work: Prepared,
+    ranges: Ranges,
+    reporter: Reporter,
+    clock: Clock,
+    *,
+    device: str,
+) -> Improved:
+    """Do what the effort asks for beyond ranges; see `pipeline.quantize.improve`."""
+    record = make_record(work, ranges)
+    wanted = wanted_improvements(config.improve, work)
+    if not (wanted.equalize or wanted.bias or wanted.gain or wanted.rounding == "compensated"):
+        return Improved(work.fused, Corrected(work.fused.net, record), (), ())
+    c = work.calibrate
+    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    try:
+        batches = feed.batches(c.batch_size, c.batch_num)
+        samples = samples_of(work.fused.net, (feed.for_net(b) for b in batches))
+    finally:
+        feed.close()
+
+    def recalibrated(net: Net) -> Record:
+        changed = replace(work, fused=replace(work.fused, net=net))
+        again = calibrate(config, changed, FloatNet(net, device=device), reporter)
+        return make_record(changed, again)
+
+    with clock.stage("improve"):
+        return improve(
+            work,
+            record,
+            samples,
+            wanted,
+            recalibrated,
+            device=device,
+            progress=lambda what, names: reporter.track(names, what, len(record.layers)),
+        )
+
+
 def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
     """Return what to evaluate on: ``[evaluate]``, the test data, or the reference samples."""
     c = work.calibrate
@@ -195,7 +237,7 @@ def evaluate(
     blobs = compared_blobs(work.net, e.outputs)
     models: dict[str, Runnable] = {
         "float": FloatNet(before, device=device),
-        "fakequant": FloatNet(fakequant_net(net.net, int8.layers), device=device),
+        "fakequant": FloatNet(fakequant_net(int8.net, int8.layers), device=device),
         "int8": int8,
     }
     feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
@@ -225,6 +267,7 @@ def finish(
     device: str,
     before: Net | None = None,
     more: Mapping[str, Writer] | None = None,
+    improvements: Improved | None = None,
 ) -> Report:
     """Go from ranges to files: record, integers, evaluation, report; the end of every job.
 
@@ -243,14 +286,23 @@ def finish(
         The float net to compare with; by default the one that is quantized.
     more : mapping of kind to Writer, optional
         For files beside those of the model.
+    improvements : Improved, optional
+        What has been done beyond ranges; without it weights are rounded as they are.
     """
     with clock.stage("quantize"):
-        record = make_record(work, ranges)
-        int8 = Int8Net.of_fused(work.fused.net, record, device=device)
+        if improvements is None:
+            plain = Corrected(work.fused.net, make_record(work, ranges))
+            improvements = Improved(work.fused, plain, (), ())
+        notes = (*work.notes, *improvements.notes)
+        work = replace(work, fused=improvements.fused, notes=notes)
+        result = improvements.result
+        record = result.record
+        int8 = Int8Net.of_fused(result.net, record, device=device)
     with clock.stage("evaluate"):
         scores = evaluate(config, work, before or work.net, int8, device, reporter)
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
+    report = replace(report, trials=improvements.trials, net_quantized=result.net)
     write_files(files, {**model_writers(report, work.fused, int8), **(more or {})})
     return report
 
@@ -279,4 +331,6 @@ def make_report(
         )
         for v in work.verdicts
     )
-    return Report(name, record, accuracy, layers, files, samples, clock.seconds, work.notes)
+    return Report(
+        name, record, accuracy, layers, files, samples, clock.seconds, work.notes, work.effort
+    )

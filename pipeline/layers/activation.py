@@ -9,13 +9,16 @@ import numpy as np
 
 from caffeio.graph import Layer
 from pipeline.layers.base import (
+    Factors,
     LayerType,
     Shape,
     Sign,
     Step,
     always,
     any_sign,
+    keeps_factors,
     keeps_sign,
+    no_factors,
     no_step,
     not_negative,
 )
@@ -39,6 +42,7 @@ def neuron(
     *,
     step: Callable[[Layer, Sequence[Shape], Shape], Step | None] = no_step,
     identity: bool = False,
+    factors: Callable[[Layer, int], Factors] = no_factors,
 ) -> LayerType:
     """Make a layer type of a function of one array; `check` looks at the parameters."""
 
@@ -52,7 +56,7 @@ def neuron(
         # NumPy makes numbers, not arrays, of what has no axes
         return (function(layer, x) if x.ndim else function(layer, x.reshape(1)).reshape(()),)
 
-    return LayerType(shapes, forward, always, sign, step=step, identity=identity)
+    return LayerType(shapes, forward, always, sign, step=step, identity=identity, factors=factors)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -194,6 +198,11 @@ def _relu6_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | No
     return Step("apply", clamp=(0.0, 6.0)) if plain else None
 
 
+def _clip_factors(layer: Layer, rank: int) -> Factors:
+    p = layer.param.clip_param
+    return Factors("kept", p.min, p.max) if p.min <= 0 <= p.max else Factors()
+
+
 def _clip_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
     p = layer.param.clip_param
     return Step("apply", clamp=(p.min, p.max))
@@ -207,8 +216,8 @@ def _prelu_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
 TYPES: dict[str, LayerType] = {
     "AbsVal": neuron(lambda layer, x: np.abs(x), not_negative),
     "BNLL": neuron(_bnll, not_negative),
-    "Clip": neuron(_clip, _clip_sign, _check_clip, step=_clip_step),
-    "Dropout": neuron(lambda layer, x: x, keeps_sign, identity=True),
+    "Clip": neuron(_clip, _clip_sign, _check_clip, step=_clip_step, factors=_clip_factors),
+    "Dropout": neuron(lambda layer, x: x, keeps_sign, identity=True, factors=keeps_factors),
     "ELU": neuron(_elu, keeps_sign),
     "Exp": neuron(
         _exp,
@@ -219,12 +228,20 @@ TYPES: dict[str, LayerType] = {
     ),
     "Log": neuron(_log, any_sign, _check_log),
     "Power": neuron(_power, any_sign),
-    "PReLU": LayerType(_prelu_shapes, _prelu, always, keeps_sign, step=_prelu_step),
+    "PReLU": LayerType(
+        _prelu_shapes, _prelu, always, keeps_sign, step=_prelu_step, factors=keeps_factors
+    ),
     "ReLU": neuron(
-        _relu, lambda layer: _rectified(layer.param.relu_param.negative_slope), step=_relu_step
+        _relu,
+        lambda layer: _rectified(layer.param.relu_param.negative_slope),
+        step=_relu_step,
+        factors=keeps_factors,
     ),
     "ReLU6": neuron(
-        _relu6, lambda layer: _rectified(layer.param.relu6_param.negative_slope), step=_relu6_step
+        _relu6,
+        lambda layer: _rectified(layer.param.relu6_param.negative_slope),
+        step=_relu6_step,
+        factors=lambda layer, rank: Factors("kept", high=6.0),
     ),
     "Sigmoid": neuron(lambda layer, x: sigmoid(x), not_negative),
     "Softmax": LayerType(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from caffeio.graph import Layer
 from pipeline.layers.folding import Affine
 
 __all__ = [
+    "Factors",
     "Kept",
     "LayerType",
     "Shape",
@@ -22,11 +24,14 @@ __all__ = [
     "Step",
     "always",
     "any_sign",
+    "keeps_factors",
     "keeps_sign",
     "never",
+    "no_factors",
     "no_macs",
     "no_step",
     "not_negative",
+    "takes_no_factors",
     "takes_nothing",
 ]
 
@@ -69,6 +74,25 @@ class Step:
     affine: Affine | None = None
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What becomes of a positive factor of each channel (axis 1): ``f(k * x) = k * f(x)``.
+
+    Attributes
+    ----------
+    kind : str
+        ``"none"``: it does not hold; ``"kept"``: it holds, and all bottoms and tops have the same
+        channels; ``"joined"``: it holds, and the top has the channels of the bottoms one after
+        the other; ``"cut"``: the tops have the channels of the bottom.
+    low, high : float
+        It holds for values within these bounds: 0 and 6 for ReLU6. A bound of 0 is none.
+    """
+
+    kind: str = "none"
+    low: float = -inf
+    high: float = inf
+
+
 def always(layer: Layer, rank: int) -> bool:
     """Say that a layer treats every image of a batch alone."""
     return True
@@ -101,6 +125,21 @@ def no_macs(layer: Layer, bottom: Shape, top: Shape) -> int:
 
 def no_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
     """Say that a layer runs as it is in a compiled net."""
+    return None
+
+
+def no_factors(layer: Layer, rank: int) -> Factors:
+    """Say that a factor of a channel does not pass through a layer."""
+    return Factors()
+
+
+def keeps_factors(layer: Layer, rank: int) -> Factors:
+    """Say that a factor of a channel passes through a layer as it is."""
+    return Factors("kept")
+
+
+def takes_no_factors(layer: Layer, k: np.ndarray) -> Layer | None:
+    """Say that no factor of an input channel is taken into a layer's weights."""
     return None
 
 
@@ -154,6 +193,11 @@ class LayerType:
         ``takes_behind(layer, affine) -> Layer or None``: the layer with a map of its output
         channels (BatchNorm and Scale behind it) folded into its weights; of its input channels
         for `takes_before`. None if it cannot be.
+    factors : callable
+        ``factors(layer, rank) -> Factors``: whether a positive factor of a channel passes through.
+    takes_factors : callable
+        ``takes_factors(layer, k) -> Layer or None``: the layer with its input channels multiplied
+        by k, float64 (C,), in its weights; None if it cannot be.
     folds_in_training : bool
         What is behind it is folded in quantization-aware training, too.
     note : callable
@@ -177,5 +221,7 @@ class LayerType:
     ) = None
     takes_behind: Callable[[Layer, Affine], Layer | None] = takes_nothing
     takes_before: Callable[[Layer, Affine], Layer | None] = takes_nothing
+    factors: Callable[[Layer, int], Factors] = no_factors
+    takes_factors: Callable[[Layer, np.ndarray], Layer | None] = takes_no_factors
     folds_in_training: bool = False
     note: Callable[[Layer], str] = lambda layer: ""

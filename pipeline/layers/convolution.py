@@ -320,6 +320,20 @@ def _takes_before(layer: Layer, affine: Affine) -> Layer | None:
     return _with_weights(layer, w, bias)
 
 
+def _takes_factors(layer: Layer, k: np.ndarray) -> Layer | None:
+    """Multiply the weights of each input channel by its factor: padding stays zero."""
+    p, w = layer.param.convolution_param, layer.blobs[0]
+    deconv = layer.type == "Deconvolution"
+    channels = w.shape[0] if deconv else w.shape[1] * p.group
+    if w.ndim != 4 or p.axis != 1 or channels != k.size:
+        return None
+    if deconv:
+        scaled = (w.astype(np.float64) * k[:, None, None, None]).astype(np.float32)
+    else:
+        scaled, _ = scaled_inputs(w, None, Affine(k, np.zeros(k.size)), p.group)
+    return replace(layer, blobs=(scaled, *layer.blobs[1:]))
+
+
 def _depthwise() -> LayerType:
     """Return a fork's depthwise type; nothing is folded into it, as the Ascend tool has it not."""
     return LayerType(
@@ -337,6 +351,7 @@ TYPES: dict[str, LayerType] = {
         _step("conv"),
         takes_behind=_takes_behind,
         takes_before=_takes_before,
+        takes_factors=_takes_factors,
         folds_in_training=True,
     ),
     "ConvolutionDepthwise": _depthwise(),
@@ -348,6 +363,7 @@ TYPES: dict[str, LayerType] = {
         _deconv_macs,
         _step("deconv"),
         takes_behind=_takes_behind,
+        takes_factors=_takes_factors,
         folds_in_training=True,
     ),
     "DepthwiseConvolution": _depthwise(),

@@ -8,7 +8,16 @@ import numpy as np
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import BiasParameter, EltwiseParameter, ScaleParameter
-from pipeline.layers.base import LayerType, Shape, Sign, Step, always, any_sign, keeps_sign
+from pipeline.layers.base import (
+    Factors,
+    LayerType,
+    Shape,
+    Sign,
+    Step,
+    always,
+    any_sign,
+    keeps_sign,
+)
 from pipeline.layers.check import (
     arity,
     axis_index,
@@ -143,6 +152,11 @@ def _eltwise_sign(layer: Layer) -> Sign:
     return Sign.KEPT if min(layer.param.eltwise_param.coeff, default=1) >= 0 else Sign.ANY
 
 
+def _eltwise_factors(layer: Layer, rank: int) -> Factors:
+    product = layer.param.eltwise_param.operation == EltwiseParameter.PROD
+    return Factors() if product else Factors("kept")
+
+
 def _eltwise_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
     p = layer.param.eltwise_param
     plain = p.operation == EltwiseParameter.SUM and all(c == 1 for c in p.coeff)
@@ -174,7 +188,14 @@ TYPES: dict[str, LayerType] = {
         lambda layer, rank: _factors_per_image(layer.param.bias_param, layer, rank),
         any_sign,
     ),
-    "Eltwise": LayerType(_eltwise_shapes, _eltwise, always, _eltwise_sign, step=_eltwise_step),
+    "Eltwise": LayerType(
+        _eltwise_shapes,
+        _eltwise,
+        always,
+        _eltwise_sign,
+        step=_eltwise_step,
+        factors=_eltwise_factors,
+    ),
     "Scale": LayerType(
         _scale_shapes,
         _scale,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffeio.graph import Layer
-from pipeline.layers.base import LayerType, Shape, Sign, always, keeps_sign
+from pipeline.layers.base import LayerType, Shape, Sign, always, keeps_factors, keeps_sign
 from pipeline.layers.check import arity, fail, need, rank
 
 __all__ = ["TYPES", "zoom_size"]
@@ -194,7 +194,7 @@ def _upsample(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple
 
 
 TYPES: dict[str, LayerType] = {
-    "Interp": LayerType(_interp_shapes, _interp, always, keeps_sign),
+    "Interp": LayerType(_interp_shapes, _interp, always, keeps_sign, factors=keeps_factors),
     "Reorg": LayerType(_reorg_shapes, _reorg, always, keeps_sign),
     "ShuffleChannel": LayerType(_shuffle_shapes, _shuffle, always, keeps_sign),
     "Upsample": LayerType(

@@ -105,9 +105,26 @@ def _takes_behind(layer: Layer, affine: Affine) -> Layer | None:
     return replace(layer, param=param, blobs=(w, bias))
 
 
+def _takes_factors(layer: Layer, k: np.ndarray) -> Layer | None:
+    """Multiply the weights of each input channel, which has as many as it has positions."""
+    p, w = layer.param.inner_product_param, layer.blobs[0]
+    if p.axis != 1 or p.transpose or (w.size // p.num_output) % k.size:
+        return None
+    rows = w.astype(np.float64).reshape(p.num_output, k.size, -1) * k[:, None]
+    scaled = rows.reshape(w.shape).astype(np.float32)
+    return replace(layer, blobs=(scaled, *layer.blobs[1:]))
+
+
 TYPES: dict[str, LayerType] = {
     "Embed": LayerType(_embed_shapes, _embed, always, any_sign),
     "InnerProduct": LayerType(
-        _shapes, _forward, _per_image, any_sign, _macs, _step, takes_behind=_takes_behind
+        _shapes,
+        _forward,
+        _per_image,
+        any_sign,
+        _macs,
+        _step,
+        takes_behind=_takes_behind,
+        takes_factors=_takes_factors,
     ),
 }

@@ -13,7 +13,7 @@ from caffeio.errors import NetError
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import PoolingParameter, SPPParameter
 from kernels.rounding import round_half_away
-from pipeline.layers.base import LayerType, Shape, Step, always, keeps_sign, never
+from pipeline.layers.base import Factors, LayerType, Shape, Step, always, keeps_sign, never
 from pipeline.layers.check import arity, need, rank
 
 __all__ = [
@@ -279,8 +279,15 @@ def _step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
     return Step(kind) if kind else None
 
 
+def _pool_factors(layer: Layer, rank: int) -> Factors:
+    # a second top says where maxima lie, which no factor changes
+    return Factors("kept") if len(layer.tops) == 1 else Factors()
+
+
 TYPES: dict[str, LayerType] = {
-    "Pooling": LayerType(_pool_shapes, _pooling, always, keeps_sign, _macs, _step),
+    "Pooling": LayerType(
+        _pool_shapes, _pooling, always, keeps_sign, _macs, _step, factors=_pool_factors
+    ),
     "ROIPooling": LayerType(_roi_shapes, _roi_pooling, never, keeps_sign),
     "SPP": LayerType(_spp_shapes, _spp, always, keeps_sign),
 }

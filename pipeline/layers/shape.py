@@ -9,7 +9,15 @@ from math import prod
 import numpy as np
 
 from caffeio.graph import Layer
-from pipeline.layers.base import LayerType, Shape, Step, always, keeps_sign
+from pipeline.layers.base import (
+    Factors,
+    LayerType,
+    Shape,
+    Step,
+    always,
+    keeps_factors,
+    keeps_sign,
+)
 from pipeline.layers.check import arity, axis_index, fail, need
 
 __all__ = ["TYPES", "concat_axis", "crop_offsets", "permute_order", "slice_cuts"]
@@ -260,6 +268,14 @@ def _joins_per_image(layer: Layer, rank: int) -> bool:
     return concat_axis(layer, "concat_dim", rank) != 0
 
 
+def _concat_factors(layer: Layer, rank: int) -> Factors:
+    return Factors("joined") if concat_axis(layer, "concat_dim", rank) == 1 else Factors()
+
+
+def _slice_factors(layer: Layer, rank: int) -> Factors:
+    return Factors("cut") if concat_axis(layer, "slice_dim", rank) == 1 else Factors()
+
+
 def _concat_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
     """Return a concat step if the layer joins along the channels of four axes."""
     first = bottoms[0]
@@ -268,7 +284,14 @@ def _concat_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | N
 
 
 TYPES: dict[str, LayerType] = {
-    "Concat": LayerType(_concat_shapes, _concat, _joins_per_image, keeps_sign, step=_concat_step),
+    "Concat": LayerType(
+        _concat_shapes,
+        _concat,
+        _joins_per_image,
+        keeps_sign,
+        step=_concat_step,
+        factors=_concat_factors,
+    ),
     "Crop": LayerType(
         _crop_shapes,
         _crop,
@@ -291,8 +314,11 @@ TYPES: dict[str, LayerType] = {
         _slice,
         lambda layer, rank: concat_axis(layer, "slice_dim", rank) != 0,
         keeps_sign,
+        factors=_slice_factors,
     ),
-    "Split": LayerType(_split_shapes, _split, always, keeps_sign, identity=True),
+    "Split": LayerType(
+        _split_shapes, _split, always, keeps_sign, identity=True, factors=keeps_factors
+    ),
     "Tile": LayerType(
         _tile_shapes,
         _tile,

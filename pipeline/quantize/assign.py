@@ -9,8 +9,9 @@ from typing import Any, overload
 
 import kernels
 from caffeio import Layer, Net
-from kernels import Ifmr, Method
+from kernels import Ifmr, Method, Mse
 from pipeline.config.calibrate import Algorithm, CalibrateConfig
+from pipeline.config.improve import Effort
 from pipeline.config.retrain import RetrainAlgorithm, RetrainConfig
 from pipeline.errors import ConfigError
 from pipeline.layers.int8 import INT8_TYPES
@@ -113,15 +114,20 @@ def channel_wise(layer: Layer, table: str, asked: Sequence[tuple[str, bool | Non
     return chosen
 
 
-def layer_plan(layer: Layer, config: CalibrateConfig) -> LayerPlan:
+def layer_plan(layer: Layer, config: CalibrateConfig, effort: Effort = "original") -> LayerPlan:
     """Return how a layer is quantized: its own override, its type's, or the common settings.
+
+    Where none of them names a search it is IFMR with the original effort or ``exact``, and else
+    the least squared error, on which corrections can build: what a range cuts off, none brings
+    back.
 
     Raises
     ------
     ConfigError
         If channel_wise is asked for where it is not allowed.
     """
-    method: Method = Ifmr(asymmetric=config.activation_offset)
+    search_class = Ifmr if effort == "original" or config.exact else Mse
+    method: Method = search_class(asymmetric=config.activation_offset)
     settings: list[tuple[str, bool | None]] = []
     for where, algorithm in levels(layer, config):
         arq = algorithm.arq_quantize

@@ -48,12 +48,15 @@ class BlobScore:
     cosine : float
         Mean over the samples.
     sqnr : float
-        In dB; inf if equal.
+        Of all samples together, in dB; inf if equal.
+    sample_sqnr : float
+        Mean of the samples' own SQNR, in dB.
     """
 
     blob: str
     cosine: float
     sqnr: float
+    sample_sqnr: float
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closenes
         samples,
         rank.top1 if rank.samples else None,
         rank.top5 if rank.samples else None,
-        tuple(BlobScore(blob, c.cosine, c.sqnr) for blob, c in closeness.items()),
+        tuple(BlobScore(blob, c.cosine, c.sqnr, c.sample_sqnr) for blob, c in closeness.items()),
     )
 
 
@@ -251,13 +254,13 @@ def layer_errors(
     state, state8 = State(), State()
     for arrays in inputs:
         exact: dict[str, np.ndarray] = {}
-        net.forward(arrays, observer=_alone(int8.layers, sums, exact, net.device), state=state)
+        net.forward(arrays, observer=_alone(int8, sums, exact, net.device), state=state)
         int8.forward(arrays, observer=_in_net(sums, exact), state=state8)
     return {name: s.result(int8.layers[name].data) for name, s in sums.items() if s.values}
 
 
 def _alone(
-    layers: Mapping[str, QuantizedLayer],
+    int8: Int8Net,
     sums: Mapping[str, _Sums],
     exact: dict[str, np.ndarray],
     device: str,
@@ -268,10 +271,13 @@ def _alone(
     def watch(
         i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
     ) -> None:
-        q = layers.get(layer.name)
+        q = int8.layers.get(layer.name)
         if q is None:
             return
-        fake = faked.setdefault(layer.name, _fake_layer(layer, q))
+        if layer.name not in faked:
+            # the quantized layer may have a bias where the float one has none
+            faked[layer.name] = _fake_layer(int8.net.layers[i], q)
+        fake = faked[layer.name]
         x = kernels.fake_quantize(bottoms[0], q.data, device=device)
         (y,) = layer_type(layer).forward(fake, [x], device)
         sums[layer.name].alone.update(tops[0], y)

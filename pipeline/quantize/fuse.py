@@ -19,7 +19,7 @@ from caffeio.proto import caffe_pb2
 from pipeline.layers import layer_type
 from pipeline.layers.folding import Affine, batch_norm_affine
 
-__all__ = ["Fused", "Fusion", "fuse"]
+__all__ = ["Fused", "Fusion", "fuse", "shared_parameters"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fuse(
     """
     layers = dict(enumerate(net.layers))
     fusions, unfolded = [], []
-    shared = _shared_parameters(net)
+    shared = shared_parameters(net)
     for i in range(len(net.layers)):
         pair = _pair_at(net, i)
         if pair is None:
@@ -182,7 +182,7 @@ def _maker(net: Net, i: int) -> int | None:
     return None
 
 
-def _shared_parameters(net: Net) -> set[str]:
+def shared_parameters(net: Net) -> set[str]:
     """Return the names of layers whose weights another layer uses too."""
     users: dict[str, list[str]] = {}
     for layer in net.layers:

@@ -20,6 +20,8 @@ class Closeness:
         Sums of squares of the float values, and of the differences.
     cosines : list of float
         One for each sample.
+    decibels : list of float
+        SQNR of each sample; inf if equal.
     worst : float
         Largest absolute difference.
     """
@@ -28,6 +30,7 @@ class Closeness:
     noise: float = 0.0
     worst: float = 0.0
     cosines: list[float] = field(default_factory=list)
+    decibels: list[float] = field(default_factory=list)
 
     def update(self, exact: np.ndarray, other: np.ndarray) -> None:
         """Add arrays (N, ...) of the same shape: float values, and what stands for them.
@@ -39,8 +42,11 @@ class Closeness:
             for x in (exact, other)
         )
         difference = a - b
-        self.signal += float(np.einsum("ij,ij->", a, a))
-        self.noise += float(np.einsum("ij,ij->", difference, difference))
+        signal = np.einsum("ij,ij->i", a, a)
+        noise = np.einsum("ij,ij->i", difference, difference)
+        self.signal += float(signal.sum())
+        self.noise += float(noise.sum())
+        self.decibels.extend(map(_decibels, signal.tolist(), noise.tolist()))
         self.worst = max(self.worst, float(np.abs(difference).max(initial=0.0)))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         dots = np.einsum("ij,ij->i", a, b)
@@ -50,15 +56,35 @@ class Closeness:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantization noise ratio in dB: 10 log10(signal / noise); inf if exact."""
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+        """Signal to quantization noise ratio of all samples together, in dB; inf if exact.
+
+        ``10 log10(Σ signal / Σ noise)``: samples of large values count for more.
+        """
+        return _decibels(self.signal, self.noise)
+
+    @property
+    def sample_sqnr(self) -> float:
+        """Mean of the samples' own SQNR, in dB; inf if all are exact, NaN before any.
+
+        Each sample counts alike; this is what other tools report. Samples that are exact, or
+        whose float values are all zero, have no finite SQNR and are left out.
+        """
+        finite = [d for d in self.decibels if math.isfinite(d)]
+        if finite:
+            return float(np.mean(finite))
+        return max(self.decibels) if self.decibels else math.nan
 
     @property
     def cosine(self) -> float:
         """Mean cosine similarity of the samples; NaN before any."""
         return float(np.mean(self.cosines)) if self.cosines else math.nan
+
+
+def _decibels(signal: float, noise: float) -> float:
+    """Return ``10 log10(signal / noise)``: inf without noise, else -inf without signal."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 @dataclass

@@ -12,6 +12,7 @@ from caffeio import Net
 from caffeio.errors import NetError
 from pipeline.config.amct import with_quant_cfg
 from pipeline.config.calibrate import CalibrateConfig
+from pipeline.config.improve import Effort
 from pipeline.config.load import Config
 from pipeline.errors import PipelineError
 from pipeline.layers import layer_type
@@ -37,6 +38,9 @@ class Prepared:
     calibrate : CalibrateConfig
         The settings, those of a quant_cfg among them.
     notes : tuple of str
+    effort : "original", "standard" or "best"
+        What the config asks for. Without a word of it: standard, but original with a quant_cfg or
+        a training, whose results are those of the original tool.
     """
 
     net: Net
@@ -45,6 +49,7 @@ class Prepared:
     plans: dict[str, LayerPlan]
     calibrate: CalibrateConfig
     notes: tuple[str, ...]
+    effort: Effort = "original"
 
 
 def read_model(config: Config) -> Net:
@@ -88,17 +93,28 @@ def prepare(config: Config, net: Net) -> Prepared:
     check_names("retrain" if config.retrain else "calibrate", chosen, net)
     training = config.retrain is not None
     fused = fuse(net, chosen.skip_fusion_layers, training=training, fold=chosen.do_fusion)
+    effort = _effort(config)
     verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types)
     quantized_names = {v.layer for v in verdicts if v.quantize}
     plans = {
-        x.name: layer_plan(x, calibrate) for x in fused.net.layers if x.name in quantized_names
+        x.name: layer_plan(x, calibrate, effort)
+        for x in fused.net.layers
+        if x.name in quantized_names
     }
     if not plans:
         raise PipelineError(
             f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"
         )
     notes = (*net.notes, *notes, *filter(None, (layer_type(x).note(x) for x in net.layers)))
-    return Prepared(net, fused, verdicts, plans, calibrate, notes)
+    return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
+
+
+def _effort(config: Config) -> Effort:
+    """Return the effort that a config means."""
+    if config.calibrate.effort is not None:
+        return config.calibrate.effort
+    taken_over = config.retrain is not None or config.calibrate.quant_cfg is not None
+    return "original" if taken_over else "standard"
 
 
 def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:

@@ -20,6 +20,8 @@ def show_report(report: Report, console: Console) -> None:
     """Print the tables: layers first, then the accuracy that they lead to."""
     console.print(_quantized_table(report))
     console.print(_float_table(report))
+    if len(report.trials) > 1:
+        console.print(_trials_table(report))
     if report.accuracy:
         console.print(_accuracy_table(report))
     for note in report.notes:
@@ -88,16 +90,29 @@ def _db(value: float) -> str:
     return "exact" if math.isinf(value) and value > 0 else f"{value:.1f}"
 
 
+def _trials_table(report: Report) -> Table:
+    table = _table(f"Effort: {report.effort}", "step", "mean dB", "", left=1)
+    table.caption = (
+        "mean dB: SQNR of the outputs on calibration samples held back, with all steps before."
+    )
+    table.caption_justify = "left"
+    for trial in report.trials:
+        table.add_row(trial.step, _db(trial.sqnr), "" if trial.kept else "undone")
+    return table
+
+
 def _accuracy_table(report: Report) -> Table:
     table = _table(
         f"Accuracy on {report.accuracy[0].samples} samples",
-        "model", "output", "cosine", "SQNR dB", "top-1 %", "top-5 %",
+        "model", "output", "cosine", "SQNR dB", "mean dB", "top-1 %", "top-5 %",
         left=2,
     )  # fmt: skip
+    table.caption = "SQNR: of all samples together; mean: of each sample's own."
+    table.caption_justify = "left"
     for score in report.accuracy:
         ranks = [("" if r is None else f"{r:.2f}") for r in (score.top1, score.top5)]
-        rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr)) for o in score.outputs]
-        for i, row in enumerate(rows or [("", "", "")]):
+        rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr), _db(o.sample_sqnr)) for o in score.outputs]
+        for i, row in enumerate(rows or [("", "", "", "")]):
             table.add_row(score.model if i == 0 else "", *row, *(ranks if i == 0 else ("", "")))
     return table
 

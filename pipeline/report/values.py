@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from caffeio import Net
 from caffeio.record import Record
 from pipeline.quantize.evaluate import LayerError, ModelScore
+from pipeline.quantize.improve import Trial
+from pipeline.quantize.int8_net import Int8Net
 
 __all__ = ["LayerReport", "Report", "to_json"]
 
@@ -63,6 +66,12 @@ class Report:
         Time of each stage.
     notes : tuple of str
         What the user should know.
+    effort : str
+        ``"original"``, ``"standard"`` or ``"best"``.
+    trials : tuple of Trial
+        What each improvement did.
+    net_quantized : Net or None
+        The folded float net whose weights the integers stand for: with `record` it makes them.
     """
 
     net: str
@@ -73,11 +82,32 @@ class Report:
     samples: int
     seconds: dict[str, float]
     notes: tuple[str, ...]
+    effort: str = "original"
+    trials: tuple[Trial, ...] = ()
+    net_quantized: Net | None = None
+
+    def int8_net(self, *, device: str = "cpu") -> Int8Net:
+        """Return the integer net.
+
+        Parameters
+        ----------
+        device : str
+            One of `kernels.DEVICES`.
+
+        Raises
+        ------
+        ValueError
+            If the report was made without a net.
+        """
+        if self.net_quantized is None:
+            raise ValueError(f"the report of '{self.net}' holds no net")
+        return Int8Net.of_fused(self.net_quantized, self.record, device=device)
 
 
 def to_json(report: Report) -> str:
     """Return the report as JSON; numbers that JSON has not (inf, NaN) become null."""
-    whole = asdict(report)
+    whole = asdict(replace(report, net_quantized=None))
+    del whole["net_quantized"]
     whole["record"] = {name: asdict(layer) for name, layer in report.record.layers.items()}
     whole["files"] = {kind: path.name for kind, path in report.files.items()}
     return json.dumps(_plain(whole), indent=1) + "\n"

@@ -1,0 +1,58 @@
+"""``[improve]``: what is done beyond ranges to lose less, part by part."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from pipeline.config.base import Table
+
+__all__ = ["EFFORTS", "Effort", "ImproveConfig", "memory_bytes"]
+
+Effort = Literal["original", "standard", "best"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]?)")
+
+
+def memory_bytes(text: str) -> int:
+    """Return a size such as ``"2G"`` or ``"500M"`` in bytes.
+
+    Raises
+    ------
+    ValueError
+        If it is no size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("must be a number of bytes, or one with K, M or G behind it, as '2G'")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _size(text: str) -> str:
+    memory_bytes(text)
+    return text
+
+
+class ImproveConfig(Table):
+    """``[improve]``; what is left out is as ``calibrate.effort`` says."""
+
+    equalize: bool | None = Field(None, description="give channels like ranges")
+    rounding: Literal["nearest", "compensated"] | None = Field(
+        None, description="how weights become integers"
+    )
+    bias: bool | None = Field(None, description="correct the mean of each channel's error")
+    gain: bool | None = Field(None, description="correct how much smaller a channel has become")
+    memory: Annotated[str, AfterValidator(_size)] = Field(
+        "2G", description="values that are held at a time; more lie in files meanwhile"
+    )
+
+
+#: What each effort does.
+EFFORTS: dict[Effort, ImproveConfig] = {
+    "original": ImproveConfig(equalize=False, rounding="nearest", bias=False, gain=False),
+    "standard": ImproveConfig(equalize=False, rounding="nearest", bias=True, gain=True),
+    "best": ImproveConfig(equalize=True, rounding="compensated", bias=True, gain=True),
+}

@@ -1,0 +1,343 @@
+"""What is done to a layer's numbers after its ranges are known: rounding, bias, gain.
+
+Layer after layer, in the order of the net, with all before it quantized and corrected:
+
+- **Compensated rounding**: see `kernels.compensation`.
+- **Bias**: ``bias += mean(exact - quantized)`` of each channel (Nagel et al., 2019).
+- **Gain**: ``scale_w *= g`` with g the least-squares factor from the quantized output to the
+  exact one, both centred, within [0.8, 1.25]: quantization shrinks signals, and the integers
+  need not change to undo it.
+
+What a step does to samples that were not used for it decides whether the layer keeps it.
+The result is a float net whose weights are the quantized ones, exactly: record and net
+together give the integers, as they do without corrections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+import kernels
+from caffeio import Net, Value
+from caffeio.graph import SOURCE_TYPES
+from caffeio.record import LayerRecord, Record
+from kernels.conv import ConvGeometry
+from kernels.moments import ChannelMoments
+from pipeline.layers.base import Kept
+from pipeline.layers.convolution import conv_params
+from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
+from pipeline.quantize.activations import Activations
+from pipeline.quantize.corrections import Corrected, LayerCorrection, Steps, applied
+from pipeline.quantize.integers import quantize_layer
+from pipeline.runtime.loop import Forward, guarded
+from pipeline.runtime.model import Model
+
+__all__ = ["correct"]
+
+#: Positions of the output that the second moment of a layer's input is taken from.
+_POSITIONS = 8192
+#: A wider input is compensated in blocks of so many columns.
+_MOST_COLUMNS = 4096
+_GAINS = 0.8, 1.25
+
+Inputs = Mapping[str, np.ndarray]
+
+
+def correct(
+    net: Net,
+    record: Record,
+    parts: Sequence[Inputs],
+    held: Sequence[bool],
+    steps: Steps,
+    *,
+    device: str = "cpu",
+    memory: int = 2 << 30,
+    progress: Callable[[str], object] = lambda layer: None,
+) -> Corrected:
+    """Correct every quantized layer, in the order of the net.
+
+    Parameters
+    ----------
+    net : Net
+        Fused, float.
+    record : Record
+        Of its quantized layers, with weights by ARQ.
+    parts : sequence of dict of blob name to array
+        The samples, in batches.
+    held : sequence of bool
+        Which parts only judge; all the others are what corrections are computed from.
+    steps : Steps
+    device : str
+        Where layers run and statistics are taken.
+    memory : int
+        Bytes of values to hold at a time; more lie in files meanwhile.
+    progress : callable
+        Called with the name of each quantized layer, before it.
+
+    Returns
+    -------
+    Corrected
+
+    Raises
+    ------
+    PipelineError, caffeio.NetError
+        If a layer cannot run.
+    """
+    model = Model(net, {}, device)
+    plan = model.schedule(tuple(parts[0]), None, True)
+    layers: dict[str, LayerCorrection] = {}
+    with Activations(memory) as values:
+        pair = _Pair(model, values, parts)
+        for i, dead in zip(plan.layers, plan.frees, strict=True):
+            layer = net.layers[i]
+            if layer.name in record.layers:
+                progress(layer.name)
+                done = _Corrector(pair, i, record.layers[layer.name], steps, held).run()
+                if done is not None:
+                    layers[layer.name] = done
+            else:
+                pair.run(i)
+            pair.drop(dead)
+    return applied(net, record, layers)
+
+
+class _Pair:
+    """The values of the float net and of the quantized one, of all parts."""
+
+    def __init__(self, model: Model, values: Activations, parts: Sequence[Inputs]) -> None:
+        self.model, self.net, self.count = model, model.net, len(parts)
+        self._values = values
+        self._kept: dict[bool, dict[int, Kept]] = {False: {}, True: {}}
+        self._equal: set[Value] = set()
+        for layer, link in zip(self.net.layers, self.net.links, strict=True):
+            for value in link.writes if layer.type in SOURCE_TYPES else ():
+                if value.blob in parts[0]:
+                    self._equal.add(value)
+                    for part, inputs in enumerate(parts):
+                        values.put((False, value, part), inputs[value.blob])
+
+    def get(self, quantized: bool, value: Value, part: int) -> np.ndarray:
+        """Return a value of one part."""
+        return self._values.get((quantized and value not in self._equal, value, part))
+
+    def put(self, quantized: bool, value: Value, part: int, array: np.ndarray) -> None:
+        """Keep a value of one part."""
+        self._values.put((quantized, value, part), array)
+
+    def drop(self, dead: Sequence[Value]) -> None:
+        """Forget values that nobody reads any more."""
+        for value in dead:
+            for part in range(self.count):
+                self._values.drop((False, value, part))
+                self._values.drop((True, value, part))
+
+    def run(self, i: int) -> None:
+        """Run a layer that is not quantized, in both nets; once where both read the same."""
+        reads = self.net.links[i].reads
+        same = all(value in self._equal for value in reads)
+        if same:
+            self._equal.update(self.net.links[i].writes)
+        for quantized in (False,) if same else (False, True):
+            operation = self.model.operation(i, self._kept[quantized])
+            for part in range(self.count):
+                self._step(i, quantized, part, operation)
+
+    def run_float(self, i: int) -> None:
+        """Run a quantized layer in the float net."""
+        operation = self.model.operation(i, self._kept[False])
+        for part in range(self.count):
+            self._step(i, False, part, operation)
+
+    def _step(self, i: int, quantized: bool, part: int, operation: Forward) -> None:
+        link = self.net.links[i]
+        bottoms = [self.get(quantized, value, part) for value in link.reads]
+        tops = guarded(self.net.layers[i], bottoms, operation)
+        for value, top in zip(link.writes, tops, strict=True):
+            self.put(quantized, value, part, top)
+
+
+class _Corrector:
+    """Corrects one layer."""
+
+    def __init__(
+        self, pair: _Pair, i: int, record: LayerRecord, steps: Steps, held: Sequence[bool]
+    ) -> None:
+        self._pair, self._i, self._steps, self._held = pair, i, steps, held
+        self._layer, self._record = pair.net.layers[i], record
+        self._read, self._write = pair.net.links[i].reads[0], pair.net.links[i].writes[0]
+        self._device = pair.model.device
+        #: what is judged on: the parts held back, or all if none is
+        self._judges = [p for p in range(pair.count) if held[p]] or [*range(pair.count)]
+        self._learns = [p for p in range(pair.count) if not held[p]]
+
+    def run(self) -> LayerCorrection | None:
+        """Run the layer in both nets; return its correction, if it can have one."""
+        self._pair.run_float(self._i)
+        numbers = quantize_layer(self._layer, self._record)
+        if numbers.weights is None:
+            for part in range(self._pair.count):
+                self._pair.put(True, self._write, part, self._forward(numbers, part))
+            return None
+        learned, judged = self._measure(numbers)
+        weights = None
+        if self._steps.rounding:
+            rounded = replace(numbers, weights=self._compensated(numbers))
+            before = self._left(learned, judged)
+            learned_rounded, judged_rounded = self._measure(rounded)
+            if self._left(learned_rounded, judged_rounded) < before:
+                numbers, weights = rounded, rounded.weights
+                learned, judged = learned_rounded, judged_rounded
+            else:
+                self._measure(numbers)
+        return self._linear(numbers, weights, learned, judged)
+
+    def _measure(self, numbers: QuantizedLayer) -> tuple[ChannelMoments, ChannelMoments]:
+        """Run the integers of all parts; return the moments that teach, and that judge."""
+        moments = []
+        for part in range(self._pair.count):
+            y = self._forward(numbers, part)
+            self._pair.put(True, self._write, part, y)
+            exact = self._pair.get(False, self._write, part)
+            moments.append(kernels.channel_moments(exact, y, device=self._device))
+        return _sum([moments[p] for p in self._learns]), _sum([moments[p] for p in self._judges])
+
+    def _forward(self, numbers: QuantizedLayer, part: int) -> np.ndarray:
+        x = self._pair.get(True, self._read, part)
+        integers = INT8_TYPES[self._layer.type].forward
+        (y,) = guarded(
+            self._layer, [x], lambda b: (integers(self._layer, numbers, b[0], self._device),)
+        )
+        return y
+
+    def _left(self, learned: ChannelMoments, judged: ChannelMoments) -> float:
+        """Return the error on the judging samples behind the corrections that are on."""
+        gain = self._gain(learned)
+        if not self._steps.bias:
+            return float(judged.noise(gain, judged.shift(gain)).sum())
+        return float(judged.noise(gain, learned.shift(gain)).sum())
+
+    def _gain(self, moments: ChannelMoments) -> np.ndarray:
+        if not self._steps.gain:
+            return np.ones(moments.x.size)
+        gain = moments.gain(*_GAINS, common=len(self._record.scale_w) == 1)
+        return np.broadcast_to(gain, moments.x.shape)
+
+    def _linear(
+        self,
+        numbers: QuantizedLayer,
+        weights: np.ndarray | None,
+        learned: ChannelMoments,
+        judged: ChannelMoments,
+    ) -> LayerCorrection:
+        """Choose gain and shift, and correct the values already computed."""
+        channels = learned.x.size
+        ones, zeros = np.ones(channels), np.zeros(channels)
+        bias = zeros if numbers.bias is None else numbers.fake_bias.astype(np.float64)
+        plain = learned.shift() if self._steps.bias else zeros
+        if judged.noise(1.0, plain).sum() > judged.noise().sum():
+            plain = zeros
+        gain, shift = ones, plain
+        if self._steps.gain:
+            found = self._gain(learned)
+            # the bias is not part of what shrinks: y = g * (y - bias) + bias + shift
+            moved = learned.shift(found) if self._steps.bias else bias - found * bias
+            if judged.noise(found, moved).sum() <= judged.noise(1.0, plain).sum():
+                gain, shift = found, moved - (bias - found * bias)
+        total = shift + (bias - gain * bias)
+        if (gain != 1).any() or total.any():
+            self._change(gain, total)
+        count = len(self._record.scale_w)
+        return LayerCorrection(weights, gain[:count] if count > 1 else gain[:1], shift, plain)
+
+    def _change(self, gain: np.ndarray, shift: np.ndarray) -> None:
+        """Multiply and shift what the quantized net has computed."""
+        for part in range(self._pair.count):
+            y = self._pair.get(True, self._write, part)
+            wide = (-1, *(1,) * (y.ndim - 2))
+            changed = y * gain.astype(np.float32).reshape(wide)
+            changed += shift.astype(np.float32).reshape(wide)
+            self._pair.put(True, self._write, part, changed)
+
+    def _compensated(self, numbers: QuantizedLayer) -> np.ndarray:
+        """Return weights rounded so that their errors cancel on the samples seen."""
+        layer, geometry, blocks = self._layer, None, 1
+        places = [self._places(part) for part in self._learns]
+        total = sum(places)
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.choice(total, min(total, _POSITIONS), replace=False))
+        sums: kernels.ColumnMoments | None = None
+        first = 0
+        for part, count in zip(self._learns, places, strict=True):
+            own = chosen[(chosen >= first) & (chosen < first + count)] - first
+            first += count
+            if not own.size:
+                continue
+            x, geometry = self._columns_of(part)
+            # blocks of columns that are compensated apart are as groups that share their outputs
+            blocks = _blocks(x.shape[1] // geometry.group, prod(geometry.kernel))
+            seen = kernels.column_moments(
+                kernels.quantize(x, numbers.data),
+                numbers.data.offset,
+                replace(geometry, group=geometry.group * blocks),
+                own,
+                transposed=layer.type == "Deconvolution",
+            )
+            sums = seen if sums is None else sums + seen
+        assert sums is not None
+        assert geometry is not None
+        group = geometry.group
+        w = layer.blobs[0]
+        turned = w.transpose(1, 0, 2, 3) if layer.type == "Deconvolution" else w
+        outs = turned.shape[0] // group
+        rows = turned.reshape(group, outs, blocks, -1).transpose(0, 2, 1, 3)
+        scales = np.broadcast_to(numbers.scale_w.reshape(-1), (group * outs,))
+        spread = np.broadcast_to(scales.reshape(group, 1, outs), rows.shape[:3])
+        q = kernels.compensated_rounding(
+            np.ascontiguousarray(rows.reshape(group * blocks, outs, -1)),
+            np.ascontiguousarray(spread.reshape(group * blocks, outs)),
+            sums,
+            device=self._device,
+        )
+        back = q.reshape(rows.shape).transpose(0, 2, 1, 3).reshape(turned.shape)
+        return np.ascontiguousarray(
+            back.transpose(1, 0, 2, 3) if layer.type == "Deconvolution" else back
+        )
+
+    def _places(self, part: int) -> int:
+        y = self._pair.get(False, self._write, part)
+        return y.size // y.shape[1]
+
+    def _columns_of(self, part: int) -> tuple[np.ndarray, ConvGeometry]:
+        """Return the quantized net's input (N, C, H, W), and how the layer goes over it."""
+        x = self._pair.get(True, self._read, part)
+        y = self._pair.get(False, self._write, part)
+        if self._layer.type == "InnerProduct":
+            flat = np.ascontiguousarray(x.reshape(len(x), -1, 1, 1))
+            return flat, ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1), 1, (1, 1))
+        p = conv_params(self._layer, x.shape)
+        kernel, stride, pad, dilation = map(_pair, (p.kernel, p.stride, p.pad, p.dilation))
+        return x, ConvGeometry(kernel, stride, pad, dilation, p.group, _pair(y.shape[2:]))
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    return sizes[0], sizes[1]
+
+
+def _sum(moments: Sequence[ChannelMoments]) -> ChannelMoments:
+    total = moments[0]
+    for more in moments[1:]:
+        total = total + more
+    return total
+
+
+def _blocks(channels: int, taps: int) -> int:
+    """Return into how many blocks of channels a wide input is cut: of equal size, few."""
+    return next(
+        n
+        for n in range(1, channels + 1)
+        if channels % n == 0 and (channels // n * taps <= _MOST_COLUMNS or n == channels)
+    )
