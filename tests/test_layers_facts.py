@@ -26,7 +26,7 @@ from pipeline.layers.base import Step
 from pipeline.qat.plan import not_negative
 
 SEEDS = 250
-STEPS = {"conv", "deconv", "inner", "max", "average", "concat", "add", "apply", "affine"}
+STEPS = {"conv", "deconv", "inner", "max", "average", "concat", "add", "apply", "map", "affine"}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Step:
     ----------
     kind : str
         ``"conv"``, ``"deconv"``, ``"inner"`` (products), ``"max"``, ``"average"`` (windows),
-        ``"concat"`` (of channels), ``"add"`` (two values), ``"apply"`` (element by element), or
+        ``"concat"`` (of channels), ``"add"`` (two values), ``"apply"`` (element by element),
+        ``"map"`` (element by element, by the layer's own forward, in whatever order of axes), or
         ``"affine"`` (a factor and a term for each channel: taken in by a product, or run as the
         layer).
     slope : float32 array (C,) or None

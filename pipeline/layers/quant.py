@@ -11,7 +11,7 @@ from caffeio.errors import NetError
 from caffeio.graph import Layer
 from kernels.rounding import round_half_away
 from pipeline.layers.activation import same
-from pipeline.layers.base import LayerType, Shape, always, keeps_sign
+from pipeline.layers.base import LayerType, Shape, Step, always, keeps_sign
 from pipeline.layers.check import arity, blob, expect_blobs, need
 
 __all__ = ["TYPES", "quant_params"]
@@ -93,10 +93,19 @@ def _dequant(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
     return (np.clip(q, _f32(-32768), _f32(32767)) * scales * powers,)
 
 
+def _quant_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
+    return Step("map")
+
+
+def _dequant_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
+    """Return a step that changes nothing, if there are no shifts."""
+    return None if blob(layer, 1).any() else Step("apply")
+
+
 TYPES: dict[str, LayerType] = {
     "AntiQuant": LayerType(
         same, lambda layer, bottoms, device: (bottoms[0],), always, keeps_sign, identity=True
     ),
-    "DeQuant": LayerType(_dequant_shapes, _dequant, always, keeps_sign),
-    "Quant": LayerType(_quant_shapes, _quant, always, keeps_sign),
+    "DeQuant": LayerType(_dequant_shapes, _dequant, always, keeps_sign, step=_dequant_step),
+    "Quant": LayerType(_quant_shapes, _quant, always, keeps_sign, step=_quant_step),
 }

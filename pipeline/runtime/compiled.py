@@ -34,7 +34,8 @@ class Action:
     ----------
     kind : str
         "run" steps [begin, end); "enter": array into image; "leave": image into array of
-        `shape`; "layer": run the layer at `position`; "watch": show a value.
+        `shape`; "layer": run the layer at `position`; "map": the same, element by element from
+        `image` to `out`; "watch": show a value.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Action:
     value: Value = NOTHING
     watched: Value = NOTHING
     image: Image | None = None
+    out: Image | None = None
     shape: Shape = ()
     position: int = -1
     reads: tuple[Value, ...] = ()
@@ -143,6 +145,11 @@ class CompiledNet:
         elif action.kind == "layer":
             tops = run_layer(action.position, [arrays[v] for v in action.reads])
             arrays.update(zip(action.writes, tops, strict=True))
+        elif action.kind == "map":
+            assert action.image is not None
+            assert action.out is not None
+            (mapped,) = run_layer(action.position, [instance.view(action.image)])
+            instance.view(action.out)[...] = mapped
         elif action.kind == "watch":
             if watch is not None:
                 image = action.image

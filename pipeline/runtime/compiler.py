@@ -154,7 +154,8 @@ class _Compiler:
         forms = self.needs.get(value, set())
         more_than_one = sum(isinstance(f, QuantParams) for f in forms) > 1
         wants_float = "array" in forms or more_than_one or not forms
-        return (forms - {"array"}) | ({"float"} if wants_float else set())
+        mapped = value in self.made_by and self.made_by[value].kind == "map"
+        return (forms - {"array"}) | ({"float"} if wants_float or mapped else set())
 
     def _needs_of(self, node: Node) -> None:
         """Add the forms in which a node needs the values that it reads."""
@@ -274,6 +275,12 @@ class _Compiler:
             for form in forms:
                 self._image(value, form)
             done = forms
+        elif node.kind == "map":
+            source, out = self._image(node.reads[0], "float"), self._image(value, "float")
+            self._cut()
+            self.builder.touch(source, out)
+            self.actions.append(Action("map", position=node.position, image=source, out=out))
+            done = {"float"}
         elif node.kind == "max":
             done = {"float"} if "float" in forms else forms
             for form in done:

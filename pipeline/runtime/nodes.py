@@ -33,7 +33,7 @@ class Node:
     ----------
     kind : str
         "conv", "deconv", "inner", "max", "average", "concat", "apply" (element by element),
-        or "layer" (not compiled).
+        "map" (element by element, by the layer), or "layer" (not compiled).
     position : int
         Of its layer in the net.
     reads, writes : tuple of Value
