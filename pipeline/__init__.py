@@ -8,7 +8,11 @@ By calibration, or by training, which needs PyTorch:
 What the nets compute:
 
 >>> out = pipeline.FloatNet(net).forward({"data": x})  # doctest: +SKIP
->>> out = pipeline.Int8Net(net, report.record).forward({"data": x})  # doctest: +SKIP
+>>> out = report.int8_net().forward({"data": x})  # doctest: +SKIP
+
+Which layers lose most:
+
+>>> worst = pipeline.layer_sensitivity("config.toml")[0]  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.jobs.calibration import quantize_model
+    from pipeline.jobs.sensitivity import layer_sensitivity
     from pipeline.quantize.int8_net import Int8Net
     from pipeline.retrain.job import retrain_model, train_model
     from pipeline.runtime.executor import FloatNet
@@ -24,12 +29,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = ["FloatNet", "Int8Net", "State", "quantize_model", "retrain_model", "train_model"]
+__all__ = [
+    "FloatNet",
+    "Int8Net",
+    "State",
+    "layer_sensitivity",
+    "quantize_model",
+    "retrain_model",
+    "train_model",
+]
 
 _HOMES = {
     "FloatNet": "runtime.executor",
     "Int8Net": "quantize.int8_net",
     "State": "runtime.state",
+    "layer_sensitivity": "jobs.sensitivity",
     "quantize_model": "jobs.calibration",
     "retrain_model": "retrain.job",
     "train_model": "retrain.job",

@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="show what would be done, without computing"
     )
     parser.add_argument(
+        "--sensitivity", action="store_true",
+        help="show what each layer loses, quantized alone and left in float; writes nothing",
+    )  # fmt: skip
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "reference"), default="auto",
         help="cuda: a GPU; cpu: numba on all cores; auto (default): cuda where there is one; "
         "reference: NumPy, slow, defines the results",
@@ -129,6 +133,13 @@ def _run(options: argparse.Namespace) -> int:
         options.device, name = best_device()
         if options.device != "cpu":
             reporter.say(f"running on {name}; --device cpu does not")
+    if options.sensitivity:
+        from pipeline.jobs.sensitivity import layer_sensitivity
+        from pipeline.report.tables import show_sensitivity
+
+        found = layer_sensitivity(config, device=options.device, reporter=reporter)
+        show_sensitivity(found, _wide(console))
+        return DONE
     if options.emit_qat or options.from_qat:
         return _qat(config, options, reporter, console)
     if config.retrain is not None:

@@ -31,7 +31,7 @@ from pipeline.quantize.evaluate import (
 )
 from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.feed import open_feed
-from pipeline.quantize.improve import Improved, improve, samples_of, wanted_improvements
+from pipeline.quantize.improve import Improved, Samples, improve, samples_of, wanted_improvements
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
 from pipeline.quantize.prepare import Prepared
@@ -51,6 +51,7 @@ __all__ = [
     "input_shapes",
     "make_record",
     "make_report",
+    "read_samples",
 ]
 
 _NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
@@ -153,6 +154,17 @@ def make_record(work: Prepared, ranges: Ranges) -> Record:
     )
 
 
+def read_samples(config: Config, work: Prepared) -> Samples:
+    """Read calibration samples in parts, some of them held back."""
+    c = work.calibrate
+    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    try:
+        batches = feed.batches(c.batch_size, c.batch_num)
+        return samples_of(work.fused.net, (feed.for_net(b) for b in batches))
+    finally:
+        feed.close()
+
+
 def improved(
     config: Config,
     work: Prepared,
@@ -167,13 +179,7 @@ def improved(
     wanted = wanted_improvements(config.improve, work)
     if not (wanted.equalize or wanted.bias or wanted.gain or wanted.rounding == "compensated"):
         return Improved(work.fused, Corrected(work.fused.net, record), (), ())
-    c = work.calibrate
-    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
-    try:
-        batches = feed.batches(c.batch_size, c.batch_num)
-        samples = samples_of(work.fused.net, (feed.for_net(b) for b in batches))
-    finally:
-        feed.close()
+    samples = read_samples(config, work)
 
     def recalibrated(net: Net) -> Record:
         changed = replace(work, fused=replace(work.fused, net=net))
@@ -188,7 +194,7 @@ def improved(
             wanted,
             recalibrated,
             device=device,
-            progress=lambda what, names: reporter.track(names, what, len(record.layers)),
+            progress=lambda what, names: reporter.track(names, what, len(record.layers), "layers"),
         )
 
 

@@ -21,7 +21,15 @@ from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.loop import Observer
 from pipeline.runtime.state import State
 
-__all__ = ["BlobScore", "LayerError", "ModelScore", "compare", "compared_blobs", "layer_errors"]
+__all__ = [
+    "BlobScore",
+    "LayerError",
+    "ModelScore",
+    "compare",
+    "compared_blobs",
+    "fake_layer",
+    "layer_errors",
+]
 
 
 class Runnable(Protocol):
@@ -276,7 +284,7 @@ def _alone(
             return
         if layer.name not in faked:
             # the quantized layer may have a bias where the float one has none
-            faked[layer.name] = _fake_layer(int8.net.layers[i], q)
+            faked[layer.name] = fake_layer(int8.net.layers[i], q)
         fake = faked[layer.name]
         x = kernels.fake_quantize(bottoms[0], q.data, device=device)
         (y,) = layer_type(layer).forward(fake, [x], device)
@@ -287,7 +295,8 @@ def _alone(
     return watch
 
 
-def _fake_layer(layer: Layer, q: QuantizedLayer) -> Layer:
+def fake_layer(layer: Layer, q: QuantizedLayer) -> Layer:
+    """Return a float layer with the weights and bias that integers stand for."""
     if q.weights is None:
         return layer
     bias = () if q.bias is None else (q.fake_bias.reshape(layer.blobs[1].shape),)

@@ -28,7 +28,15 @@ from pipeline.runtime.batching import splits
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.schedule import schedule
 
-__all__ = ["Improved", "Samples", "Trial", "improve", "samples_of", "wanted_improvements"]
+__all__ = [
+    "Improved",
+    "Samples",
+    "Trial",
+    "improve",
+    "judged_blobs",
+    "samples_of",
+    "wanted_improvements",
+]
 
 #: Samples that corrections are computed from, at most; a part holds so many.
 _MOST_SAMPLES = 128
@@ -265,7 +273,7 @@ class _Judge:
     """Says how close a quantized net is to the float net, on the judging samples."""
 
     def __init__(self, work: Prepared, samples: Samples, device: str) -> None:
-        self.blobs = _judged_blobs(work.net)
+        self.blobs = judged_blobs(work.net)
         self._parts, self.device = samples.judges, device
         net = FloatNet(work.net, device=device)
         self._exact = [net.forward(part, self.blobs) for part in self._parts]
@@ -289,7 +297,7 @@ class _Judge:
         return float(np.mean([c.sample_sqnr for c in closeness.values()]))
 
 
-def _judged_blobs(net: Net) -> tuple[str, ...]:
+def judged_blobs(net: Net) -> tuple[str, ...]:
     """Return the outputs that show errors: what Softmax reads instead of what it makes."""
     blobs = compared_blobs(net, ())
     makers = {top: layer_type(layer) for layer in net.layers for top in layer.tops}

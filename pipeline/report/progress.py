@@ -74,10 +74,12 @@ class Reporter:
         """Say why the first run takes longer."""
         self.say("compiling kernels for this processor, some 15 seconds, only this once ...")
 
-    def track(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    def track(
+        self, items: Iterable[T], what: str, total: int | None, unit: str = "batches"
+    ) -> Iterator[T]:
         """Yield the items while a bar named `what` counts them; in a log, one line says so."""
         if not self.console.is_terminal:
-            self.say(f"{what} ({total} batches) ..." if total else f"{what} ...")
+            self.say(f"{what} ({total} {unit}) ..." if total else f"{what} ...")
             yield from items
             return
         columns = (

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
 from pipeline.report.cost import NetCost
 from pipeline.report.values import Report
 
-__all__ = ["show_files", "show_plan", "show_report"]
+__all__ = ["show_files", "show_plan", "show_report", "show_sensitivity"]
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -27,6 +28,25 @@ def show_report(report: Report, console: Console) -> None:
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     show_files(report.files, console)
+
+
+def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:
+    """Print what each layer loses, and the config's line that leaves the worst in float."""
+    table = _table(
+        "Sensitivity", "layer", "type", "alone dB", "weights dB", "data dB", "without dB", left=2
+    )
+    table.caption = (
+        "SQNR of the outputs, mean of some samples. alone: with nothing quantized but this layer;\n"
+        "weights, data: but its weights, its data; without: with all quantized but this layer."
+    )
+    table.caption_justify = "left"
+    for s in layers:
+        numbers = (s.alone, s.weights, s.data, s.without)
+        table.add_row(s.layer, s.type, *map(_db, numbers))
+    console.print(table)
+    worst = ", ".join(f'"{name}"' for name in half_of_the_noise(layers))
+    console.print("These layers make half of the noise; to leave them in float:", highlight=False)
+    console.print(f"  skip_layers = [{worst}]", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_files(files: Mapping[str, Path], console: Console) -> None:
