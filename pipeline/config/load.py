@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config.base import Data, FilePath, Names, Table, TransformConfig
 from pipeline.config.calibrate import CalibrateConfig
+from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import ImproveConfig
 from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
@@ -52,6 +53,7 @@ class Config(Table):
     transform: TransformConfig = TransformConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
     improve: ImproveConfig = ImproveConfig()
+    fallback: FallbackConfig | None = None
     retrain: RetrainConfig | None = None
     evaluate: EvaluateConfig | None = None
     output: OutputConfig = OutputConfig()

@@ -8,6 +8,7 @@ from pathlib import Path
 from caffeio import SOURCE_TYPES
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
+from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import MODEL_FILES, output_files
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.quantize.feed import open_feed
@@ -67,8 +68,21 @@ def quantize_model(
             net = FloatNet(work.fused.net, device=device)
             ranges = calibrate(config, work, net, reporter)
         better = improved(config, work, ranges, reporter, clock, device=device)
+        tried = None
+        if config.fallback is not None:
+            with clock.stage("fallback"):
+                done = fall_back(config, work, ranges, better, reporter, clock, device=device)
+            work, ranges, better, tried = done.work, done.ranges, done.improvements, done.result
         return finish(
-            config, work, ranges, files, clock, reporter, device=device, improvements=better
+            config,
+            work,
+            ranges,
+            files,
+            clock,
+            reporter,
+            device=device,
+            improvements=better,
+            fallback=tried,
         )
 
 

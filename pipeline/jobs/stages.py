@@ -30,6 +30,7 @@ from pipeline.quantize.evaluate import (
     layer_errors,
 )
 from pipeline.quantize.export import fakequant_net
+from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import Improved, Samples, improve, samples_of, wanted_improvements
 from pipeline.quantize.int8_net import Int8Net
@@ -274,6 +275,7 @@ def finish(
     before: Net | None = None,
     more: Mapping[str, Writer] | None = None,
     improvements: Improved | None = None,
+    fallback: FallbackResult | None = None,
 ) -> Report:
     """Go from ranges to files: record, integers, evaluation, report; the end of every job.
 
@@ -294,6 +296,8 @@ def finish(
         For files beside those of the model.
     improvements : Improved, optional
         What has been done beyond ranges; without it weights are rounded as they are.
+    fallback : FallbackResult, optional
+        What has been tried to reach an accuracy.
     """
     with clock.stage("quantize"):
         if improvements is None:
@@ -308,7 +312,9 @@ def finish(
         scores = evaluate(config, work, before or work.net, int8, device, reporter)
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
-    report = replace(report, trials=improvements.trials, net_quantized=result.net)
+    report = replace(
+        report, trials=improvements.trials, fallback=fallback, net_quantized=result.net
+    )
     write_files(files, {**model_writers(report, work.fused, int8), **(more or {})})
     return report
 

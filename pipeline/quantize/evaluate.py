@@ -103,12 +103,15 @@ class LayerError:
         Share of its input values beyond the quantized range, 0..1.
     range_used : float
         Share of the quantized range that its input spans, 0..1.
+    cosine : float
+        Mean cosine similarity of its output, as `sqnr`.
     """
 
     sqnr: float
     sqnr_in_net: float
     saturation: float
     range_used: float
+    cosine: float
 
 
 def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
@@ -237,7 +240,11 @@ class _Sums:
         low, high = params.range
         used = (min(self.high, high) - max(self.low, low)) / (high - low)
         return LayerError(
-            self.alone.sqnr, self.in_net.sqnr, self.outside / self.values, max(used, 0.0)
+            self.alone.sqnr,
+            self.in_net.sqnr,
+            self.outside / self.values,
+            max(used, 0.0),
+            self.alone.cosine,
         )
 
 

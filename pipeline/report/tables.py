@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
 from pipeline.report.cost import NetCost
 from pipeline.report.values import Report
@@ -23,6 +24,8 @@ def show_report(report: Report, console: Console) -> None:
     console.print(_float_table(report))
     if len(report.trials) > 1:
         console.print(_trials_table(report))
+    if report.fallback is not None:
+        _show_fallback(report.fallback, console)
     if report.accuracy:
         console.print(_accuracy_table(report))
     for note in report.notes:
@@ -119,6 +122,20 @@ def _trials_table(report: Report) -> Table:
     for trial in report.trials:
         table.add_row(trial.step, _db(trial.sqnr), "" if trial.kept else "undone")
     return table
+
+
+def _show_fallback(found: FallbackResult, console: Console) -> None:
+    table = _table("Fallback", "layers in float", "number", "metric", "", left=1)
+    for trial in found.trials:
+        number = str(len(trial.in_float))
+        table.add_row(trial.what, number, f"{trial.value:.2f}", "enough" if trial.reached else "")
+    console.print(table)
+    enough = "" if found.reached else ", the best found, which is not enough"
+    console.print(f"Taken: {found.value:.2f}{enough}.", highlight=False)
+    if found.in_float:
+        names = ", ".join(f'"{name}"' for name in found.in_float)
+        console.print("The same layers in float, without a search:", highlight=False)
+        console.print(f"  skip_layers = [{names}]", markup=False, highlight=False, soft_wrap=True)
 
 
 def _accuracy_table(report: Report) -> Table:

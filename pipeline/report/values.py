@@ -12,6 +12,7 @@ from typing import Any
 from caffeio import Net
 from caffeio.record import Record
 from pipeline.quantize.evaluate import LayerError, ModelScore
+from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import Trial
 from pipeline.quantize.int8_net import Int8Net
 
@@ -70,6 +71,8 @@ class Report:
         ``"original"``, ``"standard"`` or ``"best"``.
     trials : tuple of Trial
         What each improvement did.
+    fallback : FallbackResult or None
+        What ``[fallback]`` tried.
     net_quantized : Net or None
         The folded float net whose weights the integers stand for: with `record` it makes them.
     """
@@ -84,6 +87,7 @@ class Report:
     notes: tuple[str, ...]
     effort: str = "original"
     trials: tuple[Trial, ...] = ()
+    fallback: FallbackResult | None = None
     net_quantized: Net | None = None
 
     def int8_net(self, *, device: str = "cpu") -> Int8Net:
