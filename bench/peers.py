@@ -17,6 +17,7 @@ __all__ = [
     "node",
     "onnx_session",
     "openvino_run",
+    "openvino_session",
     "set_threads",
     "version",
 ]
@@ -150,6 +151,31 @@ def openvino_run(model: Any, x: np.ndarray, threads: int) -> Callable[[], np.nda
     where the machine has it.
     """
     openvino: Any = import_module("openvino")
+    request = _openvino_request(model, threads)
+    request.set_input_tensor(openvino.Tensor(x))  # a copy: it would not keep x alive
+
+    def run() -> np.ndarray:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return run
+
+
+def openvino_session(model: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what runs OpenVINO on any image; otherwise as `openvino_run`."""
+    openvino: Any = import_module("openvino")
+    request = _openvino_request(model, threads)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(x)))
+        request.infer()
+        return request.get_output_tensor().data.copy()
+
+    return run
+
+
+def _openvino_request(model: Any, threads: int) -> Any:
+    openvino: Any = import_module("openvino")
     core = openvino.Core()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -159,11 +185,4 @@ def openvino_run(model: Any, x: np.ndarray, threads: int) -> Callable[[], np.nda
     }
     if isinstance(model, bytes):
         model = core.read_model(model, b"")
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x))  # a copy: it would not keep x alive
-
-    def run() -> np.ndarray:
-        request.infer()
-        return request.get_output_tensor().data
-
-    return run
+    return core.compile_model(model, "CPU", settings).create_infer_request()

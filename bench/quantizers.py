@@ -68,8 +68,8 @@ class _Reader:
         return None if batch is None else {self._blob: batch}
 
 
-def ort_int8(model: bytes, batches: Sequence[np.ndarray]) -> bytes:
-    """Quantize an ONNX model as ONNX Runtime's users do: QDQ, MinMax, a scale for each channel."""
+def ort_int8(model: bytes, batches: Sequence[np.ndarray], *, method: str = "MinMax") -> bytes:
+    """Quantize an ONNX model as ONNX Runtime's users do: QDQ, a scale for each channel."""
     onnx: Any = import_module("onnx")
     tools: Any = import_module("onnxruntime.quantization")
     blob = onnx.load_from_string(model).graph.input[0].name
@@ -84,18 +84,19 @@ def ort_int8(model: bytes, batches: Sequence[np.ndarray]) -> bytes:
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
-            calibrate_method=tools.CalibrationMethod.MinMax,
+            calibrate_method=getattr(tools.CalibrationMethod, method),
         )
         return result.read_bytes()
 
 
-def nncf_int8(model: bytes, batches: Sequence[np.ndarray]) -> Any:
-    """Quantize by NNCF with its default settings, OpenVINO's own way; returns its model."""
+def nncf_int8(model: bytes, batches: Sequence[np.ndarray], **options: Any) -> Any:
+    """Quantize by NNCF, OpenVINO's own way; returns its model. By default as it comes."""
     nncf: Any = import_module("nncf")
     openvino: Any = import_module("openvino")
     with _quiet():
         source = openvino.Core().read_model(model, b"")
-        return nncf.quantize(source, nncf.Dataset(list(batches)), subset_size=len(batches))
+        dataset = nncf.Dataset(list(batches))
+        return nncf.quantize(source, dataset, subset_size=len(batches), **options)
 
 
 @contextmanager

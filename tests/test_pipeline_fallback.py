@@ -71,14 +71,14 @@ def decibels(report: pipeline.report.values.Report, folder: Path) -> float:
 @pytest.mark.parametrize("strategy", ["sensitivity", "original"])
 @pytest.mark.parametrize("cost", ["macs", "layers"])
 def test_a_job_reaches_its_floor(tmp_path: Path, strategy: str, cost: str):
-    config = job(tmp_path, f'metric = "sqnr"\nfloor = 34\ncost = "{cost}"\nstrategy = "{strategy}"')
+    config = job(tmp_path, f'metric = "sqnr"\nfloor = 45\ncost = "{cost}"\nstrategy = "{strategy}"')
     report = pipeline.quantize_model(config)
     found = report.fallback
     assert found is not None
     assert found.reached
-    assert 0 < len(found.in_float) < 6
+    assert 0 < len(found.in_float) < (6 if strategy == "sensitivity" else 7)
     assert decibels(report, tmp_path) == pytest.approx(found.value, abs=0.01)
-    assert found.value >= 34
+    assert found.value >= 45
     assert not set(found.in_float) & set(report.record.layers)
     reasons = {x.layer: x.reason for x in report.layers}
     assert all(reasons[name] == "left in float by [fallback]" for name in found.in_float)
