@@ -39,6 +39,9 @@ def _size(text: str) -> str:
 class ImproveConfig(Table):
     """``[improve]``; what is left out is as ``calibrate.effort`` says."""
 
+    search: Literal["method", "auto"] | None = Field(
+        None, description="ranges as the method finds them, or the best of all methods'"
+    )
     equalize: bool | None = Field(None, description="give channels like ranges")
     rounding: Literal["nearest", "compensated"] | None = Field(
         None, description="how weights become integers"
@@ -52,7 +55,13 @@ class ImproveConfig(Table):
 
 #: What each effort does.
 EFFORTS: dict[Effort, ImproveConfig] = {
-    "original": ImproveConfig(equalize=False, rounding="nearest", bias=False, gain=False),
-    "standard": ImproveConfig(equalize=False, rounding="nearest", bias=True, gain=True),
-    "best": ImproveConfig(equalize=True, rounding="compensated", bias=True, gain=True),
+    "original": ImproveConfig(
+        search="method", equalize=False, rounding="nearest", bias=False, gain=False
+    ),
+    "standard": ImproveConfig(
+        search="method", equalize=False, rounding="nearest", bias=True, gain=True
+    ),
+    "best": ImproveConfig(
+        search="auto", equalize=True, rounding="compensated", bias=True, gain=True
+    ),
 }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,11 +16,18 @@ import kernels
 from caffeio import Layer, Net, Value
 from caffeio.record import Record
 from kernels import QuantParams
+from pipeline.config.improve import EFFORTS
 from pipeline.config.load import Config, EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
-from pipeline.quantize.calibrate import observe_shards, search, search_exactly
+from pipeline.quantize.calibrate import (
+    Observations,
+    candidate_ranges,
+    observe_shards,
+    search,
+    search_exactly,
+)
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import (
     LayerError,
@@ -32,7 +40,14 @@ from pipeline.quantize.evaluate import (
 from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.feed import open_feed
-from pipeline.quantize.improve import Improved, Samples, improve, samples_of, wanted_improvements
+from pipeline.quantize.improve import (
+    Calibration,
+    Improved,
+    Samples,
+    improve,
+    samples_of,
+    wanted_improvements,
+)
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
 from pipeline.quantize.prepare import Prepared
@@ -85,11 +100,14 @@ class Ranges:
         Of that data, batch first.
     samples : int
         How many were observed.
+    seen : Observations, optional
+        What was observed.
     """
 
     params: dict[str, QuantParams]
     shapes: dict[str, Shape]
     samples: int
+    seen: Observations | None = None
 
 
 def calibrate(
@@ -115,7 +133,7 @@ def calibrate(
     finally:
         feed.close()
     shapes = {layer.name: seen.shapes[value] for layer, value in _planned_inputs(net.net, work)}
-    return Ranges(params, shapes, seen.samples)
+    return Ranges(params, shapes, seen.samples, seen)
 
 
 def _planned_inputs(net: Net, work: Prepared) -> Iterator[tuple[Layer, Value]]:
@@ -176,27 +194,36 @@ def improved(
     device: str,
 ) -> Improved:
     """Do what the effort asks for beyond ranges; see `pipeline.quantize.improve`."""
-    record = make_record(work, ranges)
+    first = _calibration(work, ranges, device)
     wanted = wanted_improvements(config.improve, work)
-    if not (wanted.equalize or wanted.bias or wanted.gain or wanted.rounding == "compensated"):
-        return Improved(work.fused, Corrected(work.fused.net, record), (), ())
+    if wanted == EFFORTS["original"].model_copy(update={"memory": wanted.memory}):
+        return Improved(work.fused, Corrected(work.fused.net, first.record), (), ())
     samples = read_samples(config, work)
 
-    def recalibrated(net: Net) -> Record:
+    def recalibrated(net: Net) -> Calibration:
         changed = replace(work, fused=replace(work.fused, net=net))
         again = calibrate(config, changed, FloatNet(net, device=device), reporter)
-        return make_record(changed, again)
+        return _calibration(changed, again, device)
 
     with clock.stage("improve"):
         return improve(
             work,
-            record,
+            first,
             samples,
             wanted,
             recalibrated,
             device=device,
-            progress=lambda what, names: reporter.track(names, what, len(record.layers), "layers"),
+            progress=lambda what, names: reporter.track(
+                names, what, len(first.record.layers), "layers"
+            ),
         )
+
+
+def _calibration(work: Prepared, ranges: Ranges, device: str) -> Calibration:
+    """Return what improvements begin with."""
+    assert ranges.seen is not None
+    candidates = partial(candidate_ranges, work.fused.net, work.plans, ranges.seen, device)
+    return Calibration(make_record(work, ranges), candidates)
 
 
 def evaluation(config: Config, work: Prepared) -> EvaluateConfig:

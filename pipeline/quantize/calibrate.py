@@ -18,10 +18,13 @@ import numpy as np
 import kernels
 from caffeio import Layer, Net, Value
 from kernels import (
+    METHODS,
     Histogram,
     Ifmr,
     IfmrPass,
+    Method,
     NotFiniteError,
+    Percentile,
     QuantParams,
     ifmr_candidates,
     percentile_range,
@@ -35,11 +38,20 @@ from pipeline.runtime.compiled import Watch
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.state import State
 
-__all__ = ["Observations", "observe", "observe_shards", "search", "search_exactly"]
+__all__ = [
+    "Observations",
+    "candidate_ranges",
+    "observe",
+    "observe_shards",
+    "search",
+    "search_exactly",
+]
 
 #: Extreme values kept at either end of a histogram: at least, and at most.
 _TAIL = 128
 _LONGEST_TAIL = 1 << 22
+#: A percentile among the candidates that cuts off more than the default does.
+_CLIPPED = 0.9999
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -277,6 +289,29 @@ def search(
             except ValueError as error:
                 raise _unscalable(layer, value, error) from None
         out[layer.name] = params_by_search[key]
+    return out
+
+
+def candidate_ranges(
+    net: Net, plans: Mapping[str, LayerPlan], seen: Observations, device: str
+) -> dict[str, tuple[QuantParams, ...]]:
+    """Return, for every planned layer, the ranges that all methods find, without doubles.
+
+    The layer's own method comes first; all others take its word on `asymmetric`. A method that
+    finds none is left out.
+    """
+    out = {}
+    for layer, value in _planned(net, plans):
+        own = plans[layer.name].method
+        others: list[Method] = [m(asymmetric=own.asymmetric) for m in METHODS.values()]
+        others.append(Percentile(_CLIPPED, _CLIPPED, asymmetric=own.asymmetric))
+        ranges: dict[QuantParams, None] = {}
+        for method in (own, *others):
+            try:
+                ranges[search_params(seen.histograms[value], method, device=device)] = None
+            except ValueError:
+                continue
+        out[layer.name] = tuple(ranges)
     return out
 
 

@@ -1,7 +1,9 @@
-"""What is done to a layer's numbers after its ranges are known: rounding, bias, gain.
+"""What is done to a layer's numbers after calibration: range, rounding, bias, gain.
 
 Layer after layer, in the order of the net, with all before it quantized and corrected:
 
+- **Range**: of several for the layer's data, as different searches find them, the one that leaves
+  the least error at the layer's output.
 - **Compensated rounding**: see `kernels.compensation`.
 - **Bias**: ``bias += mean(exact - quantized)`` of each channel (Nagel et al., 2019).
 - **Gain**: ``scale_w *= g`` with g the least-squares factor from the quantized output to the
@@ -25,8 +27,10 @@ import kernels
 from caffeio import Net, Value
 from caffeio.graph import SOURCE_TYPES
 from caffeio.record import LayerRecord, Record
+from kernels import QuantParams
 from kernels.conv import ConvGeometry
 from kernels.moments import ChannelMoments
+from pipeline.errors import PipelineError
 from pipeline.layers.base import Kept
 from pipeline.layers.convolution import conv_params
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
@@ -54,6 +58,7 @@ def correct(
     held: Sequence[bool],
     steps: Steps,
     *,
+    candidates: Mapping[str, Sequence[QuantParams]] | None = None,
     device: str = "cpu",
     memory: int = 2 << 30,
     progress: Callable[[str], object] = lambda layer: None,
@@ -71,6 +76,8 @@ def correct(
     held : sequence of bool
         Which parts only judge; all the others are what corrections are computed from.
     steps : Steps
+    candidates : mapping of layer name to sequence of QuantParams, optional
+        Ranges to choose from, with ``steps.search``.
     device : str
         Where layers run and statistics are taken.
     memory : int
@@ -96,7 +103,9 @@ def correct(
             layer = net.layers[i]
             if layer.name in record.layers:
                 progress(layer.name)
-                done = _Corrector(pair, i, record.layers[layer.name], steps, held).run()
+                ranges = (candidates or {}).get(layer.name, ()) if steps.search else ()
+                corrector = _Corrector(pair, i, record.layers[layer.name], steps, held)
+                done = corrector.run(ranges)
                 if done is not None:
                     layers[layer.name] = done
             else:
@@ -173,11 +182,13 @@ class _Corrector:
         #: what is judged on: the parts held back, or all if none is
         self._judges = [p for p in range(pair.count) if held[p]] or [*range(pair.count)]
         self._learns = [p for p in range(pair.count) if not held[p]]
+        #: the range of its data, if another than the record's
+        self._data: QuantParams | None = None
 
-    def run(self) -> LayerCorrection | None:
+    def run(self, ranges: Sequence[QuantParams]) -> LayerCorrection | None:
         """Run the layer in both nets; return its correction, if it can have one."""
         self._pair.run_float(self._i)
-        numbers = quantize_layer(self._layer, self._record)
+        numbers = self._best_range(ranges)
         if numbers.weights is None:
             for part in range(self._pair.count):
                 self._pair.put(True, self._write, part, self._forward(numbers, part))
@@ -194,6 +205,25 @@ class _Corrector:
             else:
                 self._measure(numbers)
         return self._linear(numbers, weights, learned, judged)
+
+    def _best_range(self, ranges: Sequence[QuantParams]) -> QuantizedLayer:
+        """Return the layer's numbers with the range that leaves least, or with the record's."""
+        best = quantize_layer(self._layer, self._record)
+        if best.weights is None or len(ranges) < 2:
+            return best
+        least = self._left(*self._measure(best))
+        for data in ranges:
+            if data == best.data:
+                continue
+            changed = replace(self._record, scale_d=data.scale, offset_d=data.offset)
+            try:
+                numbers = quantize_layer(self._layer, changed)
+            except PipelineError:  # its bias would leave int32
+                continue
+            left = self._left(*self._measure(numbers))
+            if left < least:
+                best, least, self._data = numbers, left, data
+        return best
 
     def _measure(self, numbers: QuantizedLayer) -> tuple[ChannelMoments, ChannelMoments]:
         """Run the integers of all parts; return the moments that teach, and that judge."""
@@ -251,7 +281,8 @@ class _Corrector:
         if (gain != 1).any() or total.any():
             self._change(gain, total)
         count = len(self._record.scale_w)
-        return LayerCorrection(weights, gain[:count] if count > 1 else gain[:1], shift, plain)
+        gain = gain[:count] if count > 1 else gain[:1]
+        return LayerCorrection(weights, gain, shift, plain, self._data)
 
     def _change(self, gain: np.ndarray, shift: np.ndarray) -> None:
         """Multiply and shift what the quantized net has computed."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from caffeio import Layer, Net
 from caffeio.record import LayerRecord, Record
+from kernels import QuantParams
 from pipeline.errors import PipelineError
 from pipeline.quantize.integers import quantize_layer
 
@@ -24,11 +25,14 @@ class Steps:
     rounding : bool
         Compensated instead of nearest.
     bias, gain : bool
+    search : bool
+        The range of the data is chosen by the error of the layer's output.
     """
 
     rounding: bool = True
     bias: bool = True
     gain: bool = True
+    search: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,15 @@ class LayerCorrection:
         What is added to the bias after gain.
     plain_shift : float64 array (O,)
         What would be added without gain.
+    data : QuantParams or None
+        Of its input, if another than the record's.
     """
 
     weights: np.ndarray | None
     gain: np.ndarray
     shift: np.ndarray
     plain_shift: np.ndarray
+    data: QuantParams | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class Corrected:
                 gain,
                 shift if steps.bias else np.zeros_like(shift),
                 c.plain_shift,
+                c.data if steps.search else None,
             )
         return applied(net, record, layers)
 
@@ -112,6 +120,8 @@ def _corrected(
     layer: Layer, record: LayerRecord, correction: LayerCorrection
 ) -> tuple[Layer, LayerRecord]:
     """Return a layer whose weights and bias are what its corrected integers stand for."""
+    if correction.data is not None:
+        record = replace(record, scale_d=correction.data.scale, offset_d=correction.data.offset)
     numbers = quantize_layer(layer, record)
     assert numbers.weights is not None
     scale_w = (np.array(record.scale_w, np.float32) * correction.gain).astype(np.float32)

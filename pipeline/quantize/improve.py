@@ -14,6 +14,7 @@ import numpy as np
 
 from caffeio import Net, Value
 from caffeio.record import Record
+from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig, memory_bytes
 from pipeline.layers import layer_type
 from pipeline.quantize.correct import correct
@@ -29,6 +30,7 @@ from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.schedule import schedule
 
 __all__ = [
+    "Calibration",
     "Improved",
     "Samples",
     "Trial",
@@ -46,7 +48,30 @@ _HELD = 5
 #: Equalized, the float net must be closer to the original than the quantized one by so many dB.
 _FLOAT_MARGIN = 15.0
 
+#: The steps of a correction, in the order in which a report shows them.
+_LABELS = {
+    "search": "ranges by the layers' outputs",
+    "rounding": "compensated rounding",
+    "bias": "bias correction",
+    "gain": "gain correction",
+}
+
 Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found for a net.
+
+    Attributes
+    ----------
+    record : Record
+    candidates : callable
+        Returns the ranges to choose from, by layer name.
+    """
+
+    record: Record
+    candidates: Callable[[], Mapping[str, Sequence[QuantParams]]]
 
 
 @dataclass(frozen=True)
@@ -155,10 +180,10 @@ def _apart(runner: FloatNet, batch: Inputs) -> bool:
 
 def improve(
     work: Prepared,
-    record: Record,
+    first: Calibration,
     samples: Samples,
     wanted: ImproveConfig,
-    recalibrated: Callable[[Net], Record],
+    recalibrated: Callable[[Net], Calibration],
     *,
     device: str = "cpu",
     progress: Callable[[str, Iterable[str]], Iterator[str]] = lambda what, names: iter(names),
@@ -168,13 +193,13 @@ def improve(
     Parameters
     ----------
     work : Prepared
-    record : Record
+    first : Calibration
         Of the net as it is.
     samples : Samples
     wanted : ImproveConfig
         All set.
     recalibrated : callable
-        ``recalibrated(net) -> Record``, for a fused net with other weights.
+        ``recalibrated(net) -> Calibration``, for a fused net with other weights.
     device : str
     progress : callable
         ``progress(what, names)`` yields the names while it shows how far the work is.
@@ -184,29 +209,46 @@ def improve(
     Improved
     """
     judge = _Judge(work, samples, device)
-    steps = Steps(wanted.rounding == "compensated", bool(wanted.bias), bool(wanted.gain))
-    run = _Run(judge, samples, steps, memory_bytes(wanted.memory), device, progress)
-    first = judge.score(Corrected(work.fused.net, record))
-    trials = [Trial("nearest rounding", first, True)]
-    best, tried = run(work.fused.net, record, "correct layers")
-    fused = work.fused
+    run = _Run(judge, samples, memory_bytes(wanted.memory), device, progress)
+    bias, gain = bool(wanted.bias), bool(wanted.gain)
+    begun = _Begun.of(work.fused, first, judge)
+    trials = [Trial("nearest rounding", begun.score, True)]
     notes: list[str] = []
     if wanted.equalize:
-        net = _equalized(work, samples, judge, first, notes)
+        net = _equalized(work, samples, judge, begun.score, notes)
         if net is not None:
-            equal_record = recalibrated(net)
-            score = judge.score(Corrected(net, equal_record))
-            other, other_tried = run(net, equal_record, "correct equalized layers")
-            wins = other.score >= best.score
-            trials.append(Trial("equalized channels", score, wins))
-            if wins:
-                best, tried, fused = other, other_tried, replace(work.fused, net=net)
+            other = _Begun.of(replace(work.fused, net=net), recalibrated(net), judge)
+            few = Steps(False, bias, gain)
+            wins = run(other, few)[0].score >= run(begun, few)[0].score
+            trials.append(Trial("equalized channels", other.score, wins))
+            begun = other if wins else begun
+    steps = Steps(wanted.rounding == "compensated", bias, gain)
+    best, tried = run(begun, steps)
+    if wanted.search == "auto":
+        searched, searched_tried = run(begun, replace(steps, search=True))
+        if searched.score > best.score:
+            best, tried = searched, searched_tried
+        else:
+            trials.append(Trial("ranges by the layers' outputs", searched.score, False))
     if not any(samples.held):
         notes.append(
             "too few calibration samples to hold some back: corrections were judged on those that "
             "they were computed from; give 10 or more"
         )
-    return Improved(fused, best.result, (*trials, *tried), tuple(notes))
+    return Improved(begun.fused, best.result, (*trials, *tried), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A float net with its calibration, and how close its plain quantization is."""
+
+    fused: Fused
+    calibration: Calibration
+    score: float
+
+    @classmethod
+    def of(cls, fused: Fused, calibration: Calibration, judge: _Judge) -> _Begun:
+        return cls(fused, calibration, judge.score(Corrected(fused.net, calibration.record)))
 
 
 @dataclass(frozen=True)
@@ -221,25 +263,25 @@ class _Run:
 
     judge: _Judge
     samples: Samples
-    steps: Steps
     memory: int
     device: str
     progress: Callable[[str, Iterable[str]], Iterator[str]]
 
-    def __call__(self, net: Net, record: Record, what: str) -> tuple[_Scored, list[Trial]]:
+    def __call__(self, begun: _Begun, steps: Steps) -> tuple[_Scored, list[Trial]]:
         """Return the best result and what each step did."""
-        plain = Corrected(net, record)
-        best = _Scored(plain, self.judge.score(plain))
-        if not (self.steps.rounding or self.steps.bias or self.steps.gain):
+        net, record = begun.fused.net, begun.calibration.record
+        best = _Scored(Corrected(net, record), begun.score)
+        if steps == Steps(False, False, False, False):
             return best, []
         names = [layer.name for layer in net.layers if layer.name in record.layers]
-        shown = self.progress(what, names)
+        shown = self.progress("correct layers", names)
         corrected = correct(
             net,
             record,
             self.samples.parts,
             self.samples.held,
-            self.steps,
+            steps,
+            candidates=begun.calibration.candidates() if steps.search else None,
             device=self.device,
             memory=self.memory,
             progress=lambda name: next(shown, name),
@@ -248,25 +290,24 @@ class _Run:
             pass
         scored = [
             (label, _Scored(result, self.judge.score(result)))
-            for label, result in self._prefixes(corrected, net, record)
+            for label, result in _prefixes(steps, corrected, net, record)
         ]
         for _, candidate in scored:
             best = candidate if candidate.score >= best.score else best
         kept = next((i for i, (_, s) in enumerate(scored) if s is best), -1)
         return best, [Trial(label, s.score, i <= kept) for i, (label, s) in enumerate(scored)]
 
-    def _prefixes(
-        self, corrected: Corrected, net: Net, record: Record
-    ) -> Iterator[tuple[str, Corrected]]:
-        """Yield the result of the first step alone, of the first two, and so on."""
-        s = self.steps
-        for label, on, steps in (
-            ("compensated rounding", s.rounding, Steps(s.rounding, False, False)),
-            ("bias correction", s.bias, Steps(s.rounding, s.bias, False)),
-            ("gain correction", s.gain, s),
-        ):
-            if on:
-                yield label, corrected if steps == s else corrected.only(net, record, steps)
+
+def _prefixes(
+    steps: Steps, corrected: Corrected, net: Net, record: Record
+) -> Iterator[tuple[str, Corrected]]:
+    """Yield the result of the first step alone, of the first two, and so on."""
+    so_far = Steps(False, False, False, False)
+    for name, label in _LABELS.items():
+        if getattr(steps, name):
+            so_far = replace(so_far, **{name: True})
+            whole = so_far == steps
+            yield label, corrected if whole else corrected.only(net, record, so_far)
 
 
 class _Judge:
