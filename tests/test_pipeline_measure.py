@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from small_nets import small_net
 
+from caffeio.data import Batch
 from pipeline.errors import ConfigError
-from pipeline.quantize.evaluate import compared_blobs
+from pipeline.quantize.activations import Activations
+from pipeline.quantize.evaluate import DecodedOnce, compare, compared_blobs
 from pipeline.quantize.measure import Closeness, TopK
 
 
@@ -50,3 +52,56 @@ def test_softmax_is_joined_by_what_it_reads():
     assert compared_blobs(small_net(), ("sum",)) == ("sum",)
     with pytest.raises(ConfigError, match="no blob 'logits'"):
         compared_blobs(small_net(), ("logits",))
+
+
+def test_batches_are_decoded_once_and_come_again():
+    decoded = []
+
+    def source():
+        for i in range(4):
+            decoded.append(i)
+            x = np.full((2, 3), i, np.float32)
+            yield Batch(i, {"x": x, "y": x + 0.5}, np.array([i, i]), (f"a{i}", f"b{i}"))
+
+    with Activations(60) as values:  # some lie in files
+        again = DecodedOnce(source(), values)
+        first = next(iter(again))
+        np.testing.assert_array_equal(first.inputs["x"], 0)
+        for _ in range(2):
+            found = [*again]
+            assert [b.names for b in found] == [(f"a{i}", f"b{i}") for i in range(4)]
+            for i, batch in enumerate(found):
+                np.testing.assert_array_equal(batch.inputs["y"], i + 0.5)
+                np.testing.assert_array_equal(batch.labels, i)
+    assert decoded == [0, 1, 2, 3]
+
+
+def test_models_are_made_one_after_the_other_and_dropped():
+    alive: list[str] = []
+
+    class Net:
+        def __init__(self, name: str) -> None:
+            assert alive == []
+            self.name = name
+            alive.append(name)
+
+        def __del__(self) -> None:
+            alive.remove(self.name)
+
+        def forward(self, inputs, blobs=None, *, state=None):
+            return {"y": inputs["x"] * (2 if self.name == "float" else 2.1)}
+
+    batches = [Batch(0, {"x": np.ones((3, 2), np.float32)}, np.array([0, 0, 1]), ("a", "b", "c"))]
+    asked = []
+
+    def given(name: str) -> list[Batch]:
+        asked.append(name)
+        return batches
+
+    scores = compare(
+        {"float": lambda: Net("float"), "int8": lambda: Net("int8")}, given, ["y"], memory=0
+    )
+    assert asked == ["float", "int8"]
+    assert scores[0].outputs == ()
+    assert scores[1].outputs[0].sqnr == pytest.approx(20 * np.log10(20), abs=1e-3)
+    assert [s.top1 for s in scores] == [pytest.approx(200 / 3)] * 2

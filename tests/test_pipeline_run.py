@@ -353,7 +353,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     process = command(str(config), "--device", "reference")
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("evaluate ("):
+        if line.startswith("evaluate float ("):
             break
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

@@ -65,8 +65,7 @@ def quantize_model(
                 note = "no [evaluate] in the config: compared on the calibration samples"
                 work = replace(work, notes=(*work.notes, note))
         with clock.stage("calibrate"):
-            net = FloatNet(work.fused.net, device=device)
-            ranges = calibrate(config, work, net, reporter)
+            ranges = calibrate(config, work, FloatNet(work.fused.net, device=device), reporter)
         better = improved(config, work, ranges, reporter, clock, device=device)
         tried = None
         if config.fallback is not None:

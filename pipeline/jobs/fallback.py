@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,7 +125,7 @@ class _Metric:
         self._name, self._device = settings.metric, device
         self._blobs = tuple(e.outputs) or judged_blobs(work.net)
         self._float = FloatNet(work.net, device=device)
-        scores = compare({"float": self._float}, self._batches, self._blobs)
+        scores = compare({"float": lambda: self._float}, lambda name: self._batches, self._blobs)
         if self._name == "sqnr":
             self.exact = float("inf")
             return
@@ -139,8 +139,11 @@ class _Metric:
 
     def __call__(self, result: Corrected) -> float:
         net = Int8Net.of_fused(result.net, result.record, device=self._device)
-        models: dict[str, Runnable] = {"float": self._float, "int8": net}
-        score = compare(models, self._batches, self._blobs)[1]
+        models: dict[str, Callable[[], Runnable]] = {
+            "float": lambda: self._float,
+            "int8": lambda: net,
+        }
+        score = compare(models, lambda name: self._batches, self._blobs)[1]
         if self._name == "sqnr":
             return float(np.mean([output.sample_sqnr for output in score.outputs]))
         return float(getattr(score, self._name))

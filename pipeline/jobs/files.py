@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import caffeio
+from caffeio import Net
 from caffeio.record import write_record
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError, PipelineError
@@ -76,15 +77,18 @@ def output_files(
 
 
 def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writer]:
-    """Return what writes each file of a quantized model."""
-    fake, deploy = (make(int8.net, int8.layers) for make in (fakequant_net, deploy_net))
+    """Return what writes each file of a quantized model; a net is made when it is written."""
+
+    def written(make: Callable, write: Callable[[Net, Path], None]) -> Writer:
+        return lambda path: write(make(int8.net, int8.layers), path)
+
     nodes = [asdict(pair) for pair in node_map(fused, int8.layers)]
     return {
         "record": lambda path: write_record(report.record, path),
-        "fakequant_prototxt": lambda path: caffeio.write_prototxt(fake, path),
-        "fakequant_weights": lambda path: caffeio.write_caffemodel(fake, path),
-        "deploy_prototxt": lambda path: caffeio.write_prototxt(deploy, path),
-        "deploy_weights": lambda path: caffeio.write_caffemodel(deploy, path),
+        "fakequant_prototxt": written(fakequant_net, caffeio.write_prototxt),
+        "fakequant_weights": written(fakequant_net, caffeio.write_caffemodel),
+        "deploy_prototxt": written(deploy_net, caffeio.write_prototxt),
+        "deploy_weights": written(deploy_net, caffeio.write_caffemodel),
         "node_map": lambda path: write_text(path, json.dumps({"nodes": nodes}, indent=1) + "\n"),
         "report": lambda path: write_text(path, to_json(report)),
     }

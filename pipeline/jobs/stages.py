@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from pipeline.config.load import Config, EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
+from pipeline.quantize.activations import Activations
 from pipeline.quantize.calibrate import (
     Observations,
     candidate_ranges,
@@ -30,6 +31,7 @@ from pipeline.quantize.calibrate import (
 )
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import (
+    DecodedOnce,
     LayerError,
     ModelScore,
     Runnable,
@@ -73,6 +75,8 @@ __all__ = [
 _NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
 #: Samples at a time when the error of each layer is measured: it holds every layer's output.
 _LAYER_BATCH = 4
+#: Bytes of evaluation samples held in memory from one model to the next.
+_EVALUATE_MEMORY = 256 << 20
 
 
 @dataclass
@@ -267,12 +271,11 @@ def evaluate(
     reporter : Reporter
     """
     e = evaluation(config, work)
-    net = FloatNet(work.fused.net, device=device)
     blobs = compared_blobs(work.net, e.outputs)
-    models: dict[str, Runnable] = {
-        "float": FloatNet(before, device=device),
-        "fakequant": FloatNet(fakequant_net(int8.net, int8.layers), device=device),
-        "int8": int8,
+    models: dict[str, Callable[[], Runnable]] = {
+        "float": lambda: FloatNet(before, device=device),
+        "fakequant": lambda: FloatNet(fakequant_net(int8.net, int8.layers), device=device),
+        "int8": lambda: int8,
     }
     feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
     try:
@@ -282,10 +285,15 @@ def evaluate(
         few = min(e.layer_samples, len(feed)) // size
         samples = islice(feed.batches(size), few)
         tracked = reporter.track(samples, "error of each layer", few)
+        net = FloatNet(work.fused.net, device=device)
         errors = layer_errors(net, int8, (feed.for_net(b) for b in tracked))
         count = e.batch_num or -(-len(feed) // e.batch_size)
-        tracked = reporter.track(feed.batches(e.batch_size, e.batch_num), "evaluate", count)
-        return compare(models, tracked, blobs), errors
+        with Activations(_EVALUATE_MEMORY) as values:
+            decoded = DecodedOnce(feed.batches(e.batch_size, e.batch_num), values)
+            scores = compare(
+                models, lambda name: reporter.track(decoded, f"evaluate {name}", count), blobs
+            )
+        return scores, errors
     finally:
         feed.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from kernels import QuantParams
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.layers import layer_type
 from pipeline.layers.int8 import QuantizedLayer
+from pipeline.quantize.activations import Activations
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import Closeness, TopK
 from pipeline.runtime.executor import FloatNet
@@ -23,6 +24,7 @@ from pipeline.runtime.state import State
 
 __all__ = [
     "BlobScore",
+    "DecodedOnce",
     "LayerError",
     "ModelScore",
     "compare",
@@ -145,43 +147,76 @@ def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def compare(
-    models: Mapping[str, Runnable],
-    batches: Iterable[Batch],
+    models: Mapping[str, Callable[[], Runnable]],
+    batches: Callable[[str], Iterable[Batch]],
     blobs: Sequence[str],
+    *,
+    memory: int = 256 << 20,
 ) -> tuple[ModelScore, ...]:
-    """Run all models over the same batches.
+    """Run models over the same batches, one model after the other.
 
     Parameters
     ----------
-    models : mapping of name to net
-        The first is the one that the others are compared with.
-    batches : iterable of Batch
+    models : mapping of name to callable
+        Each makes its net, which is dropped before the next is made. The first is the one that
+        the others are compared with.
+    batches : callable
+        ``batches(model) -> iterable of Batch``: the same for every model.
     blobs : sequence of str
         What to compare; the last with one score a class is held against the labels.
+    memory : int
+        Bytes of the first model's outputs to hold; more lie in files meanwhile.
 
     Raises
     ------
     PipelineError
         If a label is no class of the net.
     """
-    closeness = {name: {blob: Closeness() for blob in blobs} for name in models}
-    ranks = {name: TopK() for name in models}
-    states = {name: State() for name in models}
-    reference, samples = next(iter(models)), 0
-    for batch in batches:
-        exact: dict[str, np.ndarray] = {}
-        for name, net in models.items():
-            outputs = net.forward(batch.inputs, blobs, state=states[name])
-            exact = exact or outputs
-            if name != reference:
+    scores: list[ModelScore] = []
+    with Activations(memory) as exact:
+        for name, make in models.items():
+            net, state, rank, samples = make(), State(), TopK(), 0
+            closeness = {} if not scores else {blob: Closeness() for blob in blobs}
+            for i, batch in enumerate(batches(name)):
+                found = net.forward(batch.inputs, blobs, state=state)
                 for blob in blobs:
-                    closeness[name][blob].update(exact[blob], outputs[blob])
-            _rank(ranks[name], outputs, batch)
-        samples += len(batch.names)
-    return tuple(
-        _score(name, samples, ranks[name], {} if name == reference else closeness[name])
-        for name in models
-    )
+                    if scores:
+                        closeness[blob].update(exact.get((blob, i)), found[blob])
+                    else:
+                        exact.put((blob, i), found[blob])
+                _rank(rank, found, batch)
+                samples += len(batch.names)
+            scores.append(_score(name, samples, rank, closeness))
+            del net
+    return tuple(scores)
+
+
+class DecodedOnce:
+    """Batches that are read the first time they are asked for, and kept for the next.
+
+    Parameters
+    ----------
+    batches : iterable of Batch
+    values : Activations
+        Where their inputs are kept.
+    """
+
+    def __init__(self, batches: Iterable[Batch], values: Activations) -> None:
+        self._source = iter(batches)
+        self._values = values
+        self._read: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield all batches, in order."""
+        for batch in self._read:
+            inputs = {name: self._values.get((batch.index, name)) for name in batch.inputs}
+            yield replace(batch, inputs=inputs)
+        for batch in self._source:
+            for name, x in batch.inputs.items():
+                self._values.put((batch.index, name), x)
+            nothing = dict.fromkeys(batch.inputs, np.empty(0, np.float32))
+            self._read.append(replace(batch, inputs=nothing))
+            yield batch
 
 
 def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closeness]) -> ModelScore:
@@ -281,7 +316,6 @@ def _alone(
     device: str,
 ) -> Observer:
     """Return an observer of the float net that quantizes one layer at a time."""
-    faked: dict[str, Layer] = {}
 
     def watch(
         i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
@@ -289,10 +323,8 @@ def _alone(
         q = int8.layers.get(layer.name)
         if q is None:
             return
-        if layer.name not in faked:
-            # the quantized layer may have a bias where the float one has none
-            faked[layer.name] = fake_layer(int8.net.layers[i], q)
-        fake = faked[layer.name]
+        # the quantized layer may have a bias where the float one has none
+        fake = fake_layer(int8.net.layers[i], q)
         x = kernels.fake_quantize(bottoms[0], q.data, device=device)
         (y,) = layer_type(layer).forward(fake, [x], device)
         sums[layer.name].alone.update(tops[0], y)
