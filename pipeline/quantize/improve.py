@@ -45,6 +45,8 @@ _MOST_SAMPLES = 128
 _PART = 8
 #: The share of samples that is held back is one in so many.
 _HELD = 5
+#: Of so many batches that must stay whole, one is held back.
+_FEW_BATCHES = 4
 #: Equalized, the float net must be closer to the original than the quantized one by so many dB.
 _FLOAT_MARGIN = 15.0
 
@@ -166,9 +168,8 @@ def samples_of(net: Net, batches: Iterable[Inputs]) -> Samples:
         pairs = [*pairwise(cuts)]
         parts = tuple({name: x[a:b] for name, x in whole.items()} for a, b in pairs)
         return Samples(parts, tuple(a >= kept for a, _ in pairs))
-    kept = len(taken) - len(taken) // _HELD
-    if runner.remembers:
-        kept = len(taken)
+    held = max(len(taken) // _HELD, 1 if len(taken) >= _FEW_BATCHES else 0)
+    kept = len(taken) - (0 if runner.remembers else held)
     return Samples(tuple(taken), tuple(i >= kept for i in range(len(taken))))
 
 
@@ -233,7 +234,7 @@ def improve(
     if not any(samples.held):
         notes.append(
             "too few calibration samples to hold some back: corrections were judged on those that "
-            "they were computed from; give 10 or more"
+            "they were computed from; give 10 or more (4 batches, where batches must stay whole)"
         )
     return Improved(begun.fused, best.result, (*trials, *tried), tuple(notes))
 
