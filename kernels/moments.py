@@ -16,6 +16,9 @@ from kernels.dispatch import backend, check_device
 
 __all__ = ["ChannelMoments", "channel_moments"]
 
+#: Infinite values make NaN of a channel's moments, which is what they are.
+_QUIET = np.errstate(invalid="ignore", over="ignore")
+
 
 @dataclass(frozen=True)
 class ChannelMoments:
@@ -36,6 +39,7 @@ class ChannelMoments:
     yy: np.ndarray
     xy: np.ndarray
 
+    @_QUIET
     def __add__(self, other: ChannelMoments) -> ChannelMoments:
         """Return the moments of both streams, one after the other."""
         return ChannelMoments(
@@ -47,6 +51,7 @@ class ChannelMoments:
             self.xy + other.xy,
         )
 
+    @_QUIET
     def gain(self, low: float, high: float, *, common: bool = False) -> np.ndarray:
         """Return ``Σ x'y' / Σ y'y'`` of the centred values, float64 (C,), within limits.
 
@@ -67,10 +72,12 @@ class ChannelMoments:
             varies = yy > 0
         return np.where(varies, np.clip(xy / np.where(varies, yy, 1), low, high), 1.0)
 
+    @_QUIET
     def shift(self, gain: np.ndarray | float = 1.0) -> np.ndarray:
         """Return the mean of ``x - gain * y``, float64 (C,)."""
         return (self.x - gain * self.y) / self.count
 
+    @_QUIET
     def noise(self, gain: np.ndarray | float = 1.0, shift: np.ndarray | float = 0.0) -> np.ndarray:
         """Return the mean of ``(x - gain * y - shift)²``, float64 (C,)."""
         total = (

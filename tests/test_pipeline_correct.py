@@ -163,6 +163,37 @@ def test_some_steps_of_a_result():
     )
 
 
+def test_layers_that_share_weights_stay_alike():
+    net, record = net_and_record()
+    layers = []
+    for layer in net.layers:
+        if layer.name in ("dw", "branch"):
+            param = type(layer.param)()
+            param.CopyFrom(layer.param)
+            del param.param[:]
+            param.param.add(name="" if layer.name == "dw" else "w")
+            layer = replace(layer, param=param)  # noqa: PLW2901
+        layers.append(layer)
+    twin = replace(layers[[x.name for x in layers].index("branch")], name="twin", tops=("twin",))
+    shared = net.with_layers((*layers, twin))
+    result = correct(shared, record, PARTS, HELD, ALL)
+    assert "branch" not in result.layers
+    assert "dw" in result.layers
+    assert result.net.layer("branch").blobs is shared.layer("branch").blobs
+    assert result.record.layers["branch"] == record.layers["branch"]
+
+
+def test_outputs_beyond_float32_change_nothing():
+    net, record = net_and_record()
+    weights = net.layer("fc").blobs[0] * np.float32(1e38)
+    net = with_blobs(net, {"fc": [weights, np.zeros(10)]})
+    assert not np.isfinite(FloatNet(net).forward(PARTS[0], ["fc"])["fc"]).all()
+    huge = replace(record.layers["fc"], scale_w=(float(np.abs(weights).max() / 127),))
+    result = correct(net, Record({**record.layers, "fc": huge}), PARTS, HELD, ALL)
+    assert all(np.isfinite(b).all() for x in result.net.layers for b in x.blobs)
+    assert np.isfinite(result.record.layers["fc"].scale_w).all()
+
+
 def test_a_small_budget_of_memory_and_any_number_of_threads_give_the_same():
     net, record = net_and_record()
     want = bytes_of(correct(net, record, PARTS, HELD, ALL))

@@ -36,6 +36,7 @@ from pipeline.layers.convolution import conv_params
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.quantize.activations import Activations
 from pipeline.quantize.corrections import Corrected, LayerCorrection, Steps, applied
+from pipeline.quantize.fuse import shared_parameters
 from pipeline.quantize.integers import quantize_layer
 from pipeline.runtime.loop import Forward, guarded
 from pipeline.runtime.model import Model
@@ -97,14 +98,16 @@ def correct(
     model = Model(net, {}, device)
     plan = model.schedule(tuple(parts[0]), None, True)
     layers: dict[str, LayerCorrection] = {}
+    fixed = shared_parameters(net)  # one layer's corrections would be another's, too
     with Activations(memory) as values:
         pair = _Pair(model, values, parts)
         for i, dead in zip(plan.layers, plan.frees, strict=True):
             layer = net.layers[i]
             if layer.name in record.layers:
                 progress(layer.name)
-                ranges = (candidates or {}).get(layer.name, ()) if steps.search else ()
-                corrector = _Corrector(pair, i, record.layers[layer.name], steps, held)
+                wanted = Steps(False, False, False) if layer.name in fixed else steps
+                ranges = (candidates or {}).get(layer.name, ()) if wanted.search else ()
+                corrector = _Corrector(pair, i, record.layers[layer.name], wanted, held)
                 done = corrector.run(ranges)
                 if done is not None:
                     layers[layer.name] = done
@@ -189,7 +192,7 @@ class _Corrector:
         """Run the layer in both nets; return its correction, if it can have one."""
         self._pair.run_float(self._i)
         numbers = self._best_range(ranges)
-        if numbers.weights is None:
+        if numbers.weights is None or self._steps == Steps(False, False, False):
             for part in range(self._pair.count):
                 self._pair.put(True, self._write, part, self._forward(numbers, part))
             return None
@@ -268,8 +271,8 @@ class _Corrector:
         ones, zeros = np.ones(channels), np.zeros(channels)
         bias = zeros if numbers.bias is None else numbers.fake_bias.astype(np.float64)
         plain = learned.shift() if self._steps.bias else zeros
-        if judged.noise(1.0, plain).sum() > judged.noise().sum():
-            plain = zeros
+        if not judged.noise(1.0, plain).sum() <= judged.noise().sum():
+            plain = zeros  # also where values beyond float32 leave no number
         gain, shift = ones, plain
         if self._steps.gain:
             found = self._gain(learned)
