@@ -16,8 +16,10 @@ from kernels.dispatch import backend, check_device
 
 __all__ = ["ChannelMoments", "channel_moments"]
 
-#: Infinite values make NaN of a channel's moments, which is what they are.
-_QUIET = np.errstate(invalid="ignore", over="ignore")
+
+def _quiet() -> np.errstate:
+    """Let infinite values make NaN of a channel's moments, which is what they are."""
+    return np.errstate(invalid="ignore", over="ignore")
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,18 @@ class ChannelMoments:
     yy: np.ndarray
     xy: np.ndarray
 
-    @_QUIET
     def __add__(self, other: ChannelMoments) -> ChannelMoments:
         """Return the moments of both streams, one after the other."""
-        return ChannelMoments(
-            self.count + other.count,
-            self.x + other.x,
-            self.y + other.y,
-            self.xx + other.xx,
-            self.yy + other.yy,
-            self.xy + other.xy,
-        )
+        with _quiet():
+            return ChannelMoments(
+                self.count + other.count,
+                self.x + other.x,
+                self.y + other.y,
+                self.xx + other.xx,
+                self.yy + other.yy,
+                self.xy + other.xy,
+            )
 
-    @_QUIET
     def gain(self, low: float, high: float, *, common: bool = False) -> np.ndarray:
         """Return ``Σ x'y' / Σ y'y'`` of the centred values, float64 (C,), within limits.
 
@@ -63,31 +64,32 @@ class ChannelMoments:
         common : bool
             One gain for all channels, (1,).
         """
-        yy = self.yy - self.y * self.y / self.count
-        xy = self.xy - self.x * self.y / self.count
-        # what is left of constant values is rounding
-        varies = yy > 1e-12 * self.yy
-        if common:
-            yy, xy = (np.where(varies, v, 0).sum(keepdims=True) for v in (yy, xy))
-            varies = yy > 0
-        return np.where(varies, np.clip(xy / np.where(varies, yy, 1), low, high), 1.0)
+        with _quiet():
+            yy = self.yy - self.y * self.y / self.count
+            xy = self.xy - self.x * self.y / self.count
+            # what is left of constant values is rounding
+            varies = yy > 1e-12 * self.yy
+            if common:
+                yy, xy = (np.where(varies, v, 0).sum(keepdims=True) for v in (yy, xy))
+                varies = yy > 0
+            return np.where(varies, np.clip(xy / np.where(varies, yy, 1), low, high), 1.0)
 
-    @_QUIET
     def shift(self, gain: np.ndarray | float = 1.0) -> np.ndarray:
         """Return the mean of ``x - gain * y``, float64 (C,)."""
-        return (self.x - gain * self.y) / self.count
+        with _quiet():
+            return (self.x - gain * self.y) / self.count
 
-    @_QUIET
     def noise(self, gain: np.ndarray | float = 1.0, shift: np.ndarray | float = 0.0) -> np.ndarray:
         """Return the mean of ``(x - gain * y - shift)²``, float64 (C,)."""
-        total = (
-            self.xx
-            + gain * gain * self.yy
-            + self.count * shift * shift
-            - 2 * gain * self.xy
-            - 2 * shift * (self.x - gain * self.y)
-        )
-        return np.maximum(total, 0) / self.count
+        with _quiet():
+            total = (
+                self.xx
+                + gain * gain * self.yy
+                + self.count * shift * shift
+                - 2 * gain * self.xy
+                - 2 * shift * (self.x - gain * self.y)
+            )
+            return np.maximum(total, 0) / self.count
 
 
 def channel_moments(x: np.ndarray, y: np.ndarray, *, device: str = "cpu") -> ChannelMoments:

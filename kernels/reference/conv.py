@@ -58,10 +58,10 @@ def _depthwise(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
     return y
 
 
-@np.errstate(over="ignore", invalid="ignore")  # infinities are values like others
 def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
     """See `kernels.conv2d`."""
-    return _products(x, w, g) + bias[None, :, None, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are values like others
+        return _products(x, w, g) + bias[None, :, None, None]
 
 
 def conv2d_int8(

@@ -31,10 +31,10 @@ def _products(x: np.ndarray, w: np.ndarray, g: ConvGeometry) -> np.ndarray:
     return full.reshape(n, g.group * per, *full.shape[3:])[:, :, ph : ph + out_h, pw : pw + out_w]
 
 
-@np.errstate(over="ignore", invalid="ignore")  # infinities are values like others
 def deconv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
     """See `kernels.deconv2d`."""
-    return _products(x, w, g) + bias[None, :, None, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are values like others
+        return _products(x, w, g) + bias[None, :, None, None]
 
 
 def deconv2d_int8(
