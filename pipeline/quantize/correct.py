@@ -326,6 +326,8 @@ class _Corrector:
         group = geometry.group
         w = layer.blobs[0]
         turned = w.transpose(1, 0, 2, 3) if layer.type == "Deconvolution" else w
+        if layer.type == "InnerProduct":  # old files give it four axes
+            turned = w.reshape(layer.param.inner_product_param.num_output, -1)
         outs = turned.shape[0] // group
         rows = turned.reshape(group, outs, blocks, -1).transpose(0, 2, 1, 3)
         scales = np.broadcast_to(numbers.scale_w.reshape(-1), (group * outs,))
@@ -337,9 +339,8 @@ class _Corrector:
             device=self._device,
         )
         back = q.reshape(rows.shape).transpose(0, 2, 1, 3).reshape(turned.shape)
-        return np.ascontiguousarray(
-            back.transpose(1, 0, 2, 3) if layer.type == "Deconvolution" else back
-        )
+        back = back.transpose(1, 0, 2, 3) if layer.type == "Deconvolution" else back
+        return np.ascontiguousarray(back.reshape(w.shape))
 
     def _places(self, part: int) -> int:
         y = self._pair.get(False, self._write, part)
