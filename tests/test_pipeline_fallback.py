@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import examples
+from layer_nets import with_blobs
 from small_nets import small_net, write_job
 
+import caffeio
 import pipeline
 from pipeline.errors import ConfigError
 from pipeline.quantize.fallback import fewest_in_float, order_of
@@ -130,3 +132,54 @@ def test_accuracy_needs_labels(tmp_path: Path):
     config.write_text(config.read_text().replace("data.npz", "data.npy"))
     with pytest.raises(ConfigError, match="needs labels"):
         pipeline.quantize_model(config)
+
+
+def two_outputs(source: str = "") -> caffeio.Net:
+    """Return a net with an output that no quantized layer reaches."""
+    source = source or (
+        'layer { name: "data" type: "Input" top: "data" '
+        "input_param { shape { dim: 1 dim: 3 dim: 12 dim: 10 } } }"
+    )
+    net = caffeio.parse_net(
+        f'name: "two" {source} layer {{ name: "c" type: "Convolution" bottom: "data" top: "c" '
+        "convolution_param { num_output: 4 kernel_size: 3 } } "
+        'layer { name: "fc" type: "InnerProduct" bottom: "c" top: "fc" '
+        "inner_product_param { num_output: 10 } } "
+        'layer { name: "side" type: "ReLU" bottom: "data" top: "side" }'
+    )
+    rng = np.random.default_rng(0)
+    w, f = rng.normal(size=(4, 3, 3, 3)), rng.normal(size=(10, 320)) / 18
+    return with_blobs(net, {"c": [w, np.zeros(4)], "fc": [f, np.zeros(10)]})
+
+
+def test_an_output_that_is_exact_says_nothing_of_the_others(tmp_path: Path):
+    config = write_job(
+        tmp_path, two_outputs(), calibrate='effort = "best"',
+        extra='[fallback]\nmetric = "sqnr"\nfloor = 60',
+    )  # fmt: skip
+    report = pipeline.quantize_model(config)
+    assert all(np.isfinite(t.sqnr) for t in report.trials)
+    assert report.fallback.trials[0].value < 60
+    assert report.fallback.in_float
+    assert all(np.isfinite(s.without) for s in pipeline.layer_sensitivity(config))
+
+
+def test_a_net_with_a_data_layer_takes_its_shapes_from_the_samples(tmp_path: Path):
+    source = (
+        'layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "-" } }'
+    )
+    config = write_job(
+        tmp_path, two_outputs(source), extra='[fallback]\nmetric = "sqnr"\nfloor = 60'
+    )
+    assert pipeline.quantize_model(config).fallback.in_float
+
+
+def test_a_net_that_takes_labels_is_evaluated_with_them(tmp_path: Path):
+    net = two_outputs()
+    text = caffeio.to_prototxt(net) + (
+        'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 1 } } } '
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
+    )
+    whole = with_blobs(caffeio.parse_net(text), {x.name: x.blobs for x in net.layers})
+    report = pipeline.quantize_model(write_job(tmp_path, whole))
+    assert [s.samples for s in report.accuracy] == [16] * 3

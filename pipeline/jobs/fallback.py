@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from caffeio import Net
 from caffeio.record import Record
 from pipeline.config.fallback import FallbackConfig
@@ -14,12 +12,14 @@ from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError
 from pipeline.jobs.stages import Clock, Ranges, calibrate, evaluation, improved, read_samples
+from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import Runnable, compare, layer_errors
 from pipeline.quantize.fallback import FallbackResult, fewest_in_float, order_of
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import Improved, judged_blobs
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.measure import mean_decibels
 from pipeline.quantize.prepare import Prepared, prepare
 from pipeline.quantize.sensitivity import sensitivities
 from pipeline.report.cost import net_cost
@@ -97,7 +97,7 @@ def fall_back(
         reporter.say(f"fallback: {settings.metric} {new_value:.2f} with effort = 'best'")
         if new_value > value:
             work, ranges, better, value = again, new_ranges, best, new_value
-    costs = _costs(work, settings)
+    costs = _costs(work, settings, metric.input_shapes)
 
     def measure(in_float: frozenset[str]) -> float:
         found = metric(_with_float(better, in_float)) if in_float else value
@@ -119,9 +119,11 @@ class _Metric:
         e = evaluation(config, work)
         feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
         try:
-            self._batches = [*feed.batches(e.batch_size, e.batch_num)]
+            batches = feed.batches(e.batch_size, e.batch_num)
+            self._batches = [replace(b, inputs=feed.for_net(b)) for b in batches]
         finally:
             feed.close()
+        self.input_shapes = {name: x.shape for name, x in self._batches[0].inputs.items()}
         self._name, self._device = settings.metric, device
         self._blobs = tuple(e.outputs) or judged_blobs(work.net)
         self._float = FloatNet(work.net, device=device)
@@ -145,16 +147,18 @@ class _Metric:
         }
         score = compare(models, lambda name: self._batches, self._blobs)[1]
         if self._name == "sqnr":
-            return float(np.mean([output.sample_sqnr for output in score.outputs]))
+            return mean_decibels(output.sample_sqnr for output in score.outputs)
         return float(getattr(score, self._name))
 
 
-def _costs(work: Prepared, settings: FallbackConfig) -> dict[str, float]:
+def _costs(
+    work: Prepared, settings: FallbackConfig, input_shapes: Mapping[str, Shape]
+) -> dict[str, float]:
     """Return what each quantized layer costs in float."""
     names = [v.layer for v in work.verdicts if v.quantize]
     if settings.cost == "layers":
         return dict.fromkeys(names, 1.0)
-    cost = net_cost(FloatNet(work.fused.net), work.verdicts, work.plans, {})
+    cost = net_cost(FloatNet(work.fused.net), work.verdicts, work.plans, input_shapes)
     return {c.layer: float(max(c.macs, 1)) for c in cost.layers if c.layer in names}
 
 

@@ -289,7 +289,8 @@ def evaluate(
         errors = layer_errors(net, int8, (feed.for_net(b) for b in tracked))
         count = e.batch_num or -(-len(feed) // e.batch_size)
         with Activations(_EVALUATE_MEMORY) as values:
-            decoded = DecodedOnce(feed.batches(e.batch_size, e.batch_num), values)
+            batches = feed.batches(e.batch_size, e.batch_num)
+            decoded = DecodedOnce((replace(b, inputs=feed.for_net(b)) for b in batches), values)
             scores = compare(
                 models, lambda name: reporter.track(decoded, f"evaluate {name}", count), blobs
             )

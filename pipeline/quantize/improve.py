@@ -23,7 +23,7 @@ from pipeline.quantize.equalize import ChannelRanges, equalize
 from pipeline.quantize.evaluate import compared_blobs
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
-from pipeline.quantize.measure import Closeness
+from pipeline.quantize.measure import Closeness, mean_decibels
 from pipeline.quantize.prepare import Prepared
 from pipeline.runtime.batching import splits
 from pipeline.runtime.executor import FloatNet
@@ -336,7 +336,7 @@ class _Judge:
                 if y.shape != exact[blob].shape:
                     return -np.inf
                 closeness[blob].update(exact[blob], y)
-        return float(np.mean([c.sample_sqnr for c in closeness.values()]))
+        return mean_decibels(c.sample_sqnr for c in closeness.values())
 
 
 def judged_blobs(net: Net) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Closeness", "TopK"]
+__all__ = ["Closeness", "TopK", "mean_decibels"]
 
 
 @dataclass
@@ -85,6 +86,24 @@ def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def mean_decibels(outputs: Iterable[float]) -> float:
+    """Return the mean of the outputs' SQNR, in dB.
+
+    Outputs that are exact, as those that no quantized layer reaches, say nothing of the others
+    and are left out: inf only if all are exact, NaN of none.
+
+    Examples
+    --------
+    >>> mean_decibels([30.0, 40.0, math.inf])
+    35.0
+    """
+    values = list(outputs)
+    finite = [v for v in values if math.isfinite(v)]
+    if finite:
+        return float(np.mean(finite))
+    return min(values) if values else math.nan
 
 
 @dataclass

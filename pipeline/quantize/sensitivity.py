@@ -21,7 +21,7 @@ from pipeline.quantize.activations import Activations
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import fake_layer
 from pipeline.quantize.int8_net import Int8Net
-from pipeline.quantize.measure import Closeness
+from pipeline.quantize.measure import Closeness, mean_decibels
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.loop import Observer
 from pipeline.runtime.restart import Rest, last_value, rest_behind
@@ -188,8 +188,7 @@ class _Probe:
                 y = outputs[blob] if blob in outputs else self._value(quantized, value, part)
                 if y.shape == exact.shape:
                     found.update(exact, y)
-        decibels = [c.sample_sqnr for c in closeness.values() if c.decibels]
-        return float(np.mean(decibels)) if decibels else float("nan")
+        return mean_decibels(c.sample_sqnr for c in closeness.values() if c.decibels)
 
     def _outputs(
         self, rest: Rest, quantized: bool, part: int, top: np.ndarray

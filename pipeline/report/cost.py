@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from caffeio import Value
+from caffeio import NetError, Value
 from pipeline.layers import Shape, layer_type
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.eligibility import Verdict
@@ -118,7 +118,10 @@ def _one_sample(net: FloatNet, input_shapes: Mapping[str, Shape]) -> dict[Value,
     shapes = net.shapes(input_shapes)
     inputs = {v.blob: shape for v, shape in shapes.items() if v.blob in net.net.inputs}
     if len({shape[0] for shape in inputs.values() if shape}) == 1:
-        return net.shapes({blob: (1, *shape[1:]) for blob, shape in inputs.items()})
+        try:
+            return net.shapes({blob: (1, *shape[1:]) for blob, shape in inputs.items()})
+        except NetError:  # its layers are made for this batch
+            return shapes
     return shapes
 
 

@@ -47,6 +47,8 @@ def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:
         numbers = (s.alone, s.weights, s.data, s.without)
         table.add_row(s.layer, s.type, *map(_db, numbers))
     console.print(table)
+    if not half_of_the_noise(layers):
+        return
     worst = ", ".join(f'"{name}"' for name in half_of_the_noise(layers))
     console.print("These layers make half of the noise; to leave them in float:", highlight=False)
     console.print(f"  skip_layers = [{worst}]", markup=False, highlight=False, soft_wrap=True)
