@@ -128,8 +128,10 @@ def decode_blob(data: memoryview, start: int, end: int) -> FileBlob:
     )
 
 
-def encode_blob(array: np.ndarray) -> Iterator[bytes]:
+def encode_blob(array: np.ndarray) -> Iterator[wire.Piece]:
     """Yield the pieces of a BlobProto: the shape, and the values with every bit kept.
+
+    Floats and int8 are views of the array, so that large weights are not held twice.
 
     Parameters
     ----------
@@ -141,11 +143,12 @@ def encode_blob(array: np.ndarray) -> Iterator[bytes]:
     TypeError
         For any other dtype.
     """
+    payload: wire.Piece
     yield wire.put(_SHAPE, wire.put(1, wire.pack_varints(array.shape)) if array.ndim else b"")
     if array.dtype == np.float32:
-        number, payload = _DATA, array.astype("<f4", copy=False).tobytes()
+        number, payload = _DATA, _bytes(array.astype("<f4", copy=False))
     elif array.dtype == np.int8:
-        number, payload = _INT8, array.tobytes()
+        number, payload = _INT8, _bytes(array)
     elif array.dtype in {np.dtype(np.int32), np.dtype(np.uint64)}:
         number = _INT32 if array.dtype == np.int32 else _UINT64
         payload = wire.pack_varints(array.ravel().tolist())
@@ -154,4 +157,8 @@ def encode_blob(array: np.ndarray) -> Iterator[bytes]:
             f"a blob of {array.dtype} cannot be written; float32, int8, int32 and uint64 can"
         )
     if payload:
-        yield wire.put(number, payload)
+        yield from wire.put_pieces(number, [payload])
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

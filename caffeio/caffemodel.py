@@ -227,13 +227,13 @@ def write_caffemodel(net: Net, path: str | Path, overwrite: bool = False) -> Non
     with atomic_write(path, overwrite) as temporary, temporary.open("wb") as out:
         out.write(wire.put(1, net.name.encode()))
         for layer in net.layers:
-            try:
-                blobs = [b"".join(encode_blob(blob)) for blob in layer.blobs]
-            except TypeError as error:
-                raise TypeError(f"layer '{layer.name}': {error}") from None
-            body = [
+            body: list[wire.Piece] = [
                 wire.put(_CURRENT.name, layer.name.encode()),
                 wire.put(_CURRENT.type, layer.type.encode()),
             ]
-            body += [wire.put(_CURRENT.blobs, blob) for blob in blobs]
-            out.write(wire.put(_NET_LAYER, b"".join(body)))
+            try:
+                for blob in layer.blobs:
+                    body += wire.put_pieces(_CURRENT.blobs, encode_blob(blob))
+            except TypeError as error:
+                raise TypeError(f"layer '{layer.name}': {error}") from None
+            out.writelines(wire.put_pieces(_NET_LAYER, body))

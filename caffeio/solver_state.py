@@ -126,7 +126,7 @@ def write_solver_state(
         if state.learned_net:
             out.write(wire.put(_LEARNED_NET, state.learned_net.encode(*_CODING)))
         for blob in state.history:
-            out.write(wire.put(_HISTORY, b"".join(encode_blob(blob))))
+            out.writelines(wire.put_pieces(_HISTORY, encode_blob(blob)))
         out.write(_put_number(_CURRENT_STEP, state.current_step))
 
 

@@ -8,15 +8,18 @@ https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Field", "WireError", "fields",
-           "pack_varints", "put", "put_varint", "unpack_varints"]  # fmt: skip
+__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Field", "Piece", "WireError", "fields",
+           "pack_varints", "put", "put_pieces", "put_varint", "unpack_varints"]  # fmt: skip
 
 VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
 _MAX_VARINT = 10
+
+#: Some bytes of a message that is written piece by piece.
+Piece: TypeAlias = bytes | memoryview
 
 
 class WireError(ValueError):
@@ -129,3 +132,9 @@ def pack_varints(values: Iterable[int]) -> bytes:
 def put(number: int, payload: bytes) -> bytes:
     """Return a LENGTH field: bytes, text, a message or packed numbers."""
     return put_varint(number << 3 | LENGTH) + put_varint(len(payload)) + payload
+
+
+def put_pieces(number: int, payload: Iterable[Piece]) -> list[Piece]:
+    """Return a LENGTH field in pieces, one after the other, of which none is copied."""
+    pieces = [*payload]
+    return [put_varint(number << 3 | LENGTH), put_varint(sum(map(len, pieces))), *pieces]

@@ -34,6 +34,8 @@ __all__ = [
     "requantize",
 ]
 
+#: Weights rounded at a time, as that takes four times their memory.
+_PART = 1 << 20
 #: Scales below this are taken as 1.0: the data is all (but) zero.
 MIN_SCALE = 1.1920929e-7
 #: Scales above this are an error: their reciprocal falls below `MIN_SCALE`.
@@ -339,12 +341,18 @@ def quantize_weights(
            [-128,   64]], dtype=int8)
     """
     w = check_array("w", w, np.float32, None, "cpu")
-    if np.isnan(w).any():
-        raise ValueError("w holds NaN")
     half = 1 << (check_bits(bits) - 1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        q = round_half_away(w / _channels(w, scales, channel_axis))
-    return np.clip(q, -half, half - 1).astype(np.int8)
+    factors = np.broadcast_to(_channels(w, scales, channel_axis), w.shape)
+    out = np.empty(w.shape, np.int8)
+    pairs = np.atleast_1d(w), np.atleast_1d(factors), np.atleast_1d(out)
+    count = max(1, _PART // max(pairs[0][:1].size, 1))
+    for i in range(0, len(pairs[0]), count):
+        part, factor, q = (x[i : i + count] for x in pairs)
+        if np.isnan(part).any():
+            raise ValueError("w holds NaN")
+        with np.errstate(over="ignore", invalid="ignore"):
+            q[...] = np.clip(round_half_away(part / factor), -half, half - 1)
+    return out
 
 
 def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0) -> np.ndarray:
@@ -371,25 +379,12 @@ def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int =
            [-32.,  16.]], dtype=float32)
     """
     q = check_array("q", q, np.int8, None, "cpu")
-    return q.astype(np.float32) * _channels(q, scales, channel_axis)
+    return np.multiply(q, _channels(q, scales, channel_axis), dtype=np.float32)
 
 
 def fake_quantize_weights(
     w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
 ) -> np.ndarray:
-    """Return ``dequantize_weights(quantize_weights(w))`` as float32.
-
-    Parameters
-    ----------
-    w : float32 array
-    scales : float32 array (C,) or (1,)
-    channel_axis : int
-    bits : int
-
-    Raises
-    ------
-    ValueError
-        As `quantize_weights`.
-    """
+    """Return ``dequantize_weights(quantize_weights(w))`` as float32; arguments and errors alike."""
     q = quantize_weights(w, scales, channel_axis=channel_axis, bits=bits)
     return dequantize_weights(q, scales, channel_axis=channel_axis)

@@ -7,6 +7,7 @@ import operator
 import numpy as np
 
 __all__ = [
+    "abs_sums",
     "check_array",
     "check_bits",
     "check_integer",
@@ -130,6 +131,12 @@ def check_not_empty(name: str, array: np.ndarray, first_axis: int = 0) -> None:
         raise ValueError(f"{name} is empty: its shape is {array.shape}")
 
 
+def abs_sums(w: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the sums of magnitudes over some axes, int64, with no wider copy of int8 weights."""
+    positive = np.maximum(w, 0).sum(axis=axes, dtype=np.int64)
+    return positive - np.minimum(w, 0).sum(axis=axes, dtype=np.int64)
+
+
 def int32_room(w: np.ndarray, bias: np.ndarray | None, channel_axis: int) -> None:
     """Raise unless every sum of this layer fits in int32, whatever the data.
 
@@ -152,7 +159,7 @@ def int32_room(w: np.ndarray, bias: np.ndarray | None, channel_axis: int) -> Non
     largest = 0 if bias is None or not bias.size else max(-int(bias.min()), int(bias.max()))
     if 255 * 128 * depth + largest <= np.iinfo(np.int32).max:
         return  # whatever the weights are: most layers need no closer look
-    bound = 255 * np.abs(w.astype(np.int64)).sum(axis=axes)
+    bound = 255 * abs_sums(w, axes)
     if bias is not None:
         bound = bound + np.abs(bias.astype(np.int64)).reshape(-1)[: bound.size]
     if bound.size and bound.max() > np.iinfo(np.int32).max:

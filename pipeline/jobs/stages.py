@@ -74,9 +74,9 @@ __all__ = [
 
 _NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
 #: Samples at a time when the error of each layer is measured: it holds every layer's output.
-_LAYER_BATCH = 4
+_LAYER_BATCH = 2
 #: Bytes of evaluation samples held in memory from one model to the next.
-_EVALUATE_MEMORY = 256 << 20
+_EVALUATE_MEMORY = 64 << 20
 
 
 @dataclass

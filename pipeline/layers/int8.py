@@ -62,6 +62,21 @@ class QuantizedLayer:
         assert self.bias is not None
         return self.bias.astype(np.float32) * self.deq_scale
 
+    def fake_blobs(self, layer: Layer) -> tuple[np.ndarray, ...]:
+        """Return a float layer's blobs quantized and dequantized, in its shapes.
+
+        Weights that are so already, as those of corrected layers, are shared: they may be large.
+        """
+        if self.weights is None:
+            return layer.blobs
+        weights = self.fake_weights
+        own = layer.blobs[0]
+        if np.array_equal(weights.view(np.uint32), own.view(np.uint32)):
+            weights = own
+        if self.bias is None:
+            return (weights,)
+        return weights, self.fake_bias.reshape(layer.blobs[1].shape)
+
 
 Int8Forward = Callable[[Layer, QuantizedLayer, np.ndarray, str], np.ndarray]
 

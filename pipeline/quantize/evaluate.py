@@ -151,7 +151,7 @@ def compare(
     batches: Callable[[str], Iterable[Batch]],
     blobs: Sequence[str],
     *,
-    memory: int = 256 << 20,
+    memory: int = 64 << 20,
 ) -> tuple[ModelScore, ...]:
     """Run models over the same batches, one model after the other.
 
@@ -284,7 +284,11 @@ class _Sums:
 
 
 def layer_errors(
-    net: FloatNet, int8: Int8Net, inputs: Iterable[Mapping[str, np.ndarray]]
+    net: FloatNet,
+    int8: Int8Net,
+    inputs: Iterable[Mapping[str, np.ndarray]],
+    *,
+    memory: int = 64 << 20,
 ) -> dict[str, LayerError]:
     """Measure the error of every quantized layer.
 
@@ -294,6 +298,8 @@ def layer_errors(
         Of the fused net that `int8` was made from.
     int8 : Int8Net
     inputs : iterable of dict of blob name to array
+    memory : int
+        Bytes of the layers' outputs to hold; more lie in files meanwhile.
 
     Returns
     -------
@@ -302,17 +308,17 @@ def layer_errors(
     """
     sums = {name: _Sums(Closeness(), Closeness()) for name in int8.layers}
     state, state8 = State(), State()
-    for arrays in inputs:
-        exact: dict[str, np.ndarray] = {}
-        net.forward(arrays, observer=_alone(int8, sums, exact, net.device), state=state)
-        int8.forward(arrays, observer=_in_net(sums, exact), state=state8)
+    with Activations(memory) as exact:
+        for arrays in inputs:
+            net.forward(arrays, observer=_alone(int8, sums, exact, net.device), state=state)
+            int8.forward(arrays, observer=_in_net(sums, exact), state=state8)
     return {name: s.result(int8.layers[name].data) for name, s in sums.items() if s.values}
 
 
 def _alone(
     int8: Int8Net,
     sums: Mapping[str, _Sums],
-    exact: dict[str, np.ndarray],
+    exact: Activations,
     device: str,
 ) -> Observer:
     """Return an observer of the float net that quantizes one layer at a time."""
@@ -329,24 +335,22 @@ def _alone(
         (y,) = layer_type(layer).forward(fake, [x], device)
         sums[layer.name].alone.update(tops[0], y)
         sums[layer.name].seen(bottoms[0], q.data)
-        exact[layer.name] = tops[0]
+        exact.put(layer.name, tops[0])
 
     return watch
 
 
 def fake_layer(layer: Layer, q: QuantizedLayer) -> Layer:
     """Return a float layer with the weights and bias that integers stand for."""
-    if q.weights is None:
-        return layer
-    bias = () if q.bias is None else (q.fake_bias.reshape(layer.blobs[1].shape),)
-    return replace(layer, blobs=(q.fake_weights, *bias))
+    return replace(layer, blobs=q.fake_blobs(layer))
 
 
-def _in_net(sums: Mapping[str, _Sums], exact: dict[str, np.ndarray]) -> Observer:
+def _in_net(sums: Mapping[str, _Sums], exact: Activations) -> Observer:
     def watch(
         i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
     ) -> None:
-        if layer.name in exact:
-            sums[layer.name].in_net.update(exact.pop(layer.name), tops[0])
+        if layer.name in sums:
+            sums[layer.name].in_net.update(exact.get(layer.name), tops[0])
+            exact.drop(layer.name)
 
     return watch

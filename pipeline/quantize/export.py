@@ -101,13 +101,9 @@ def _insert(net: Net, layers: Mapping[str, QuantizedLayer], *, fake: bool) -> Ne
 
 
 def _blobs(q: QuantizedLayer, layer: Layer, fake: bool) -> tuple[np.ndarray, ...]:
-    if q.weights is None:
-        return ()
-    if not fake:
-        return (q.weights,) if q.bias is None else (q.weights, q.bias)
-    if q.bias is None:
-        return (q.fake_weights,)
-    return q.fake_weights, q.fake_bias.reshape(layer.blobs[1].shape)
+    if fake or q.weights is None:
+        return q.fake_blobs(layer)
+    return (q.weights,) if q.bias is None else (q.weights, q.bias)
 
 
 def _with_blobs(layer: Layer, bottom: str, blobs: tuple[np.ndarray, ...]) -> Layer:

@@ -10,6 +10,9 @@ import numpy as np
 
 __all__ = ["Closeness", "TopK", "mean_decibels"]
 
+#: Values compared at a time: what is computed on the way takes tens of bytes for each.
+_PART = 1 << 20
+
 
 @dataclass
 class Closeness:
@@ -38,10 +41,13 @@ class Closeness:
 
         One without axes counts as one sample.
         """
-        a, b = (
-            np.atleast_1d(x).reshape(len(np.atleast_1d(x)), -1).astype(np.float64)
-            for x in (exact, other)
-        )
+        pairs = [np.atleast_1d(x).reshape(len(np.atleast_1d(x)), -1) for x in (exact, other)]
+        count = max(1, _PART // max(pairs[0].shape[1], 1))
+        for i in range(0, len(pairs[0]), count):
+            self._add(*(x[i : i + count].astype(np.float64) for x in pairs))
+
+    def _add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Add some samples, float64 (N, values)."""
         difference = a - b
         signal = np.einsum("ij,ij->i", a, a)
         noise = np.einsum("ij,ij->i", difference, difference)

@@ -106,10 +106,9 @@ class ConvWeights:
             flat = _by_columns(w, kernel) if columns else w.reshape(w.shape[0], -1)
             return cls(pack_channels(flat, bias, zero, kernel), g, True, False, columns)
         joined = whole and g.group == 1 and g.dilation[1] == 1
-        runs = w.transpose(0, 2, 3, 1).reshape(w.shape[0], *g.kernel, -1)
-        shape = (g.group, w.shape[0] // g.group, g.kernel[0] * (1 if joined else g.kernel[1]), -1)
-        by_run = runs.reshape(shape)
-        packed = pack_outputs(by_run, bias.reshape(g.group, -1), zero, kernel)
+        runs = g.kernel[0] * (1 if joined else g.kernel[1])
+        by_group = w.reshape(g.group, -1, *w.shape[1:]).transpose(0, 1, 3, 4, 2)
+        packed = pack_outputs(by_group, runs, bias.reshape(g.group, -1), zero, kernel)
         return cls(packed, g, False, joined)
 
     def over(self, g: ConvGeometry) -> ConvWeights:
@@ -154,8 +153,8 @@ class DeconvWeights:
             if alone:
                 packed.append(pack_channels(part.reshape(w.shape[0], taps), bias, zero, kernel))
             else:
-                runs = part.reshape(*part.shape[:2], taps, -1)
-                packed.append(pack_outputs(runs, bias.reshape(g.group, -1), zero, kernel))
+                grouped = bias.reshape(g.group, -1)
+                packed.append(pack_outputs(part, taps, grouped, zero, kernel))
         return cls(tuple(packed), g, alone)
 
     def over(self, g: ConvGeometry) -> DeconvWeights:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.checks import abs_sums
 from kernels.cpu.codegen.microkernels import MicroKernel
 
 __all__ = ["Packed", "pack_channels", "pack_outputs"]
@@ -53,29 +55,37 @@ def _max_abs_sum(bias: np.ndarray, w: np.ndarray, kernel: MicroKernel) -> np.nda
     if kernel.operands.sums == "float32":
         return np.full(bias.size, np.inf)
     axes = tuple(range(bias.ndim, w.ndim))
-    weight = np.abs(w.astype(np.float64)).sum(axis=axes)
-    return (255 * weight + np.abs(bias.astype(np.float64))).reshape(-1)
+    return (255.0 * abs_sums(w, axes) + np.abs(bias.astype(np.float64))).reshape(-1)
 
 
-def pack_outputs(w: np.ndarray, bias: np.ndarray, zero: int, kernel: MicroKernel) -> Packed:
+def pack_outputs(
+    w: np.ndarray, runs: int, bias: np.ndarray, zero: int, kernel: MicroKernel
+) -> Packed:
     """Pack weights for products over channels.
 
     Parameters
     ----------
-    w : int8 or float32 array (G, O, runs, values)
-        For each group and output, runs of values that lie together in the data.
+    w : int8 or float32 array (G, O, ...)
+        For each group and output, in the order of the data; it need not lie so in memory.
+    runs : int
+        In how many runs of values that lie together in the data.
     bias : int32 or float32 array (G, O)
     zero : int
         How a real zero of the data is stored.
     kernel : MicroKernel
     """
-    groups, outs, runs, values = w.shape
+    groups, outs = w.shape[:2]
+    values = math.prod(w.shape[2:]) // runs
     per, lanes, columns = kernel.operands.per_word, kernel.lanes, kernel.columns
     words, blocks = -(-values // per), -(-outs // columns)
-    wide = np.zeros((groups, blocks * columns, runs, words * per), kernel.operands.weights)
-    wide[:, :outs, :, :values] = w
-    blocked = wide.reshape(groups, blocks, columns, runs, words, per)
-    packed = np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2, 5))
+    packed = np.zeros((groups, blocks, runs, words, columns, per), kernel.operands.weights)
+    for b in range(blocks):  # one after the other: no second copy of large weights
+        block = w[:, b * columns : (b + 1) * columns]
+        count = block.shape[1]
+        wide = np.zeros((groups, count, runs, words * per), packed.dtype)
+        wide[..., :values] = block.reshape(groups, count, runs, values)
+        by_word = wide.reshape(groups, count, runs, words, per).transpose(0, 2, 3, 1, 4)
+        packed[:, b, :, :, :count] = by_word
     if outs - (blocks - 1) * columns <= lanes:
         # the last block is one vector wide and lies in the first half of its place
         last = packed[:, -1].reshape(groups, -1)
