@@ -385,6 +385,12 @@ def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int =
 def fake_quantize_weights(
     w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
 ) -> np.ndarray:
-    """Return ``dequantize_weights(quantize_weights(w))`` as float32; arguments and errors alike."""
+    """Return ``dequantize_weights(quantize_weights(w))`` as float32.
+
+    Parameters
+    ----------
+    w, scales, channel_axis, bits
+        As in `quantize_weights`, whose errors are raised.
+    """
     q = quantize_weights(w, scales, channel_axis=channel_axis, bits=bits)
     return dequantize_weights(q, scales, channel_axis=channel_axis)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import QuantParams
+from kernels.checks import abs_sums
 from kernels.rounding import round_half_away
 
 DEVICES = cases.DEVICES
@@ -300,3 +301,28 @@ def test_wrong_weights_are_refused():
     with pytest.raises(ValueError, match="bits must be"):
         kernels.quantize_weights(w, f32(1), bits=9)
     assert kernels.quantize_weights(f32(math.inf, -math.inf), f32(1)).tolist() == [127, -128]
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_large_weights_are_rounded_in_parts_alike(axis: int | None, monkeypatch):
+    rng = np.random.default_rng(3)
+    w = cases.normal(rng, 11, 6, 3)
+    channels = 1 if axis is None else w.shape[axis]
+    scales = rng.uniform(0.001, 0.1, channels).astype(np.float32)
+    whole = kernels.quantize_weights(w, scales, channel_axis=axis or 0)
+    monkeypatch.setattr("kernels.affine._PART", 40)  # two rows of eleven
+    np.testing.assert_array_equal(
+        kernels.quantize_weights(w, scales, channel_axis=axis or 0), whole
+    )
+    w[10, 5, 2] = np.nan  # in the last part
+    with pytest.raises(ValueError, match="w holds NaN"):
+        kernels.quantize_weights(w, scales, channel_axis=axis or 0)
+
+
+@cases.examples(40)
+@given(st.integers(0, 10**6), st.sampled_from([(0,), (1, 2), (0, 2), ()]))
+def test_sums_of_magnitudes_equal_wide_ones(seed: int, axes: tuple[int, ...]):
+    w = np.random.default_rng(seed).integers(-128, 128, (4, 3, 5)).astype(np.int8)
+    w[0, 0, 0] = -128  # whose magnitude int8 does not hold
+    wide = np.abs(w.astype(np.int64)).sum(axis=axes)
+    np.testing.assert_array_equal(abs_sums(w, axes), wide)

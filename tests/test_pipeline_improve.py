@@ -171,3 +171,24 @@ def test_a_size_that_is_none_is_an_error(tmp_path: Path):
     config.write_text(config.read_text().replace("[calibrate]", '[calibrate]\neffort = "max"'))
     with pytest.raises(ConfigError, match=r"calibrate\.effort"):
         pipeline.quantize_model(config)
+
+
+def test_a_net_made_for_one_batch_is_measured_in_it(tmp_path):
+    text = """name: "net"
+    layer { name: "data" type: "Input" top: "data"
+            input_param { shape { dim: 4 dim: 3 dim: 12 dim: 10 } } }
+    layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+            convolution_param { num_output: 2 kernel_size: 3 } }
+    layer { name: "flat" type: "Reshape" bottom: "conv" top: "flat"
+            reshape_param { shape { dim: 4 dim: -1 } } }
+    layer { name: "fc" type: "InnerProduct" bottom: "flat" top: "fc"
+            inner_product_param { num_output: 10 } }"""
+    rng = np.random.default_rng(0)
+    conv, fc = rng.normal(size=(2, 3, 3, 3)), rng.normal(size=(10, 2 * 10 * 8))
+    blobs = {"conv": [conv, np.zeros(2)], "fc": [fc, np.zeros(10)]}
+    config = write_job(tmp_path, with_blobs(caffeio.parse_net(text), blobs))
+    config.write_text(config.read_text().replace("batch_size = 5", "batch_size = 4"))
+    report = pipeline.quantize_model(config)
+    errors = {layer.layer: layer.error for layer in report.layers if layer.quantized}
+    assert set(errors) == {"conv", "fc"}
+    assert all(20 < error.sqnr < 80 for error in errors.values())

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_nets import small_net
+from small_nets import samples, small_net
 
+import caffeio
 from caffeio.data import Batch
+from caffeio.record import Record
+from kernels import QuantParams
 from pipeline.errors import ConfigError
 from pipeline.quantize.activations import Activations
-from pipeline.quantize.evaluate import DecodedOnce, compare, compared_blobs
+from pipeline.quantize.evaluate import DecodedOnce, compare, compared_blobs, layer_errors
+from pipeline.quantize.fuse import fuse
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.integers import layer_record
 from pipeline.quantize.measure import Closeness, TopK
+from pipeline.runtime.executor import FloatNet
 
 
 def test_top_k_counts_ties_by_index():
@@ -105,3 +113,51 @@ def test_models_are_made_one_after_the_other_and_dropped():
     assert scores[0].outputs == ()
     assert scores[1].outputs[0].sqnr == pytest.approx(20 * np.log10(20), abs=1e-3)
     assert [s.top1 for s in scores] == [pytest.approx(200 / 3)] * 2
+
+
+@pytest.mark.parametrize("part", [1, 20, 1 << 20])
+def test_closeness_in_parts_is_the_same(part, monkeypatch):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(7, 3, 4)).astype(np.float32)
+    b = a + rng.normal(size=a.shape).astype(np.float32) / 8
+    whole, parts = Closeness(), Closeness()
+    whole.update(a, b)
+    monkeypatch.setattr("pipeline.quantize.measure._PART", part)
+    parts.update(a, b)
+    assert parts.sqnr == pytest.approx(whole.sqnr, rel=1e-12)
+    assert parts.cosines == whole.cosines
+    assert parts.worst == whole.worst
+
+
+def quantized_small_net() -> tuple[caffeio.Net, Int8Net]:
+    net = fuse(small_net()).net
+    names = ["conv1", "dw", "branch", "fc"]
+    shapes = FloatNet(net).shapes({"data": (1, 3, 12, 10)})
+    reads = {x.name: shapes[k.reads[0]] for x, k in zip(net.layers, net.links, strict=True) if k.reads}
+    data = QuantParams(0.05, 3)
+    record = Record({
+        n: layer_record(net.layer(n), data, channel_wise=n != "fc", shape=reads[n], skip_fusion=False)
+        for n in names
+    })  # fmt: skip
+    return net, Int8Net.of_fused(net, record)
+
+
+def test_errors_of_layers_are_the_same_from_files():
+    net, int8 = quantized_small_net()
+    batches = [{"data": samples(4)}, {"data": samples(3, seed=2)}]
+    held = layer_errors(FloatNet(net), int8, batches)
+    assert set(held) == set(int8.layers)
+    assert layer_errors(FloatNet(net), int8, batches, memory=0) == held
+
+
+def test_weights_that_are_quantized_already_are_shared():
+    net, int8 = quantized_small_net()
+    for name, q in int8.layers.items():
+        layer = net.layer(name)
+        blobs = q.fake_blobs(layer)
+        np.testing.assert_array_equal(blobs[0], q.fake_weights)
+        assert blobs[0] is not layer.blobs[0]
+        assert [b.shape for b in blobs] == [b.shape for b in layer.blobs]
+        assert q.fake_blobs(replace(layer, blobs=blobs))[0] is blobs[0]
+        zero = np.negative(blobs[0])  # a zero of another sign is another weight
+        assert q.fake_blobs(replace(layer, blobs=(zero, *blobs[1:])))[0] is not zero

@@ -49,7 +49,7 @@ class ImproveConfig(Table):
     bias: bool | None = Field(None, description="correct the mean of each channel's error")
     gain: bool | None = Field(None, description="correct how much smaller a channel has become")
     memory: Annotated[str, AfterValidator(_size)] = Field(
-        "512M", description="values that are held at a time; more lie in files meanwhile"
+        "128M", description="values that are held at a time; more lie in files meanwhile"
     )
 
 

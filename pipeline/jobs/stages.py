@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import kernels
-from caffeio import Layer, Net, Value
+from caffeio import Layer, Net, NetError, Value
 from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS
@@ -41,7 +41,7 @@ from pipeline.quantize.evaluate import (
 )
 from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.fallback import FallbackResult
-from pipeline.quantize.feed import open_feed
+from pipeline.quantize.feed import Feed, open_feed
 from pipeline.quantize.improve import (
     Calibration,
     Improved,
@@ -281,11 +281,11 @@ def evaluate(
     try:
         if not len(feed):
             raise PipelineError(_NO_SAMPLES)
-        size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
-        few = min(e.layer_samples, len(feed)) // size
+        net = FloatNet(work.fused.net, device=device)
+        size = _layer_batch(net, feed, e)
+        few = -(-min(e.layer_samples, len(feed)) // size)
         samples = islice(feed.batches(size), few)
         tracked = reporter.track(samples, "error of each layer", few)
-        net = FloatNet(work.fused.net, device=device)
         errors = layer_errors(net, int8, (feed.for_net(b) for b in tracked))
         count = e.batch_num or -(-len(feed) // e.batch_size)
         with Activations(_EVALUATE_MEMORY) as values:
@@ -297,6 +297,17 @@ def evaluate(
         return scores, errors
     finally:
         feed.close()
+
+
+def _layer_batch(net: FloatNet, feed: Feed, e: EvaluateConfig) -> int:
+    """Return how many samples at a time serve for the errors of layers."""
+    size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
+    first = feed.for_net(next(feed.batches(size)))
+    try:
+        net.shapes({name: x.shape for name, x in first.items()})
+    except NetError:  # its layers are made for one batch size
+        return e.batch_size
+    return size
 
 
 def finish(
