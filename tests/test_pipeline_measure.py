@@ -133,7 +133,9 @@ def quantized_small_net() -> tuple[caffeio.Net, Int8Net]:
     net = fuse(small_net()).net
     names = ["conv1", "dw", "branch", "fc"]
     shapes = FloatNet(net).shapes({"data": (1, 3, 12, 10)})
-    reads = {x.name: shapes[k.reads[0]] for x, k in zip(net.layers, net.links, strict=True) if k.reads}
+    reads = {
+        x.name: shapes[k.reads[0]] for x, k in zip(net.layers, net.links, strict=True) if k.reads
+    }
     data = QuantParams(0.05, 3)
     record = Record({
         n: layer_record(net.layer(n), data, channel_wise=n != "fc", shape=reads[n], skip_fusion=False)
