@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from caffeio import SOURCE_TYPES, Layer, Net
+from caffeio import Layer, Net
 from pipeline import FloatNet
 from pipeline.layers.convolution import conv_params
 from pipeline.layers.pooling import pool_params
@@ -183,7 +183,7 @@ def to_onnx(net: Net, batch: int) -> Any:
     inputs = {blob: (batch, *own[blob][1:]) for blob in net.inputs}
     shapes = runner.shapes(inputs)
     for layer, link in zip(net.layers, net.links, strict=True):
-        if layer.type in SOURCE_TYPES:
+        if layer.is_source:
             continue
         reads, result = tuple(map(str, link.reads)), link.writes[0]
         at = _Place(layer, reads, str(result), tuple(shapes[v] for v in link.reads), shapes[result])

@@ -7,6 +7,7 @@ writes before it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "Value"]
 
-#: Layers that make blobs out of nothing: their tops are the inputs of the net.
+#: Caffe's layers whose tops are the inputs of the net.
 SOURCE_TYPES = frozenset({"Input", "Data", "ImageData", "HDF5Data", "MemoryData", "WindowData"})
+#: Layers without bottoms that compute their tops.
+_GENERATOR_TYPES = frozenset({"DummyData", "Parameter"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Layer:
     blobs : tuple of ndarray
         Weights, C-contiguous, in Caffe's order, float32 (in deploy models also int8, int32 and
         uint64); empty if it has none.
+    own : object or None
+        What computes a type that the user brings, see `pipeline.layers.own`.
     """
 
     name: str
@@ -47,6 +52,17 @@ class Layer:
     tops: tuple[str, ...]
     param: LayerParameter
     blobs: tuple[np.ndarray, ...] = ()
+    own: object = field(default=None, compare=False)
+
+    @property
+    def is_source(self) -> bool:
+        """Whether its tops are inputs of the net, which a caller supplies.
+
+        A layer without bottoms is one, whatever fork its type is from, unless it computes them.
+        """
+        if self.bottoms or self.own is not None:
+            return self.type in SOURCE_TYPES
+        return self.type not in _GENERATOR_TYPES
 
 
 @dataclass(frozen=True, order=True)
@@ -139,7 +155,7 @@ class Net:
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the blobs that a caller supplies: the tops of the source layers."""
-        return tuple(t for layer in self.layers if layer.type in SOURCE_TYPES for t in layer.tops)
+        return tuple(t for layer in self.layers if layer.is_source for t in layer.tops)
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
@@ -150,6 +166,26 @@ class Net:
             for blob in dict.fromkeys(v.blob for v in self.readers)
             if not self.readers[last[blob]]
         )
+
+    def until(self, blobs: Collection[str]) -> Net:
+        """Return the part of this net that the last values of some blobs depend on.
+
+        Raises
+        ------
+        NetError
+            If there is no blob of that name.
+        """
+        last = {v.blob: v for v in sorted(self.readers)}
+        for blob in blobs:
+            if blob not in last:
+                raise NetError(f"net '{self.name}' has no blob '{blob}'")
+        wanted = {last[blob] for blob in blobs}
+        kept = []
+        for layer, link in zip(reversed(self.layers), reversed(self.links), strict=True):
+            if wanted.intersection(link.writes):
+                wanted.update(link.reads)
+                kept.append(layer)
+        return self.with_layers(tuple(reversed(kept)))
 
     def with_layers(self, layers: tuple[Layer, ...]) -> Net:
         """Return this net with other layers."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from layer_nets import one_layer
 
 import caffeio
 from caffeio.errors import NetError
-from pipeline.layers import TABLE, layer_type
+from pipeline.layers import TABLE, layer_type, why_unknown
 from pipeline.layers.source import declared_shapes
 from pipeline.runtime.executor import FloatNet
 
@@ -188,20 +190,33 @@ def test_error_names_the_layer_and_the_cure(case):
     assert caught.value.layer == "l"
 
 
-def test_unknown_type_names_the_nearest():
-    with pytest.raises(NetError, match=r"layer 'l': type 'Convolutoin'.*nearest.*'Convolution'"):
-        FloatNet(one_layer("Convolutoin", "", [X]))
-    with pytest.raises(NetError, match=r"type 'relu'.*'ReLU'"):
+def test_a_type_in_the_wrong_case_is_refused():
+    with pytest.raises(
+        NetError, match=r"layer 'l': type 'relu' is not known: it is spelled 'ReLU'"
+    ):
         FloatNet(one_layer("relu", "", [X]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"), [("Convolutoin", r" \(is 'Convolution' meant\?\)"), ("BN", ""), ("My", "")]
+)
+def test_a_slip_in_a_type_is_named(kind: str, hint: str):
+    layer = one_layer(kind, "", [X]).layer("l")
+    assert re.match(f"type '{kind}' is not known{hint}; give its computation", why_unknown(layer))
+
+
+def test_a_layer_that_lacks_its_bottoms_is_no_input():
+    net = caffeio.parse_net('layer { name: "c" type: "ReLU" top: "y" }')
+    with pytest.raises(NetError, match="layer 'c': a ReLU layer needs 1 bottom"):
+        FloatNet(net)
 
 
 @pytest.mark.parametrize(
     ("kind", "why"),
     [("Python", "outside the model"), ("HDF5Output", "writes its bottoms to a file")],
 )
-def test_refused_types_say_why(kind: str, why: str):
-    with pytest.raises(NetError, match=why):
-        FloatNet(one_layer(kind, "", [X]))
+def test_types_that_no_model_holds_say_why(kind: str, why: str):
+    assert why in why_unknown(one_layer(kind, "", [X]).layer("l"))
 
 
 def test_all_types_of_caffe_are_known():

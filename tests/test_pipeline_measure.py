@@ -15,11 +15,12 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.errors import ConfigError
 from pipeline.quantize.activations import Activations
-from pipeline.quantize.evaluate import DecodedOnce, compare, compared_blobs, layer_errors
+from pipeline.quantize.evaluate import DecodedOnce, compare, layer_errors
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
 from pipeline.quantize.measure import Closeness, TopK
+from pipeline.quantize.outputs import compared_blobs
 from pipeline.runtime.executor import FloatNet
 
 

@@ -26,6 +26,8 @@ class ModelConfig(Table):
     prototxt: FilePath
     caffemodel: FilePath | None = Field(None, description="left out to train from nothing")
     phase: Literal["TEST", "TRAIN"] = "TEST"
+    layers: FilePath | None = Field(None, description="a Python file with layer types of your own")
+    outputs: Names = Field((), description="blobs that the net ends with; default: all")
 
 
 class EvaluateConfig(Table):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from caffeio import SOURCE_TYPES
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.jobs.fallback import fall_back
@@ -91,7 +90,7 @@ def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
     work = prepare(config, read_model(config))
     net = FloatNet(work.fused.net)
     shapes: dict[str, tuple[int, ...]] = {}
-    if any(x.type in SOURCE_TYPES - {"Input"} for x in net.net.layers):
+    if any(x.is_source and x.type != "Input" for x in net.net.layers):
         # a data layer does not give the shapes of its tops: the first sample does
         feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
         try:

@@ -11,7 +11,8 @@ from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError
-from pipeline.jobs.stages import Clock, Ranges, calibrate, evaluation, improved, read_samples
+from pipeline.jobs.evaluation import evaluation
+from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import Runnable, compare, layer_errors

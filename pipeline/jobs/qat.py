@@ -13,6 +13,7 @@ from caffeio.prototxt import format_text
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.jobs.evaluation import input_shapes
 from pipeline.jobs.files import (
     MODEL_FILES,
     Writer,
@@ -20,13 +21,7 @@ from pipeline.jobs.files import (
     write_files,
     write_text,
 )
-from pipeline.jobs.stages import (
-    Clock,
-    Ranges,
-    calibrate,
-    finish,
-    input_shapes,
-)
+from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
 from pipeline.quantize.fuse import fuse

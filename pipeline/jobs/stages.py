@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 import kernels
-from caffeio import Layer, Net, NetError, Value
+from caffeio import Net
 from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS
-from pipeline.config.load import Config, EvaluateConfig
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.config.load import Config
+from pipeline.jobs.evaluation import evaluate
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
-from pipeline.quantize.activations import Activations
 from pipeline.quantize.calibrate import (
     Observations,
     candidate_ranges,
@@ -31,17 +29,11 @@ from pipeline.quantize.calibrate import (
 )
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import (
-    DecodedOnce,
     LayerError,
     ModelScore,
-    Runnable,
-    compare,
-    compared_blobs,
-    layer_errors,
 )
-from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.fallback import FallbackResult
-from pipeline.quantize.feed import Feed, open_feed
+from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import (
     Calibration,
     Improved,
@@ -61,22 +53,12 @@ __all__ = [
     "Clock",
     "Ranges",
     "calibrate",
-    "check_evaluation",
-    "evaluate",
-    "evaluation",
     "finish",
     "improved",
-    "input_shapes",
     "make_record",
     "make_report",
     "read_samples",
 ]
-
-_NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
-#: Samples at a time when the error of each layer is measured: it holds every layer's output.
-_LAYER_BATCH = 2
-#: Bytes of evaluation samples held in memory from one model to the next.
-_EVALUATE_MEMORY = 64 << 20
 
 
 @dataclass
@@ -136,28 +118,8 @@ def calibrate(
             params = search(net.net, work.plans, seen, net.device, bits=bits)
     finally:
         feed.close()
-    shapes = {layer.name: seen.shapes[value] for layer, value in _planned_inputs(net.net, work)}
+    shapes = {name: seen.shapes[value] for name, value in work.reads(net.net).items()}
     return Ranges(params, shapes, seen.samples, seen)
-
-
-def _planned_inputs(net: Net, work: Prepared) -> Iterator[tuple[Layer, Value]]:
-    for layer, link in zip(net.layers, net.links, strict=True):
-        if layer.name in work.plans:
-            yield layer, link.reads[0]
-
-
-def input_shapes(config: Config, work: Prepared, net: FloatNet) -> dict[str, Shape]:
-    """Return the shape of what each quantized layer reads, one sample, by the evaluation data."""
-    e = evaluation(config, work)
-    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
-    try:
-        if not len(feed):
-            raise PipelineError(_NO_SAMPLES)
-        first = feed.for_net(next(feed.batches(1, 1)))
-    finally:
-        feed.close()
-    shapes = net.shapes({name: x.shape for name, x in first.items()})
-    return {layer.name: shapes[value] for layer, value in _planned_inputs(net.net, work)}
 
 
 def make_record(work: Prepared, ranges: Ranges) -> Record:
@@ -228,86 +190,6 @@ def _calibration(work: Prepared, ranges: Ranges, device: str) -> Calibration:
     assert ranges.seen is not None
     candidates = partial(candidate_ranges, work.fused.net, work.plans, ranges.seen, device)
     return Calibration(make_record(work, ranges), candidates)
-
-
-def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
-    """Return what to evaluate on: ``[evaluate]``, the test data, or the reference samples."""
-    c = work.calibrate
-    if config.evaluate is not None:
-        return config.evaluate
-    if config.retrain is not None and config.retrain.test_data:
-        return EvaluateConfig(data=config.retrain.test_data)
-    if not c.data:
-        raise ConfigError("[evaluate] is missing: it names the samples to compare models on")
-    return EvaluateConfig(data=c.data, batch_size=c.batch_size, batch_num=c.batch_num)
-
-
-def check_evaluation(config: Config, work: Prepared) -> None:
-    """Check the evaluation data before the long work: raise what `evaluate` would after it.
-
-    Raises
-    ------
-    ConfigError, PipelineError, caffeio.CaffeFileError
-        If there are no samples to compare models on, or they do not fit the net.
-    """
-    compared_blobs(work.net, evaluation(config, work).outputs)
-    input_shapes(config, work, FloatNet(work.fused.net))
-
-
-def evaluate(
-    config: Config, work: Prepared, before: Net, int8: Int8Net, device: str, reporter: Reporter
-) -> tuple[tuple[ModelScore, ...], dict[str, LayerError]]:
-    """Score the float, fakequant and integer nets, and measure the error of each layer.
-
-    Parameters
-    ----------
-    config : Config
-    work : Prepared
-        Of the net that was quantized.
-    before : Net
-        The float net to compare with.
-    int8 : Int8Net
-    device : str
-    reporter : Reporter
-    """
-    e = evaluation(config, work)
-    blobs = compared_blobs(work.net, e.outputs)
-    models: dict[str, Callable[[], Runnable]] = {
-        "float": lambda: FloatNet(before, device=device),
-        "fakequant": lambda: FloatNet(fakequant_net(int8.net, int8.layers), device=device),
-        "int8": lambda: int8,
-    }
-    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
-    try:
-        if not len(feed):
-            raise PipelineError(_NO_SAMPLES)
-        net = FloatNet(work.fused.net, device=device)
-        size = _layer_batch(net, feed, e)
-        few = -(-min(e.layer_samples, len(feed)) // size)
-        samples = islice(feed.batches(size), few)
-        tracked = reporter.track(samples, "error of each layer", few)
-        errors = layer_errors(net, int8, (feed.for_net(b) for b in tracked))
-        count = e.batch_num or -(-len(feed) // e.batch_size)
-        with Activations(_EVALUATE_MEMORY) as values:
-            batches = feed.batches(e.batch_size, e.batch_num)
-            decoded = DecodedOnce((replace(b, inputs=feed.for_net(b)) for b in batches), values)
-            scores = compare(
-                models, lambda name: reporter.track(decoded, f"evaluate {name}", count), blobs
-            )
-        return scores, errors
-    finally:
-        feed.close()
-
-
-def _layer_batch(net: FloatNet, feed: Feed, e: EvaluateConfig) -> int:
-    """Return how many samples at a time serve for the errors of layers."""
-    size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
-    first = feed.for_net(next(feed.batches(size)))
-    try:
-        net.shapes({name: x.shape for name, x in first.items()})
-    except NetError:  # its layers are made for one batch size
-        return e.batch_size
-    return size
 
 
 def finish(

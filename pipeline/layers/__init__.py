@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from caffeio.errors import NetError
 from caffeio.graph import Layer
 from pipeline.layers import (
@@ -21,10 +19,11 @@ from pipeline.layers import (
     select,
     shape,
     source,
+    unknown,
 )
 from pipeline.layers.base import LayerType, Shape, Sign
 
-__all__ = ["TABLE", "LayerType", "Shape", "Sign", "layer_type"]
+__all__ = ["TABLE", "LayerType", "Shape", "Sign", "layer_type", "why_unknown"]
 
 #: Every layer type that can run, by the name it has in a prototxt.
 TABLE: dict[str, LayerType] = {
@@ -53,29 +52,36 @@ _IN_TRAINING = (
 )
 #: Types that are known but cannot run, and why.
 _REFUSED = {
-    "HDF5Output": "it writes its bottoms to a file, which a forward pass here does not; ask for "
-    "those blobs by name and save them, and remove the layer",
     "ActivationQAT": _IN_TRAINING,
     "WeightQAT": _IN_TRAINING,
-    "Python": "its computation is Python code outside the model; replace it by standard layers, "
-    "or cut the net before it and compute the rest yourself",
 }
+_LOWERED = {name.lower(): name for name in TABLE}
 
 
 def layer_type(layer: Layer) -> LayerType:
     """Return what is known of a layer's type.
 
+    Of a type that is not known, that is no more than that it cannot run (``computes`` is false);
+    without bottoms it makes inputs of the net.
+
     Raises
     ------
     caffeio.NetError
-        If the type is unknown (the nearest known one is named), or known but refused.
+        If the type is known but refused, or known in another case.
     """
+    if isinstance(layer.own, LayerType):
+        return layer.own
     kind = TABLE.get(layer.type)
     if kind is not None:
         return kind
     if layer.type in _REFUSED:
         raise NetError(f"type '{layer.type}' cannot run: {_REFUSED[layer.type]}", layer.name)
-    lowered = {name.lower(): name for name in TABLE}
-    near = get_close_matches(layer.type.lower(), lowered, n=1, cutoff=0.5)
-    hint = f"; the nearest known type is '{lowered[near[0]]}'" if near else ""
-    raise NetError(f"type '{layer.type}' is not known{hint}", layer.name)
+    if layer.type.lower() in _LOWERED:
+        right = _LOWERED[layer.type.lower()]
+        raise NetError(f"type '{layer.type}' is not known: it is spelled '{right}'", layer.name)
+    return TABLE["Input"] if layer.is_source else unknown.TYPE
+
+
+def why_unknown(layer: Layer) -> str:
+    """Say why a layer cannot run whose type is not known, and what cures it."""
+    return unknown.explanation(layer, TABLE)

@@ -201,6 +201,12 @@ class LayerType:
         by k, float64 (C,), in its weights; None if it cannot be.
     folds_in_training : bool
         What is behind it is folded in quantization-aware training, too.
+    computes : bool
+        False: it cannot run here; it and what depends on it are left out of a pass.
+    shape_only : bool
+        Its tops follow from the shapes of its bottoms, whatever values these hold (PriorBox).
+    detections : bool
+        Its top holds a box a row: image, label, score, xmin, ymin, xmax, ymax.
     note : callable
         ``note(layer) -> str``: what a user should know of how a layer is set; mostly nothing.
     """
@@ -225,4 +231,7 @@ class LayerType:
     factors: Callable[[Layer, int], Factors] = no_factors
     takes_factors: Callable[[Layer, np.ndarray], Layer | None] = takes_no_factors
     folds_in_training: bool = False
+    computes: bool = True
+    shape_only: bool = False
+    detections: bool = False
     note: Callable[[Layer], str] = lambda layer: ""

@@ -247,7 +247,12 @@ def _detection_output(
 
 TYPES: dict[str, LayerType] = {
     "DetectionOutput": LayerType(
-        _detection_shapes, _detection_output, never, any_sign, data_dependent=True
+        _detection_shapes,
+        _detection_output,
+        never,
+        any_sign,
+        data_dependent=True,
+        detections=True,
     ),
-    "PriorBox": LayerType(_prior_shapes, _prior_box, never, any_sign),
+    "PriorBox": LayerType(_prior_shapes, _prior_box, never, any_sign, shape_only=True),
 }

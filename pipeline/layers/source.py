@@ -134,5 +134,5 @@ def _parameter(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
 TYPES: dict[str, LayerType] = {
     "DummyData": LayerType(_dummy_shapes, _dummy, never, any_sign),
     "Parameter": LayerType(_parameter_shapes, _parameter, never, any_sign),
-    **{name: LayerType(_input_shapes, _no_forward, never, any_sign) for name in SOURCE_TYPES},
+    **dict.fromkeys(SOURCE_TYPES, LayerType(_input_shapes, _no_forward, never, any_sign)),
 }

@@ -25,7 +25,6 @@ import numpy as np
 
 import kernels
 from caffeio import Net, Value
-from caffeio.graph import SOURCE_TYPES
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
 from kernels.conv import ConvGeometry
@@ -105,7 +104,9 @@ def correct(
             layer = net.layers[i]
             if layer.name in record.layers:
                 progress(layer.name)
-                wanted = Steps(False, False, False) if layer.name in fixed else steps
+                # of rows that depend on the data, the two nets' are not of the same things
+                alone = layer.name in fixed or i in model.unsure
+                wanted = Steps(False, False, False) if alone else steps
                 ranges = (candidates or {}).get(layer.name, ()) if wanted.search else ()
                 corrector = _Corrector(pair, i, record.layers[layer.name], wanted, held)
                 done = corrector.run(ranges)
@@ -126,7 +127,7 @@ class _Pair:
         self._kept: dict[bool, dict[int, Kept]] = {False: {}, True: {}}
         self._equal: set[Value] = set()
         for layer, link in zip(self.net.layers, self.net.links, strict=True):
-            for value in link.writes if layer.type in SOURCE_TYPES else ():
+            for value in link.writes if layer.is_source else ():
                 if value.blob in parts[0]:
                     self._equal.add(value)
                     for part, inputs in enumerate(parts):

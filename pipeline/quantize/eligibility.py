@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from caffeio import Layer, Net
 from pipeline.layers.int8 import INT8_TYPES
+from pipeline.runtime.schedule import blocked
 
 __all__ = ["Verdict", "judge"]
 
@@ -45,16 +46,27 @@ def judge(
     tuple of Verdict
         One for each layer, in the net's order.
     """
-    return tuple(_judge(layer, skip_layers, skip_types) for layer in net.layers)
+    unable = blocked(net)
+    return tuple(
+        _judge(layer, skip_layers, skip_types, unable.get(i)) for i, layer in enumerate(net.layers)
+    )
 
 
-def _judge(layer: Layer, skip_layers: Collection[str], skip_types: Collection[str]) -> Verdict:
-    reason = _rule(layer)
+def _judge(
+    layer: Layer, skip_layers: Collection[str], skip_types: Collection[str], why: Layer | None
+) -> Verdict:
+    reason = _rule(layer) if why is None else _blocked_by(layer, why)
     if not reason and layer.name in skip_layers:
         reason = "named in skip_layers"
     if not reason and layer.type in skip_types:
         reason = f"{layer.type} is named in skip_layer_types"
     return Verdict(layer.name, layer.type, not reason, reason)
+
+
+def _blocked_by(layer: Layer, why: Layer) -> str:
+    if layer is why:
+        return f"type '{layer.type}' is not known"
+    return f"it depends on layer '{why.name}', whose type '{why.type}' is not known"
 
 
 def _rule(layer: Layer) -> str:

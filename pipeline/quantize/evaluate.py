@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 import kernels
-from caffeio import Layer, Net
+from caffeio import Layer
 from caffeio.data import Batch
 from kernels import QuantParams
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.layers import layer_type
 from pipeline.layers.int8 import QuantizedLayer
 from pipeline.quantize.activations import Activations
+from pipeline.quantize.detections import Agreement, DetectionScore
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import Closeness, TopK
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.loop import Observer
+from pipeline.runtime.shapes import behind_data
 from pipeline.runtime.state import State
 
 __all__ = [
@@ -28,7 +30,6 @@ __all__ = [
     "LayerError",
     "ModelScore",
     "compare",
-    "compared_blobs",
     "fake_layer",
     "layer_errors",
 ]
@@ -82,6 +83,8 @@ class ModelScore:
         Percent; None without labels.
     outputs : tuple of BlobScore
         Empty for the float model.
+    detections : tuple of DetectionScore
+        Of outputs that hold boxes; empty for the float model.
     """
 
     model: str
@@ -89,6 +92,7 @@ class ModelScore:
     top1: float | None
     top5: float | None
     outputs: tuple[BlobScore, ...]
+    detections: tuple[DetectionScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class LayerError:
     sqnr : float
         dB at its output when it alone is quantized and reads float data: what it adds.
     sqnr_in_net : float
-        dB at its output in the integer net: with all that came before.
+        dB at its output in the integer net: with all that came before. NaN where the rows of its
+        output depend on the data, as behind proposals.
     saturation : float
         Share of its input values beyond the quantized range, 0..1.
     range_used : float
@@ -116,41 +121,12 @@ class LayerError:
     cosine: float
 
 
-def compared_blobs(net: Net, asked: Sequence[str]) -> tuple[str, ...]:
-    """Return the blobs to compare: those asked for, else the net's outputs.
-
-    An output made by Softmax is joined by what Softmax reads, which shows more of the error;
-    one made by a loss or Accuracy layer is replaced by what that reads.
-
-    Raises
-    ------
-    ConfigError
-        If the net has no blob of that name.
-    """
-    blob_names = {value.blob for value in net.readers}
-    for name in asked:
-        if name not in blob_names:
-            raise ConfigError(f"evaluate.outputs: net '{net.name}' has no blob '{name}'")
-    if asked:
-        return tuple(asked)
-    blobs: list[str] = []
-    for blob in net.outputs:
-        maker = next(x for x in reversed(net.layers) if blob in x.tops)
-        kind = layer_type(maker)
-        if kind.measures:
-            blobs.append(maker.bottoms[0])
-        elif kind.saturates:
-            blobs += [maker.bottoms[0], blob]
-        elif blob not in net.inputs:
-            blobs.append(blob)
-    return tuple(dict.fromkeys(blobs))
-
-
 def compare(
     models: Mapping[str, Callable[[], Runnable]],
     batches: Callable[[str], Iterable[Batch]],
     blobs: Sequence[str],
     *,
+    detections: Sequence[str] = (),
     memory: int = 64 << 20,
 ) -> tuple[ModelScore, ...]:
     """Run models over the same batches, one model after the other.
@@ -164,6 +140,8 @@ def compare(
         ``batches(model) -> iterable of Batch``: the same for every model.
     blobs : sequence of str
         What to compare; the last with one score a class is held against the labels.
+    detections : sequence of str
+        Blobs with a box a row, which are matched by overlap.
     memory : int
         Bytes of the first model's outputs to hold; more lie in files meanwhile.
 
@@ -176,17 +154,20 @@ def compare(
     with Activations(memory) as exact:
         for name, make in models.items():
             net, state, rank, samples = make(), State(), TopK(), 0
-            closeness = {} if not scores else {blob: Closeness() for blob in blobs}
+            sums: dict[str, Closeness | Agreement] = {}
+            if scores:
+                sums = {blob: Closeness() for blob in blobs}
+                sums.update({blob: Agreement() for blob in detections})
             for i, batch in enumerate(batches(name)):
-                found = net.forward(batch.inputs, blobs, state=state)
-                for blob in blobs:
+                found = net.forward(batch.inputs, (*blobs, *detections), state=state)
+                for blob, y in found.items():
                     if scores:
-                        closeness[blob].update(exact.get((blob, i)), found[blob])
+                        sums[blob].update(exact.get((blob, i)), y)
                     else:
-                        exact.put((blob, i), found[blob])
-                _rank(rank, found, batch)
+                        exact.put((blob, i), y)
+                _rank(rank, {blob: found[blob] for blob in blobs}, batch)
                 samples += len(batch.names)
-            scores.append(_score(name, samples, rank, closeness))
+            scores.append(_score(name, samples, rank, sums))
             del net
     return tuple(scores)
 
@@ -219,13 +200,20 @@ class DecodedOnce:
             yield batch
 
 
-def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closeness]) -> ModelScore:
+def _score(
+    name: str, samples: int, rank: TopK, sums: Mapping[str, Closeness | Agreement]
+) -> ModelScore:
     return ModelScore(
         name,
         samples,
         rank.top1 if rank.samples else None,
         rank.top5 if rank.samples else None,
-        tuple(BlobScore(blob, c.cosine, c.sqnr, c.sample_sqnr) for blob, c in closeness.items()),
+        tuple(
+            BlobScore(blob, c.cosine, c.sqnr, c.sample_sqnr)
+            for blob, c in sums.items()
+            if isinstance(c, Closeness)
+        ),
+        tuple(a.score(blob) for blob, a in sums.items() if isinstance(a, Agreement)),
     )
 
 
@@ -307,11 +295,12 @@ def layer_errors(
         Empty if there were no inputs.
     """
     sums = {name: _Sums(Closeness(), Closeness()) for name in int8.layers}
+    unsure = behind_data(net.net, [layer_type(layer) for layer in net.net.layers])
     state, state8 = State(), State()
     with Activations(memory) as exact:
         for arrays in inputs:
             net.forward(arrays, observer=_alone(int8, sums, exact, net.device), state=state)
-            int8.forward(arrays, observer=_in_net(sums, exact), state=state8)
+            int8.forward(arrays, observer=_in_net(sums, exact, unsure), state=state8)
     return {name: s.result(int8.layers[name].data) for name, s in sums.items() if s.values}
 
 
@@ -345,12 +334,13 @@ def fake_layer(layer: Layer, q: QuantizedLayer) -> Layer:
     return replace(layer, blobs=q.fake_blobs(layer))
 
 
-def _in_net(sums: Mapping[str, _Sums], exact: Activations) -> Observer:
+def _in_net(sums: Mapping[str, _Sums], exact: Activations, unsure: Collection[int]) -> Observer:
     def watch(
         i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
     ) -> None:
         if layer.name in sums:
-            sums[layer.name].in_net.update(exact.get(layer.name), tops[0])
+            if i not in unsure:
+                sums[layer.name].in_net.update(exact.get(layer.name), tops[0])
             exact.drop(layer.name)
 
     return watch

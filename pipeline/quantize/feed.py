@@ -23,6 +23,7 @@ from caffeio.data import (
 )
 from pipeline.config.base import DataConfig, TransformConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.runtime.schedule import optional_inputs
 
 __all__ = ["Feed", "open_feed", "to_transform"]
 
@@ -103,8 +104,9 @@ def open_feed(
         return _own_feed(net, tables[0])
     opened: dict[str, tuple[Source, Transform]] = {}
     data_inputs = _data_inputs(net)
+    needed = [blob for blob in data_inputs if blob not in optional_inputs(net)]
     for table in tables:
-        blob = table.input or (data_inputs[0] if len(data_inputs) == 1 else None)
+        blob = table.input or (needed[0] if len(needed) == 1 else None)
         if blob is None or blob not in data_inputs:
             raise ConfigError(
                 f"[{where}]: 'input' must be one of the net's inputs: {', '.join(data_inputs)}"
@@ -112,7 +114,7 @@ def open_feed(
         if blob in opened:
             raise ConfigError(f"[{where}]: input '{blob}' is given twice")
         opened[blob] = (_open(table, where), to_transform(table.transform or transform))
-    absent = [blob for blob in data_inputs if blob not in opened]
+    absent = [blob for blob in needed if blob not in opened]
     if absent:
         raise ConfigError(f"[{where}]: no data for the net's input '{absent[0]}'")
     return Feed(opened, tables[0].start, _label_input(net))

@@ -20,10 +20,10 @@ from pipeline.layers import layer_type
 from pipeline.quantize.correct import correct
 from pipeline.quantize.corrections import Corrected, Steps
 from pipeline.quantize.equalize import ChannelRanges, equalize
-from pipeline.quantize.evaluate import compared_blobs
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import Closeness, mean_decibels
+from pipeline.quantize.outputs import compared_blobs
 from pipeline.quantize.prepare import Prepared
 from pipeline.runtime.batching import splits
 from pipeline.runtime.executor import FloatNet

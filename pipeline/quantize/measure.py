@@ -65,8 +65,10 @@ class Closeness:
     def sqnr(self) -> float:
         """Signal to quantization noise ratio of all samples together, in dB; inf if exact.
 
-        ``10 log10(Σ signal / Σ noise)``: samples of large values count for more.
+        ``10 log10(Σ signal / Σ noise)``: samples of large values count for more. NaN before any.
         """
+        if not self.decibels:
+            return math.nan
         return _decibels(self.signal, self.noise)
 
     @property

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 import caffeio
-from caffeio import Net
+from caffeio import Net, Value
 from caffeio.errors import NetError
 from pipeline.config.amct import with_quant_cfg
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.improve import Effort
 from pipeline.config.load import Config
-from pipeline.errors import PipelineError
-from pipeline.layers import layer_type
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.layers import layer_type, why_unknown
+from pipeline.layers.int8 import INT8_TYPES
+from pipeline.layers.own import read_types, with_types
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
 from pipeline.quantize.eligibility import Verdict, judge
 from pipeline.quantize.fuse import Fused, fuse
+from pipeline.runtime.schedule import blocked
 
 __all__ = ["Prepared", "prepare", "read_model", "with_blobs"]
 
@@ -51,6 +54,11 @@ class Prepared:
     notes: tuple[str, ...]
     effort: Effort = "original"
 
+    def reads(self, net: Net) -> dict[str, Value]:
+        """Return what each layer to be quantized reads in a net of these layers."""
+        pairs = zip(net.layers, net.links, strict=True)
+        return {layer.name: link.reads[0] for layer, link in pairs if layer.name in self.plans}
+
 
 def read_model(config: Config) -> Net:
     """Read the net that ``[model]`` names.
@@ -59,6 +67,8 @@ def read_model(config: Config) -> Net:
     ------
     caffeio.CaffeFileError, caffeio.NetError
         If a file cannot be read, or they do not belong together.
+    ConfigError
+        If ``layers`` is no file of layer types, or ``outputs`` names what the net has not.
     PipelineError
         If weights are NaN or infinite.
     """
@@ -66,6 +76,13 @@ def read_model(config: Config) -> Net:
     # with training, layers may begin by their fillers
     partial = config.retrain is not None
     net = caffeio.read_net(m.prototxt, m.caffemodel, m.phase, partial=partial)
+    if m.layers is not None:
+        net = with_types(net, read_types(m.layers))
+    if m.outputs:
+        try:
+            net = net.until(m.outputs)
+        except NetError as error:
+            raise ConfigError(f"model.outputs: {error}") from None
     if broken := caffeio.nonfinite_blobs(net):
         raise PipelineError(f"{m.caffemodel}: {broken[0]}; the training has diverged?")
     return net
@@ -101,12 +118,35 @@ def prepare(config: Config, net: Net) -> Prepared:
         for x in fused.net.layers
         if x.name in quantized_names
     }
+    unknown = tuple(_unknown_layers(fused.net))
     if not plans:
-        raise PipelineError(
-            f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"
-        )
-    notes = (*net.notes, *notes, *filter(None, (layer_type(x).note(x) for x in net.layers)))
+        why = unknown[0] if unknown else "--plan shows the rule for each layer"
+        raise PipelineError(f"net '{net.name}' has no layer to quantize; {why}")
+    known = filter(None, (layer_type(x).note(x) for x in net.layers))
+    notes = (*net.notes, *notes, *known, *unknown)
     return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
+
+
+def _unknown_layers(net: Net) -> Iterator[str]:
+    """Say of each layer of unknown type what becomes of it and of those behind it."""
+    unable = blocked(net)
+    for i, layer in enumerate(net.layers):
+        if layer_type(layer).computes:
+            continue
+        behind = [j for j, why in unable.items() if why is layer and j != i]
+        able = [net.layers[j].name for j in behind if net.layers[j].type in INT8_TYPES]
+        kept = "it is in the exported models as it is"
+        if not able:
+            yield (
+                f"layer '{layer.name}': type '{layer.type}' is not known; {kept}, and nothing that "
+                "could be quantized depends on it"
+            )
+        else:
+            names = ", ".join(able[:3]) + (", ..." if len(able) > 3 else "")
+            yield (
+                f"layer '{layer.name}': {why_unknown(layer)}. For now {kept}, and {len(able)} "
+                f"layers behind it stay in float: {names}"
+            )
 
 
 def _effort(config: Config) -> Effort:

@@ -14,7 +14,6 @@ import numpy as np
 
 import kernels
 from caffeio import Net, Value
-from caffeio.graph import SOURCE_TYPES
 from pipeline.layers import layer_type
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.quantize.activations import Activations
@@ -24,7 +23,8 @@ from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import Closeness, mean_decibels
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.loop import Observer
-from pipeline.runtime.restart import Rest, last_value, rest_behind
+from pipeline.runtime.restart import Rest, rest_behind
+from pipeline.runtime.schedule import last_values
 
 __all__ = ["Sensitivity", "half_of_the_noise", "sensitivities"]
 
@@ -120,7 +120,7 @@ def _keep(
     """Run a net and keep all its values."""
     for part, inputs in enumerate(parts):
         for layer, link in zip(net.layers, net.links, strict=True):
-            for value in link.writes if layer.type in SOURCE_TYPES else ():
+            for value in link.writes if layer.is_source else ():
                 if value.blob in inputs:
                     array = np.asarray(inputs[value.blob], np.float32)
                     values.put((quantized, value, part), array)
@@ -183,7 +183,7 @@ class _Probe:
         for part in range(self.parts):
             outputs = self._outputs(rest, quantized, part, top(part))
             for blob, found in closeness.items():
-                value = last_value(self.net, blob)
+                value = last_values(self.net)[blob]
                 exact = self._value(False, value, part)
                 y = outputs[blob] if blob in outputs else self._value(quantized, value, part)
                 if y.shape == exact.shape:

@@ -106,7 +106,7 @@ def net_cost(
                 type(plan.method).__name__.lower() if plan else "",
                 bottom,
                 top,
-                layer_type(layer).macs(layer, bottom, top),
+                layer_type(layer).macs(layer, bottom, top) if bottom and top else 0,
                 sum(blob.size for blob in layer.blobs),
             )
         )

@@ -28,6 +28,8 @@ def show_report(report: Report, console: Console) -> None:
         _show_fallback(report.fallback, console)
     if report.accuracy:
         console.print(_accuracy_table(report))
+        if any(score.detections for score in report.accuracy):
+            console.print(_detection_table(report))
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     show_files(report.files, console)
@@ -112,6 +114,8 @@ def _float_table(report: Report) -> Table:
 
 
 def _db(value: float) -> str:
+    if math.isnan(value):
+        return ""
     return "exact" if math.isinf(value) and value > 0 else f"{value:.1f}"
 
 
@@ -155,6 +159,27 @@ def _accuracy_table(report: Report) -> Table:
         for i, row in enumerate(rows or [("", "", "", "")]):
             table.add_row(score.model if i == 0 else "", *row, *(ranks if i == 0 else ("", "")))
     return table
+
+
+def _detection_table(report: Report) -> Table:
+    table = _table(
+        "Detections", "model", "output", "boxes", "in float", "IoU 0.5", "IoU 0.75", "score off by",
+        left=2,
+    )  # fmt: skip
+    table.caption = (
+        "IoU: share of both models' boxes that have a match of their class with such an overlap."
+    )
+    table.caption_justify = "left"
+    for score in report.accuracy:
+        for d in score.detections:
+            shares = (_share(d.matched_50), _share(d.matched_75))
+            error = "" if math.isnan(d.score_error) else f"{d.score_error:.4f}"
+            table.add_row(score.model, d.blob, str(d.boxes), str(d.float_boxes), *shares, error)
+    return table
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1%}"
 
 
 def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) -> None:

@@ -12,15 +12,9 @@ from caffeio import Net
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.jobs.evaluation import check_evaluation, input_shapes
 from pipeline.jobs.files import MODEL_FILES, Writer, output_files, write_files
-from pipeline.jobs.stages import (
-    Clock,
-    Ranges,
-    calibrate,
-    check_evaluation,
-    finish,
-    input_shapes,
-)
+from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
 from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffeio import SOURCE_TYPES, Layer, Net, Value
+from caffeio import Layer, Net, Value
 from caffeio.errors import NetError
 from kernels import QuantParams
 from pipeline.errors import PipelineError
@@ -131,7 +131,7 @@ class CaffeModule(nn.Module):
         faked: dict[tuple[Value, int], Tensor] = {}
         loss = torch.zeros((), device=self._group.device)
         for i, (layer, link) in enumerate(zip(self.net.layers, self.net.links, strict=True)):
-            if layer.type in SOURCE_TYPES:
+            if layer.is_source:
                 values.update((v, inputs[v.blob]) for v in link.writes)
                 continue
             bottoms = [values[v] for v in link.reads]
@@ -223,7 +223,7 @@ class CaffeModule(nn.Module):
         # the first user owns a shared blob, whichever user a loss depends on
         useful_params = {s.name for i in useful for s in self.net.layers[i].param.param if s.name}
         for i, (layer, link) in enumerate(zip(self.net.layers, self.net.links, strict=True)):
-            if layer.type in SOURCE_TYPES:
+            if layer.is_source:
                 value_shapes.update((v, shapes[v.blob]) for v in link.writes if v.blob in shapes)
                 continue
             bottoms = [value_shapes[v] for v in link.reads]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from caffeio.errors import NetError
-from caffeio.graph import SOURCE_TYPES, Layer, Net
+from caffeio.graph import Layer, Net
 from pipeline.runtime.schedule import Schedule
 
 __all__ = ["Forward", "Observer", "guarded", "owned", "run"]
@@ -56,7 +56,7 @@ def run(
     values = {
         v: inputs[v.blob]
         for layer, link in zip(net.layers, net.links, strict=True)
-        if layer.type in SOURCE_TYPES
+        if layer.is_source
         for v in link.writes
         if v.blob in inputs
     }

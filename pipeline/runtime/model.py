@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from caffeio.graph import Net, Value
-from pipeline.layers import Shape, layer_type
+from pipeline.layers import TABLE, Shape, layer_type
 from pipeline.layers.base import Kept
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.runtime.loop import Forward
@@ -74,6 +74,9 @@ class Model:
     def __init__(self, net: Net, numbers: Mapping[str, QuantizedLayer], device: str) -> None:
         self.net, self.numbers, self.device = net, numbers, device
         self.types = tuple(layer_type(layer) for layer in net.layers)
+        for layer, kind in zip(net.layers, self.types, strict=True):
+            if layer.is_source and kind is not TABLE["Input"]:
+                kind.shapes(layer, ())  # no source of a fork: it lacks its bottoms, and says so
         self.declared = input_shapes(net)
         self.unsure = behind_data(net, self.types)
         self._shapes: Recent[Shapes, dict[Value, Shape]] = Recent(16)

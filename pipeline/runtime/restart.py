@@ -12,8 +12,9 @@ from caffeio import Layer, Net, Value
 from caffeio.proto import caffe_pb2
 from pipeline.layers.int8 import QuantizedLayer
 from pipeline.runtime.executor import Executor
+from pipeline.runtime.schedule import last_values
 
-__all__ = ["Rest", "last_value", "rest_behind"]
+__all__ = ["Rest", "rest_behind"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def rest_behind(
         Layers that run on integers.
     device : str
     """
-    last = {blob: last_value(net, blob) for blob in blobs}
+    values = last_values(net)
+    last = {blob: values[blob] for blob in blobs}
     (top,) = net.links[position].writes
     touched = {top}
     behind = []
@@ -82,11 +84,6 @@ def rest_behind(
     part = Net(net.name, (_inputs(needs), *renamed), net.phase)
     own = {layer.name: numbers[layer.name] for layer in renamed if layer.name in numbers}
     return Rest(top, needs, results, Executor(part, own, device=device))
-
-
-def last_value(net: Net, blob: str) -> Value:
-    """Return the last value of a blob."""
-    return max(value for value in net.readers if value.blob == blob)
 
 
 def _renamed(net: Net, position: int) -> Layer:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 import kernels
-from caffeio.graph import SOURCE_TYPES, Layer, Value
+from caffeio.graph import Layer, Value
 from pipeline.layers.base import Kept
 from pipeline.runtime.batching import images_at_once, in_halves, splits
 from pipeline.runtime.compiled import CompiledNet, Watch
@@ -93,7 +93,7 @@ def _shown(model: Model, request: Request, values: tuple[Value, ...], watch: Wat
     """Show the inputs among some values; return an observer that shows the others."""
     net = model.net
     for layer, link in zip(net.layers, net.links, strict=True):
-        for value in link.writes if layer.type in SOURCE_TYPES else ():
+        for value in link.writes if layer.is_source else ():
             if value in values and value.blob in request.arrays:
                 watch(value, request.arrays[value.blob])
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from caffeio.errors import NetError
-from caffeio.graph import SOURCE_TYPES, Net, Value
+from caffeio.graph import Layer, Net, Value
+from pipeline.layers import layer_type, why_unknown
 
-__all__ = ["Schedule", "label_inputs", "schedule"]
+__all__ = ["Schedule", "blocked", "last_values", "optional_inputs", "schedule"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,15 @@ def schedule(
     -------
     Schedule
         Labels (any top but the first of a data layer, such as Data or ImageData) may be
-        missing. The layers that depend on a missing label (losses, Accuracy) are then left
-        out, and the outputs are those of the net without them.
+        missing, and inputs that nothing reads. The layers that depend on a missing label (losses,
+        Accuracy) are then left out, as always those of an unknown type and what depends on them;
+        the outputs are those of the net without them.
 
     Raises
     ------
     caffeio.NetError
         If `given` names what is no input, an input that is needed is missing, or `blobs`
-        names what the net has not, or what depends on a missing label.
+        names what the net has not, or what depends on a missing label or an unknown type.
     """
     for name in given:
         if name not in net.inputs:
@@ -70,10 +72,10 @@ def schedule(
                 f"'{name}' is not an input of the net{_near(name, net.inputs)}; "
                 f"its inputs are {_quoted(net.inputs)}"
             )
-    last = {v.blob: v for v in sorted(net.readers)}
+    last = last_values(net)
     for name in blobs or ():
         if name not in last:
-            raise NetError(f"the net has no blob '{name}'{_near(name, last)}")
+            raise NetError(_no_blob(net, name, last))
     requested = [last[name] for name in blobs or ()]
     needed_layers = frozenset(range(len(net.layers)))
     if blobs is not None and not everything:
@@ -90,7 +92,8 @@ def schedule(
         i
         for i, (layer, link) in enumerate(zip(net.layers, net.links, strict=True))
         if i in needed_layers
-        and layer.type not in SOURCE_TYPES
+        and not layer.is_source
+        and layer_type(layer).computes
         and not absent.intersection(link.reads)
     )
     results = _outputs(net, layers, absent)
@@ -112,21 +115,54 @@ def _absent(net: Net, input_names: Collection[str]) -> frozenset[Value]:
     """Return the values that cannot be computed for want of an input."""
     absent: set[Value] = set()
     for layer, link in zip(net.layers, net.links, strict=True):
-        if layer.type in SOURCE_TYPES:
+        if layer.is_source:
             absent.update(v for v in link.writes if v.blob not in input_names)
-        elif absent.intersection(link.reads):
+        elif not layer_type(layer).computes or absent.intersection(link.reads):
             absent.update(link.writes)
     return frozenset(absent)
 
 
-def label_inputs(net: Net) -> frozenset[str]:
-    """Return the names of the inputs that may be left out: all but the first of data layers."""
+def blocked(net: Net) -> dict[int, Layer]:
+    """Return the layers that cannot run: by position, the layer of unknown type that is why."""
+    found: dict[int, Layer] = {}
+    behind: dict[Value, Layer] = {}
+    for i, (layer, link) in enumerate(zip(net.layers, net.links, strict=True)):
+        why = next((behind[v] for v in link.reads if v in behind), None)
+        if why is None and not layer_type(layer).computes:
+            why = layer
+        if why is not None:
+            found[i] = why
+            behind.update(dict.fromkeys(link.writes, why))
+    return found
+
+
+def last_values(net: Net) -> dict[str, Value]:
+    """Return the last value of each blob that can be computed."""
+    unknown = {v for i in blocked(net) for v in net.links[i].writes}
+    return {v.blob: v for v in sorted(net.readers) if v not in unknown}
+
+
+def optional_inputs(net: Net) -> frozenset[str]:
+    """Return the names of the inputs that may be left out.
+
+    All but the first of data layers, which are labels; and what only layers read that cannot run.
+    """
+    unable = blocked(net)
     return frozenset(
-        top
-        for layer in net.layers
-        if layer.type in SOURCE_TYPES and layer.type != "Input"
-        for top in layer.tops[1:]
+        value.blob
+        for layer, link in zip(net.layers, net.links, strict=True)
+        if layer.is_source
+        for i, value in enumerate(link.writes)
+        if (i and layer.type != "Input")
+        or (net.readers[value] and all(r in unable for r in net.readers[value]))
     )
+
+
+def _no_blob(net: Net, name: str, known: Iterable[str]) -> str:
+    for i, why in blocked(net).items():
+        if name in net.layers[i].tops:
+            return f"blob '{name}' depends on layer '{why.name}': {why_unknown(why)}"
+    return f"the net has no blob '{name}'{_near(name, known)}"
 
 
 def _check_missing(
@@ -136,9 +172,9 @@ def _check_missing(
     requested: Sequence[Value],
 ) -> None:
     """Raise if an input is missing that is no label and that a wanted layer reads."""
-    optional = label_inputs(net)
+    optional = optional_inputs(net)
     for layer, link in zip(net.layers, net.links, strict=True):
-        if layer.type not in SOURCE_TYPES:
+        if not layer.is_source:
             continue
         for value in link.writes:
             used = value in requested or any(r in needed_layers for r in net.readers[value])

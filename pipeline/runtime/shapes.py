@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from caffeio.errors import NetError
-from caffeio.graph import SOURCE_TYPES, Layer, Net, Value
+from caffeio.graph import Layer, Net, Value
 from pipeline.layers import LayerType, Shape
 from pipeline.layers.source import declared_shapes
-from pipeline.runtime.schedule import label_inputs, schedule
+from pipeline.runtime.schedule import optional_inputs, schedule
 
 __all__ = ["behind_data", "check_inputs", "infer", "input_shapes"]
 
@@ -20,7 +20,7 @@ def input_shapes(net: Net) -> dict[str, Shape | None]:
     return {
         top: shape
         for layer in net.layers
-        if layer.type in SOURCE_TYPES
+        if layer.is_source
         for top, shape in zip(layer.tops, declared_shapes(layer), strict=False)
     }
 
@@ -92,11 +92,13 @@ def infer(
         may not fit, are left out.
     """
     schedule(net, {*given, *net.inputs})
-    optional = label_inputs(net)
+    optional = optional_inputs(net)
     shapes: dict[Value, Shape] = {}
     for i, (layer, kind, link) in enumerate(zip(net.layers, types, net.links, strict=True)):
-        if layer.type in SOURCE_TYPES:
+        if layer.is_source:
             shapes.update(_source_shapes(layer, link.writes, given, optional))
+        elif not kind.computes:
+            continue
         elif (layers is None or i in layers) and all(v in shapes for v in link.reads):
             tops = kind.shapes(layer, [shapes[v] for v in link.reads])
             shapes.update(zip(link.writes, tops, strict=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from caffeio.errors import NetError
 from caffeio.graph import Layer
-from pipeline.layers import layer_type
+from pipeline.layers import layer_type, why_unknown
 from pipeline.retrain.layers import (
     activation,
     convolution,
@@ -53,5 +54,13 @@ def torch_layer(layer: Layer) -> TorchLayer:
     caffeio.NetError
         If the layer's type is unknown, or cannot run.
     """
-    kind = layer_type(layer)  # raises for a type that TABLE does not hold: both have the same
+    kind = layer_type(layer)
+    if not kind.computes:
+        raise NetError(why_unknown(layer), layer.name)
+    if layer.own is not None:
+        raise NetError(
+            f"type '{layer.type}' of [model] layers has no form for training", layer.name
+        )
+    if layer.is_source:
+        return TABLE["Input"]
     return TABLE[kind.like or layer.type]

@@ -1,0 +1,133 @@
+"""What `[evaluate]` asks for: models compared on samples, and the error of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+from caffeio import Net, NetError
+from pipeline.config.load import Config, EvaluateConfig
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.layers import Shape
+from pipeline.quantize.activations import Activations
+from pipeline.quantize.evaluate import (
+    DecodedOnce,
+    LayerError,
+    ModelScore,
+    Runnable,
+    compare,
+    layer_errors,
+)
+from pipeline.quantize.export import fakequant_net
+from pipeline.quantize.feed import Feed, open_feed
+from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.outputs import compared_blobs, detection_blobs
+from pipeline.quantize.prepare import Prepared
+from pipeline.report.progress import Reporter
+from pipeline.runtime.executor import FloatNet
+
+__all__ = ["check_evaluation", "evaluate", "evaluation", "input_shapes"]
+
+_NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
+#: Samples at a time when the error of each layer is measured: it holds every layer's output.
+_LAYER_BATCH = 2
+#: Bytes of evaluation samples held in memory from one model to the next.
+_EVALUATE_MEMORY = 64 << 20
+
+
+def input_shapes(config: Config, work: Prepared, net: FloatNet) -> dict[str, Shape]:
+    """Return the shape of what each quantized layer reads, one sample, by the evaluation data."""
+    e = evaluation(config, work)
+    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+    try:
+        if not len(feed):
+            raise PipelineError(_NO_SAMPLES)
+        first = feed.for_net(next(feed.batches(1, 1)))
+    finally:
+        feed.close()
+    shapes = net.shapes({name: x.shape for name, x in first.items()})
+    return {name: shapes[value] for name, value in work.reads(net.net).items()}
+
+
+def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
+    """Return what to evaluate on: ``[evaluate]``, the test data, or the reference samples."""
+    c = work.calibrate
+    if config.evaluate is not None:
+        return config.evaluate
+    if config.retrain is not None and config.retrain.test_data:
+        return EvaluateConfig(data=config.retrain.test_data)
+    if not c.data:
+        raise ConfigError("[evaluate] is missing: it names the samples to compare models on")
+    return EvaluateConfig(data=c.data, batch_size=c.batch_size, batch_num=c.batch_num)
+
+
+def check_evaluation(config: Config, work: Prepared) -> None:
+    """Check the evaluation data before the long work: raise what `evaluate` would after it.
+
+    Raises
+    ------
+    ConfigError, PipelineError, caffeio.CaffeFileError
+        If there are no samples to compare models on, or they do not fit the net.
+    """
+    compared_blobs(work.net, evaluation(config, work).outputs)
+    input_shapes(config, work, FloatNet(work.fused.net))
+
+
+def evaluate(
+    config: Config, work: Prepared, before: Net, int8: Int8Net, device: str, reporter: Reporter
+) -> tuple[tuple[ModelScore, ...], dict[str, LayerError]]:
+    """Score the float, fakequant and integer nets, and measure the error of each layer.
+
+    Parameters
+    ----------
+    config : Config
+    work : Prepared
+        Of the net that was quantized.
+    before : Net
+        The float net to compare with.
+    int8 : Int8Net
+    device : str
+    reporter : Reporter
+    """
+    e = evaluation(config, work)
+    blobs, detections = compared_blobs(work.net, e.outputs), detection_blobs(work.net)
+    models: dict[str, Callable[[], Runnable]] = {
+        "float": lambda: FloatNet(before, device=device),
+        "fakequant": lambda: FloatNet(fakequant_net(int8.net, int8.layers), device=device),
+        "int8": lambda: int8,
+    }
+    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+    try:
+        if not len(feed):
+            raise PipelineError(_NO_SAMPLES)
+        net = FloatNet(work.fused.net, device=device)
+        size = _layer_batch(net, feed, e)
+        few = -(-min(e.layer_samples, len(feed)) // size)
+        samples = islice(feed.batches(size), few)
+        tracked = reporter.track(samples, "error of each layer", few)
+        errors = layer_errors(net, int8, (feed.for_net(b) for b in tracked))
+        count = e.batch_num or -(-len(feed) // e.batch_size)
+        with Activations(_EVALUATE_MEMORY) as values:
+            batches = feed.batches(e.batch_size, e.batch_num)
+            decoded = DecodedOnce((replace(b, inputs=feed.for_net(b)) for b in batches), values)
+            scores = compare(
+                models,
+                lambda name: reporter.track(decoded, f"evaluate {name}", count),
+                blobs,
+                detections=detections,
+            )
+        return scores, errors
+    finally:
+        feed.close()
+
+
+def _layer_batch(net: FloatNet, feed: Feed, e: EvaluateConfig) -> int:
+    """Return how many samples at a time serve for the errors of layers."""
+    size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
+    first = feed.for_net(next(feed.batches(size)))
+    try:
+        net.shapes({name: x.shape for name, x in first.items()})
+    except NetError:  # its layers are made for one batch size
+        return e.batch_size
+    return size
