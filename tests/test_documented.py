@@ -38,8 +38,9 @@ KEYS = sorted(set(keys(Config, ())))
 
 
 def section(title: str) -> str:
-    """Return the part of the page under a heading such as ``### `[calibrate]` ``."""
-    parts = re.split(r"^#+ ", TEXT, flags=re.MULTILINE)
+    """Return the part of the page under a heading such as ``### `[calibrate]` ``, less its code."""
+    text = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"^#+ ", text, flags=re.MULTILINE)
     found = [p for p in parts if p.startswith(f"`[{title}]`")]
     assert len(found) == 1, title
     return found[0]

@@ -15,7 +15,8 @@ from small_nets import write_job
 
 import caffeio
 from pipeline.errors import ConfigError
-from pipeline.quantize.detections import Agreement, overlaps
+from pipeline.evaluators.overlap import overlaps
+from pipeline.quantize.detections import Agreement
 from pipeline.quantize.outputs import compared_blobs, detection_blobs
 from pipeline.run import main
 

@@ -14,8 +14,10 @@ __all__ = ["FallbackConfig"]
 class FallbackConfig(Table):
     """``[fallback]``."""
 
-    metric: Literal["top1", "top5", "sqnr"] = Field(
-        "top1", description="percent, or mean dB of the samples at the outputs"
+    metric: str = Field(
+        "top1",
+        description="'top1', 'top5' (percent), 'sqnr' (mean dB of the samples at the outputs), or "
+        "what the evaluator calls its own",
     )
     max_drop: Number | None = Field(None, ge=0, description="below the float net, in percent")
     floor: Number | None = Field(None, description="what the metric must reach")

@@ -37,6 +37,11 @@ class EvaluateConfig(Table):
     batch_size: int = Field(8, ge=1)
     batch_num: int | None = Field(None, ge=1, description="default: all there is")
     outputs: Names = Field((), description="blobs to compare; default: the net's outputs")
+    evaluator: Literal["map-voc", "map-coco", "miou", "psnr"] | FilePath | None = Field(
+        None, description="'map-voc', 'map-coco', 'miou', 'psnr', or a Python file"
+    )
+    options: dict[str, Any] = Field({}, description="what the evaluator is made with")
+    boxes: FilePath | None = Field(None, description="list of true boxes, for mAP")
     layer_samples: int = Field(8, ge=0, description="samples that measure the error of each layer")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
+from pipeline.jobs.evaluation import check_evaluation
 from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import MODEL_FILES, output_files
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
@@ -63,6 +64,7 @@ def quantize_model(
             if config.evaluate is None:
                 note = "no [evaluate] in the config: compared on the calibration samples"
                 work = replace(work, notes=(*work.notes, note))
+            check_evaluation(config, work)
         with clock.stage("calibrate"):
             ranges = calibrate(config, work, FloatNet(work.fused.net, device=device), reporter)
         better = improved(config, work, ranges, reporter, clock, device=device)

@@ -9,6 +9,7 @@ from itertools import islice
 from caffeio import Net, NetError
 from pipeline.config.load import Config, EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.evaluators import Guarded, evaluator_maker
 from pipeline.layers import Shape
 from pipeline.quantize.activations import Activations
 from pipeline.quantize.evaluate import (
@@ -27,7 +28,7 @@ from pipeline.quantize.prepare import Prepared
 from pipeline.report.progress import Reporter
 from pipeline.runtime.executor import FloatNet
 
-__all__ = ["check_evaluation", "evaluate", "evaluation", "input_shapes"]
+__all__ = ["check_evaluation", "evaluate", "evaluation", "evaluator_of", "input_shapes"]
 
 _NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
 #: Samples at a time when the error of each layer is measured: it holds every layer's output.
@@ -68,10 +69,40 @@ def check_evaluation(config: Config, work: Prepared) -> None:
     Raises
     ------
     ConfigError, PipelineError, caffeio.CaffeFileError
-        If there are no samples to compare models on, or they do not fit the net.
+        If there are no samples to compare models on, or they do not fit the net; or if the
+        evaluator fails on the first batch.
     """
-    compared_blobs(work.net, evaluation(config, work).outputs)
+    e = evaluation(config, work)
+    blobs = compared_blobs(work.net, e.outputs)
     input_shapes(config, work, FloatNet(work.fused.net))
+    make = evaluator_of(e)
+    if make is None:
+        return
+    metrics = make()
+    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+    try:
+        batch = next(feed.batches(min(e.batch_size, len(feed)), 1))
+    finally:
+        feed.close()
+    names = (*blobs, *detection_blobs(work.net))
+    metrics.update(FloatNet(work.net).forward(feed.for_net(batch), names), batch)
+    if metrics.problem:
+        raise PipelineError(f"evaluate.evaluator: {metrics.problem}")
+
+
+def evaluator_of(e: EvaluateConfig) -> Callable[[], Guarded] | None:
+    """Return what makes the evaluator that ``[evaluate]`` names; None without one.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made.
+    """
+    if e.evaluator is None:
+        if e.options or e.boxes:
+            raise ConfigError("evaluate.options and evaluate.boxes need evaluate.evaluator")
+        return None
+    return evaluator_maker(e.evaluator, e.options, e.boxes)
 
 
 def evaluate(
@@ -116,6 +147,7 @@ def evaluate(
                 lambda name: reporter.track(decoded, f"evaluate {name}", count),
                 blobs,
                 detections=detections,
+                evaluator=evaluator_of(e),
             )
         return scores, errors
     finally:

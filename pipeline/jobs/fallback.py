@@ -11,16 +11,17 @@ from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError
-from pipeline.jobs.evaluation import evaluation
+from pipeline.jobs.evaluation import evaluation, evaluator_of
 from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
-from pipeline.quantize.evaluate import Runnable, compare, layer_errors
+from pipeline.quantize.evaluate import ModelScore, Runnable, compare, layer_errors
 from pipeline.quantize.fallback import FallbackResult, fewest_in_float, order_of
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import Improved, judged_blobs
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import mean_decibels
+from pipeline.quantize.outputs import detection_blobs
 from pipeline.quantize.prepare import Prepared, prepare
 from pipeline.quantize.sensitivity import sensitivities
 from pipeline.report.cost import net_cost
@@ -128,17 +129,9 @@ class _Metric:
         self._name, self._device = settings.metric, device
         self._blobs = tuple(e.outputs) or judged_blobs(work.net)
         self._float = FloatNet(work.net, device=device)
-        scores = compare({"float": lambda: self._float}, lambda name: self._batches, self._blobs)
-        if self._name == "sqnr":
-            self.exact = float("inf")
-            return
-        rank = getattr(scores[0], self._name)
-        if rank is None:
-            raise ConfigError(
-                f"fallback.metric = '{self._name}' needs labels in evaluate.data, and an output "
-                "with a score for each class"
-            )
-        self.exact = float(rank)
+        self._detections, self._evaluator = detection_blobs(work.net), evaluator_of(e)
+        (score,) = self._compare({"float": lambda: self._float})
+        self.exact = float("inf") if self._name == "sqnr" else self._of(score)
 
     def __call__(self, result: Corrected) -> float:
         net = Int8Net.of_fused(result.net, result.record, device=self._device)
@@ -146,10 +139,35 @@ class _Metric:
             "float": lambda: self._float,
             "int8": lambda: net,
         }
-        score = compare(models, lambda name: self._batches, self._blobs)[1]
+        score = self._compare(models)[1]
         if self._name == "sqnr":
             return mean_decibels(output.sample_sqnr for output in score.outputs)
-        return float(getattr(score, self._name))
+        return self._of(score)
+
+    def _compare(self, models: Mapping[str, Callable[[], Runnable]]) -> tuple[ModelScore, ...]:
+        return compare(
+            models,
+            lambda name: self._batches,
+            self._blobs,
+            detections=self._detections,
+            evaluator=self._evaluator,
+        )
+
+    def _of(self, score: ModelScore) -> float:
+        """Return the metric of one model."""
+        if self._name in score.metrics:
+            return score.metrics[self._name]
+        rank = getattr(score, self._name) if self._name in ("top1", "top5") else None
+        if rank is not None:
+            return float(rank)
+        if self._name in ("top1", "top5"):
+            raise ConfigError(
+                f"fallback.metric = '{self._name}' needs labels in evaluate.data, and an output "
+                "with a score for each class"
+            )
+        names = ", ".join(("top1", "top5", "sqnr", *score.metrics))
+        because = f" ({score.problem})" if score.problem else ""
+        raise ConfigError(f"fallback.metric = '{self._name}' is none of {names}{because}")
 
 
 def _costs(

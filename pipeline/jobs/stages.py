@@ -259,6 +259,8 @@ def make_report(
 ) -> Report:
     """Gather what a run found."""
     accuracy, errors = scores
+    problems = dict.fromkeys(s.problem for s in accuracy if s.problem)
+    notes = (*work.notes, *(f"the evaluator measured nothing: {p}" for p in problems))
     layers = tuple(
         LayerReport(
             v.layer,
@@ -272,6 +274,4 @@ def make_report(
         )
         for v in work.verdicts
     )
-    return Report(
-        name, record, accuracy, layers, files, samples, clock.seconds, work.notes, work.effort
-    )
+    return Report(name, record, accuracy, layers, files, samples, clock.seconds, notes, work.effort)

@@ -18,8 +18,6 @@ weights. A minimal one::
 
 from __future__ import annotations
 
-import importlib.util
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from caffeio import Net
 from pipeline.errors import ConfigError
 from pipeline.layers import TABLE
 from pipeline.layers.base import LayerType
+from pipeline.python_file import run_file
 
 __all__ = ["read_types", "with_types"]
 
@@ -46,17 +45,7 @@ def read_types(path: Path) -> dict[str, LayerType]:
         If it cannot be read, fails (with its line), defines no ``TYPES`` of that form, or defines
         a type that is known already.
     """
-    spec = importlib.util.spec_from_file_location(f"_caffe_layers_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"model.layers: '{path}' is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = f":{lines[-1].lineno}" if lines else ""
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"model.layers: '{path}'{line} fails: {what}") from error
+    module = run_file(path, "model.layers")
     types = getattr(module, "TYPES", None)
     if not isinstance(types, Mapping) or not types:
         raise ConfigError(f"model.layers: '{path}' defines no TYPES, a dict of name to LayerType")

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Agreement", "DetectionScore", "overlaps"]
+from pipeline.evaluators.overlap import overlaps
+
+__all__ = ["Agreement", "DetectionScore"]
 
 #: Least overlap (intersection over union) of a box and its match.
 _LEVELS = 0.5, 0.75
@@ -35,34 +37,6 @@ class DetectionScore:
     matched_50: float
     matched_75: float
     score_error: float
-
-
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of boxes.
-
-    Parameters
-    ----------
-    a, b : array (N, 4) and (M, 4)
-        xmin, ymin, xmax, ymax, in any unit.
-
-    Returns
-    -------
-    float64 ndarray (N, M)
-        0 where both boxes are empty.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> overlaps(np.array([[0, 0, 2, 1]]), np.array([[1, 0, 3, 1], [5, 5, 6, 6]]))
-    array([[0.33333333, 0.        ]])
-    """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [np.clip(x[:, 2:] - x[:, :2], 0, None).prod(axis=1) for x in (a, b)]
-    union = areas[0][:, None] + areas[1][None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 @dataclass

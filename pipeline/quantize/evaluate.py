@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from caffeio import Layer
 from caffeio.data import Batch
 from kernels import QuantParams
 from pipeline.errors import PipelineError
+from pipeline.evaluators import Guarded
 from pipeline.layers import layer_type
 from pipeline.layers.int8 import QuantizedLayer
 from pipeline.quantize.activations import Activations
@@ -85,6 +86,10 @@ class ModelScore:
         Empty for the float model.
     detections : tuple of DetectionScore
         Of outputs that hold boxes; empty for the float model.
+    metrics : dict of str to float
+        What the evaluator found.
+    problem : str
+        Why it found nothing.
     """
 
     model: str
@@ -93,6 +98,8 @@ class ModelScore:
     top5: float | None
     outputs: tuple[BlobScore, ...]
     detections: tuple[DetectionScore, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ def compare(
     blobs: Sequence[str],
     *,
     detections: Sequence[str] = (),
+    evaluator: Callable[[], Guarded] | None = None,
     memory: int = 64 << 20,
 ) -> tuple[ModelScore, ...]:
     """Run models over the same batches, one model after the other.
@@ -142,6 +150,8 @@ def compare(
         What to compare; the last with one score a class is held against the labels.
     detections : sequence of str
         Blobs with a box a row, which are matched by overlap.
+    evaluator : callable, optional
+        Makes what measures one model on these blobs.
     memory : int
         Bytes of the first model's outputs to hold; more lie in files meanwhile.
 
@@ -158,6 +168,7 @@ def compare(
             if scores:
                 sums = {blob: Closeness() for blob in blobs}
                 sums.update({blob: Agreement() for blob in detections})
+            metrics = evaluator() if evaluator is not None else None
             for i, batch in enumerate(batches(name)):
                 found = net.forward(batch.inputs, (*blobs, *detections), state=state)
                 for blob, y in found.items():
@@ -166,8 +177,14 @@ def compare(
                     else:
                         exact.put((blob, i), y)
                 _rank(rank, {blob: found[blob] for blob in blobs}, batch)
+                if metrics is not None:
+                    metrics.update(found, batch)
                 samples += len(batch.names)
-            scores.append(_score(name, samples, rank, sums))
+            score = _score(name, samples, rank, sums)
+            if metrics is not None:
+                found_metrics = metrics.result()
+                score = replace(score, metrics=found_metrics, problem=metrics.problem)
+            scores.append(score)
             del net
     return tuple(scores)
 

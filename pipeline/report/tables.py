@@ -28,6 +28,8 @@ def show_report(report: Report, console: Console) -> None:
         _show_fallback(report.fallback, console)
     if report.accuracy:
         console.print(_accuracy_table(report))
+        if any(score.metrics for score in report.accuracy):
+            console.print(_metric_table(report))
         if any(score.detections for score in report.accuracy):
             console.print(_detection_table(report))
     for note in report.notes:
@@ -158,6 +160,15 @@ def _accuracy_table(report: Report) -> Table:
         rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr), _db(o.sample_sqnr)) for o in score.outputs]
         for i, row in enumerate(rows or [("", "", "", "")]):
             table.add_row(score.model if i == 0 else "", *row, *(ranks if i == 0 else ("", "")))
+    return table
+
+
+def _metric_table(report: Report) -> Table:
+    names = list(dict.fromkeys(name for score in report.accuracy for name in score.metrics))
+    table = _table("Metrics", "model", *names, left=1)
+    for score in report.accuracy:
+        found = [score.metrics.get(name) for name in names]
+        table.add_row(score.model, *("" if v is None else f"{v:.4g}" for v in found))
     return table
 
 
