@@ -72,7 +72,7 @@ def measured(path: Path, found: list, images: int, style: str) -> dict[str, floa
             for image, label, score, box in found
             if first <= image < first + 2
         ]
-        out = np.array(rows or [[-1.0] * 7]).reshape(1, 1, -1, 7)
+        out = np.array(rows or [[0.0] + [-1.0] * 6]).reshape(1, 1, -1, 7)
         evaluator.update({"x": np.zeros((2, 3)), "out": out}, batch(names))
     return evaluator.result()
 

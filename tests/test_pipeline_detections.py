@@ -112,7 +112,7 @@ def test_boxes_are_matched_by_hand():
 
 
 def test_no_boxes_are_no_agreement_and_no_error():
-    none = np.array([[-1.0] * 7])
+    none = np.array([[0.0] + [-1.0] * 6, [1.0] + [-1.0] * 6])  # as Caffe gives it, for two images
     agreement = Agreement()
     agreement.update(none, none)
     score = agreement.score("out")

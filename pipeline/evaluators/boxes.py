@@ -114,7 +114,7 @@ class MeanAveragePrecision:
             for label, corners in listed.items():
                 array = np.array(corners)
                 self._truths[self._images + i, label] = _Truth(array[:, :4], array[:, 4] > 0)
-        found = rows[-1][rows[-1][:, 0] >= 0].astype(np.float64)
+        found = rows[-1][rows[-1][:, 1] >= 0].astype(np.float64)
         for label in np.unique(found[:, 1]):
             own = found[found[:, 1] == label]
             self._found[int(label)].append(

@@ -44,7 +44,7 @@ class Agreement:
     """Running counts of one blob.
 
     Rows are those of Caffe's DetectionOutput: image in the batch, label, score, xmin, ymin, xmax,
-    ymax; an image of -1 stands for no box at all.
+    ymax. Without any box it gives a row for each image, whose label is -1.
     """
 
     float_boxes: int = 0
@@ -75,9 +75,9 @@ class Agreement:
 
 
 def _boxes(rows: np.ndarray) -> np.ndarray:
-    """Return detections as (N, 7), without the row that stands for none."""
+    """Return detections as (N, 7), without the rows that stand for none."""
     rows = np.asarray(rows, np.float64).reshape(-1, 7)
-    return rows[rows[:, 0] >= 0]
+    return rows[rows[:, 1] >= 0]
 
 
 def _pairs(shared: np.ndarray, scores: np.ndarray, least: float) -> list[tuple[int, int]]:

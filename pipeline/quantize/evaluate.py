@@ -176,7 +176,8 @@ def compare(
                         sums[blob].update(exact.get((blob, i)), y)
                     else:
                         exact.put((blob, i), y)
-                _rank(rank, {blob: found[blob] for blob in blobs}, batch)
+                if not detections:  # whose scores of boxes are no scores of classes
+                    _rank(rank, {blob: found[blob] for blob in blobs}, batch)
                 if metrics is not None:
                     metrics.update(found, batch)
                 samples += len(batch.names)
