@@ -147,8 +147,8 @@ def test_overlaps_equal_counted_squares(a: list, b: list):
 @given(st.integers(0, 10**6), st.integers(0, 12))
 def test_a_net_agrees_with_itself_and_both_ways(seed: int, count: int):
     rng = np.random.default_rng(seed)
-    low = rng.integers(0, 5, (2, count, 2))
-    box = np.concatenate([low, low + rng.integers(1, 5, (2, count, 2))], axis=2)
+    low = rng.uniform(0, 5, (2, count, 2))
+    box = np.concatenate([low, low + rng.uniform(1, 5, (2, count, 2))], axis=2)
     heads = np.stack(
         [np.zeros((2, count)), rng.integers(0, 2, (2, count)), rng.random((2, count))], 2
     )
@@ -160,4 +160,6 @@ def test_a_net_agrees_with_itself_and_both_ways(seed: int, count: int):
     one.update(rows[0], rows[1])
     two.update(rows[1], rows[0])
     assert one.matched[1] <= one.matched[0] <= count
-    assert abs(one.matched[0] - two.matched[0]) <= 2  # greedy: nearly the same
+    # no pair is left over, so that neither is less than half of the most there could be
+    assert one.matched[0] <= 2 * two.matched[0]
+    assert two.matched[0] <= 2 * one.matched[0]
