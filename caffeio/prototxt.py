@@ -125,7 +125,9 @@ class _Walk:
         return token.end
 
 
-def parse_text(text: str, message: M, path: str | Path) -> tuple[M, tuple[str, ...]]:
+def parse_text(
+    text: str, message: M, path: str | Path, *, last_wins: bool = False
+) -> tuple[M, tuple[str, ...]]:
     """Parse the text form of a protobuf message.
 
     Parameters
@@ -136,6 +138,8 @@ def parse_text(text: str, message: M, path: str | Path) -> tuple[M, tuple[str, .
         An empty message of the type expected; it is filled.
     path : path-like
         The file's name, for errors and notes.
+    last_wins : bool
+        Of a field that is given twice but can be there once, take the last; otherwise an error.
 
     Returns
     -------
@@ -158,7 +162,7 @@ def parse_text(text: str, message: M, path: str | Path) -> tuple[M, tuple[str, .
         blank = re.sub(r"[^\n]", " ", text[part.start : part.end])
         walk_text = walk_text[: part.start] + blank + walk_text[part.end :]
     try:
-        text_format.Parse(walk_text, message)
+        (text_format.Merge if last_wins else text_format.Parse)(walk_text, message)
     except text_format.ParseError as error:
         what = re.sub(r"^\d+:\d+ : ", "", str(error)).replace("caffeio.", "").strip()
         raise CaffeFileError(path, what, error.GetLine(), error.GetColumn()) from None

@@ -32,7 +32,8 @@ class LayerRecord:
     offset_d : int
         Offset of the input data, in [-128, 127].
     scale_w : tuple of float
-        Weight scales, in (0, inf): one, or one for each output channel.
+        Weight scales, in (0, inf): one, or one for each output channel; none for a layer without
+        weights.
     offset_w : tuple of int
         Weight offsets: 0 each, as many as scales.
     shift_bit : tuple of int
@@ -69,8 +70,6 @@ class LayerRecord:
         object.__setattr__(self, "scale_w", scales[1:])
         if not -128 <= self.offset_d <= 127:
             raise ValueError(f"offset_d is {self.offset_d}; it must be in [-128, 127]")
-        if not self.scale_w:
-            raise ValueError("scale_w is empty; it holds one scale, or one for each channel")
         if any(self.offset_w):
             raise ValueError("offset_w is not 0; weights are quantized symmetrically")
         for name, values in (("offset_w", self.offset_w), ("shift_bit", self.shift_bit)):
@@ -116,7 +115,7 @@ def read_record(path: str | Path) -> Record:
 
 def parse_record(text: str, path: str | Path = "<text>") -> Record:
     """Make a record of a record file's text; errors as for `read_record`."""
-    message, notes = parse_text(text, pb.ScaleOffsetRecord(), path)
+    message, notes = parse_text(text, pb.ScaleOffsetRecord(), path, last_wins=True)
     layers: dict[str, LayerRecord] = {}
     for entry in message.record:
         if not entry.HasField("key"):
@@ -131,17 +130,40 @@ def parse_record(text: str, path: str | Path = "<text>") -> Record:
 
 
 def _layer(value: pb.SingleLayerRecord) -> LayerRecord:
-    for name in ("scale_d", "offset_d"):
-        if not value.HasField(name):
-            raise ValueError(f"{name} is missing")
+    data = _data(value)
+    lacking = [name for name in ("scale_d", "offset_d") if not data.HasField(name)]
+    if lacking == ["scale_d", "offset_d"] and value.scale_w:
+        raise ValueError(
+            "only the factors of its weights are there, no scale_d and offset_d: its data has not "
+            "been calibrated yet"
+        )
+    if lacking:
+        raise ValueError(f"{lacking[0]} is missing")
     return LayerRecord(
-        value.scale_d, value.offset_d, tuple(value.scale_w), tuple(value.offset_w),
+        data.scale_d, data.offset_d, tuple(value.scale_w), tuple(value.offset_w),
         tuple(value.shift_bit),
-        value.channels if value.HasField("channels") else None,
-        value.height if value.HasField("height") else None,
-        value.width if value.HasField("width") else None,
+        data.channels if data.HasField("channels") else None,
+        data.height if data.HasField("height") else None,
+        data.width if data.HasField("width") else None,
         value.skip_fusion,
     )  # fmt: skip
+
+
+def _data(value: pb.SingleLayerRecord) -> pb.SingleLayerRecord | pb.RecordD:
+    """Return what holds the factors of a layer's data: the second flavour nests them."""
+    if not value.record_d:
+        return value
+    if value.num_bits_w != 8 or value.record_d[0].num_bits_d != 8:
+        raise ValueError(
+            f"num_bits_w is {value.num_bits_w} and num_bits_d {value.record_d[0].num_bits_d}, as "
+            "the flavour of the tool for the SS92x chips can have them; only 8 bits are supported"
+        )
+    if len(value.record_d) > 1 or value.record_d[0].index:
+        raise ValueError(
+            "it quantizes several inputs (record_d), as the flavour of the tool for the SS92x "
+            "chips can; only layers of one input are quantized here"
+        )
+    return value.record_d[0]
 
 
 def _float(value: float) -> str:

@@ -92,7 +92,15 @@ def test_factors_out_of_range(more: str, match: str) -> None:
         (ONE.replace("offset_d: -3", "offset_d: 128") % "", "offset_d is 128"),
         (ONE.replace("offset_d: -3", "") % "", "offset_d is missing"),
         (ONE.replace("scale_d: 0.5", "") % "", "scale_d is missing"),
-        ('record { key: "a" value { scale_d: 1 offset_d: 0 } }', "scale_w is empty"),
+        ('record { key: "a" value { scale_w: 1 offset_w: 0 } }', "not been calibrated yet"),
+        (
+            'record { key: "a" value { scale_w: 1 num_bits_w: 4 record_d { scale_d: 1 } } }',
+            "num_bits_w is 4 .* flavour of the tool for the SS92x chips",
+        ),
+        (
+            'record { key: "a" value { record_d { index: 0 } record_d { index: 1 } } }',
+            "several inputs .*SS92x",
+        ),
         ((ONE % "") * 2, "'a' is recorded twice"),
         ("record { value { } }", "no key"),
         ('record {\n key: "a"\n value { scale_d: x } }', r"r.txt:3:\d+: "),
@@ -101,6 +109,45 @@ def test_factors_out_of_range(more: str, match: str) -> None:
 def test_wrong_records(text: str, match: str) -> None:
     with pytest.raises(CaffeFileError, match=match):
         parse_record(text, "r.txt")
+
+
+def test_pooling_has_no_weights() -> None:
+    text = 'record { key: "pool1" value { scale_d: 0.05 offset_d: -128 channels: 8 } }'
+    (layer,) = parse_record(text).layers.values()
+    assert (layer.scale_w, layer.offset_w, layer.channels) == ((), (), 8)
+    assert parse_record(record_to_text(Record({"pool1": layer}))).layers["pool1"] == layer
+
+
+def test_of_a_field_given_twice_the_last_counts() -> None:
+    assert parse_record(ONE % "scale_d: 0.25 channels: 3 channels: 4").layers["a"] == LayerRecord(
+        0.25, -3, (0.25,), (0,), (), 4
+    )
+
+
+def test_the_second_flavour_nests_the_factors_of_data() -> None:
+    text = """record { key: "conv1" value { scale_w: 0.5 offset_w: 0 shift_bit: 1 num_bits_w: 8
+              object_layer: "conv1" skip_fusion: true
+              record_d { scale_d: 1.5 offset_d: -49 index: 0 channels: 3 height: 5 num_bits_d: 8 } } }"""
+    record = parse_record(text)
+    assert record.notes == ()
+    assert record.layers["conv1"] == LayerRecord(
+        1.5, -49, (0.5,), (0,), (1,), channels=3, height=5, skip_fusion=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [("rec_pool_no_w", ()), ("rec_dup", 0.02), ("rec_colon", 0.01424), ("rec_hisi", 1.554879),
+     ("rec_calib_half", "has not been calibrated yet")],
+)  # fmt: skip
+def test_records_that_users_have(assets: Path, name: str, want: object) -> None:
+    path = assets.parent / f"cases/vendor/{name}.txt"
+    if isinstance(want, str):
+        with pytest.raises(CaffeFileError, match=want):
+            read_record(path)
+        return
+    (layer,) = read_record(path).layers.values()
+    assert (layer.scale_w if want == () else layer.scale_d) == pytest.approx(want)
 
 
 def test_unknown_fields_of_a_record_are_named() -> None:

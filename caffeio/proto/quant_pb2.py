@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61\x66\x66\x65io/proto/quant.proto\x12\x07\x63\x61\x66\x66\x65io\"\xb9\x01\n\x11SingleLayerRecord\x12\x0f\n\x07scale_d\x18\x01 \x01(\x02\x12\x10\n\x08offset_d\x18\x02 \x01(\x05\x12\x0f\n\x07scale_w\x18\x03 \x03(\x02\x12\x10\n\x08offset_w\x18\x04 \x03(\x05\x12\x11\n\tshift_bit\x18\x05 \x03(\r\x12\x10\n\x08\x63hannels\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\r\n\x05width\x18\x08 \x01(\r\x12\x1a\n\x0bskip_fusion\x18\t \x01(\x08:\x05\x66\x61lse\"G\n\rMapFiledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.caffeio.SingleLayerRecord\";\n\x11ScaleOffsetRecord\x12&\n\x06record\x18\x01 \x03(\x0b\x32\x16.caffeio.MapFiledEntry\"#\n\x0b\x41rqQuantize\x12\x14\n\x0c\x63hannel_wise\x18\x01 \x01(\x08\"\xc1\x01\n\x0cIfmrQuantize\x12\x1f\n\x12search_range_start\x18\x01 \x01(\x02:\x03\x30.7\x12\x1d\n\x10search_range_end\x18\x02 \x01(\x02:\x03\x31.3\x12\x19\n\x0bsearch_step\x18\x03 \x01(\x02:\x04\x30.01\x12 \n\x0emax_percentile\x18\x04 \x01(\x02:\x08\x30.999999\x12 \n\x0emin_percentile\x18\x05 \x01(\x02:\x08\x30.999999\x12\x12\n\nasymmetric\x18\x06 \x01(\x08\"=\n\x0cHfmgQuantize\x12\x19\n\x0bnum_of_bins\x18\x01 \x01(\r:\x04\x34\x30\x39\x36\x12\x12\n\nasymmetric\x18\x02 \x01(\x08\"\x9e\x01\n\x14\x43\x61librationParameter\x12*\n\x0c\x61rq_quantize\x18\x01 \x01(\x0b\x32\x14.caffeio.ArqQuantize\x12,\n\rifmr_quantize\x18\x02 \x01(\x0b\x32\x15.caffeio.IfmrQuantize\x12,\n\rhfmg_quantize\x18\x03 \x01(\x0b\x32\x15.caffeio.HfmgQuantize\"b\n\x11OverrideLayerType\x12\x12\n\nlayer_type\x18\x01 \x01(\t\x12\x39\n\x12\x63\x61libration_config\x18\x02 \x01(\x0b\x32\x1d.caffeio.CalibrationParameter\"^\n\rOverrideLayer\x12\x12\n\nlayer_name\x18\x01 \x01(\t\x12\x39\n\x12\x63\x61libration_config\x18\x02 \x01(\x0b\x32\x1d.caffeio.CalibrationParameter\"\xf2\x02\n\x11\x43\x61librationConfig\x12\x14\n\tbatch_num\x18\x01 \x01(\r:\x01\x31\x12\x1f\n\x11\x61\x63tivation_offset\x18\x02 \x01(\x08:\x04true\x12\x1a\n\x0bjoint_quant\x18\x03 \x01(\x08:\x05\x66\x61lse\x12\x13\n\x0bskip_layers\x18\x04 \x03(\t\x12\x18\n\x10skip_layer_types\x18\x05 \x03(\t\x12\x17\n\tdo_fusion\x18\x06 \x01(\x08:\x04true\x12\x1a\n\x12skip_fusion_layers\x18\x07 \x03(\t\x12\x34\n\rcommon_config\x18\x08 \x01(\x0b\x32\x1d.caffeio.CalibrationParameter\x12\x38\n\x14override_layer_types\x18\t \x03(\x0b\x32\x1a.caffeio.OverrideLayerType\x12\x36\n\x16override_layer_configs\x18\n \x03(\x0b\x32\x16.caffeio.OverrideLayer')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61\x66\x66\x65io/proto/quant.proto\x12\x07\x63\x61\x66\x66\x65io\"\x8a\x02\n\x11SingleLayerRecord\x12\x0f\n\x07scale_d\x18\x01 \x01(\x02\x12\x10\n\x08offset_d\x18\x02 \x01(\x05\x12\x0f\n\x07scale_w\x18\x03 \x03(\x02\x12\x10\n\x08offset_w\x18\x04 \x03(\x05\x12\x11\n\tshift_bit\x18\x05 \x03(\r\x12\x10\n\x08\x63hannels\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\r\n\x05width\x18\x08 \x01(\r\x12\x1a\n\x0bskip_fusion\x18\t \x01(\x08:\x05\x66\x61lse\x12\x14\n\x0cobject_layer\x18\n \x01(\t\x12\x15\n\nnum_bits_w\x18\x0b \x01(\x05:\x01\x38\x12\"\n\x08record_d\x18\x0c \x03(\x0b\x32\x10.caffeio.RecordD\"\x83\x01\n\x07RecordD\x12\x0f\n\x07scale_d\x18\x01 \x01(\x02\x12\x10\n\x08offset_d\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x06 \x01(\r\x12\x0e\n\x06height\x18\x07 \x01(\r\x12\r\n\x05width\x18\x08 \x01(\r\x12\x15\n\nnum_bits_d\x18\t \x01(\x05:\x01\x38\"G\n\rMapFiledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.caffeio.SingleLayerRecord\";\n\x11ScaleOffsetRecord\x12&\n\x06record\x18\x01 \x03(\x0b\x32\x16.caffeio.MapFiledEntry\"#\n\x0b\x41rqQuantize\x12\x14\n\x0c\x63hannel_wise\x18\x01 \x01(\x08\"\xc1\x01\n\x0cIfmrQuantize\x12\x1f\n\x12search_range_start\x18\x01 \x01(\x02:\x03\x30.7\x12\x1d\n\x10search_range_end\x18\x02 \x01(\x02:\x03\x31.3\x12\x19\n\x0bsearch_step\x18\x03 \x01(\x02:\x04\x30.01\x12 \n\x0emax_percentile\x18\x04 \x01(\x02:\x08\x30.999999\x12 \n\x0emin_percentile\x18\x05 \x01(\x02:\x08\x30.999999\x12\x12\n\nasymmetric\x18\x06 \x01(\x08\"=\n\x0cHfmgQuantize\x12\x19\n\x0bnum_of_bins\x18\x01 \x01(\r:\x04\x34\x30\x39\x36\x12\x12\n\nasymmetric\x18\x02 \x01(\x08\"\x9e\x01\n\x14\x43\x61librationParameter\x12*\n\x0c\x61rq_quantize\x18\x01 \x01(\x0b\x32\x14.caffeio.ArqQuantize\x12,\n\rifmr_quantize\x18\x02 \x01(\x0b\x32\x15.caffeio.IfmrQuantize\x12,\n\rhfmg_quantize\x18\x03 \x01(\x0b\x32\x15.caffeio.HfmgQuantize\"b\n\x11OverrideLayerType\x12\x12\n\nlayer_type\x18\x01 \x01(\t\x12\x39\n\x12\x63\x61libration_config\x18\x02 \x01(\x0b\x32\x1d.caffeio.CalibrationParameter\"^\n\rOverrideLayer\x12\x12\n\nlayer_name\x18\x01 \x01(\t\x12\x39\n\x12\x63\x61libration_config\x18\x02 \x01(\x0b\x32\x1d.caffeio.CalibrationParameter\"\xf2\x02\n\x11\x43\x61librationConfig\x12\x14\n\tbatch_num\x18\x01 \x01(\r:\x01\x31\x12\x1f\n\x11\x61\x63tivation_offset\x18\x02 \x01(\x08:\x04true\x12\x1a\n\x0bjoint_quant\x18\x03 \x01(\x08:\x05\x66\x61lse\x12\x13\n\x0bskip_layers\x18\x04 \x03(\t\x12\x18\n\x10skip_layer_types\x18\x05 \x03(\t\x12\x17\n\tdo_fusion\x18\x06 \x01(\x08:\x04true\x12\x1a\n\x12skip_fusion_layers\x18\x07 \x03(\t\x12\x34\n\rcommon_config\x18\x08 \x01(\x0b\x32\x1d.caffeio.CalibrationParameter\x12\x38\n\x14override_layer_types\x18\t \x03(\x0b\x32\x1a.caffeio.OverrideLayerType\x12\x36\n\x16override_layer_configs\x18\n \x03(\x0b\x32\x16.caffeio.OverrideLayer')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'caffeio.proto.quant_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SINGLELAYERRECORD']._serialized_start=39
-  _globals['_SINGLELAYERRECORD']._serialized_end=224
-  _globals['_MAPFILEDENTRY']._serialized_start=226
-  _globals['_MAPFILEDENTRY']._serialized_end=297
-  _globals['_SCALEOFFSETRECORD']._serialized_start=299
-  _globals['_SCALEOFFSETRECORD']._serialized_end=358
-  _globals['_ARQQUANTIZE']._serialized_start=360
-  _globals['_ARQQUANTIZE']._serialized_end=395
-  _globals['_IFMRQUANTIZE']._serialized_start=398
-  _globals['_IFMRQUANTIZE']._serialized_end=591
-  _globals['_HFMGQUANTIZE']._serialized_start=593
-  _globals['_HFMGQUANTIZE']._serialized_end=654
-  _globals['_CALIBRATIONPARAMETER']._serialized_start=657
-  _globals['_CALIBRATIONPARAMETER']._serialized_end=815
-  _globals['_OVERRIDELAYERTYPE']._serialized_start=817
-  _globals['_OVERRIDELAYERTYPE']._serialized_end=915
-  _globals['_OVERRIDELAYER']._serialized_start=917
-  _globals['_OVERRIDELAYER']._serialized_end=1011
-  _globals['_CALIBRATIONCONFIG']._serialized_start=1014
-  _globals['_CALIBRATIONCONFIG']._serialized_end=1384
+  _globals['_SINGLELAYERRECORD']._serialized_end=305
+  _globals['_RECORDD']._serialized_start=308
+  _globals['_RECORDD']._serialized_end=439
+  _globals['_MAPFILEDENTRY']._serialized_start=441
+  _globals['_MAPFILEDENTRY']._serialized_end=512
+  _globals['_SCALEOFFSETRECORD']._serialized_start=514
+  _globals['_SCALEOFFSETRECORD']._serialized_end=573
+  _globals['_ARQQUANTIZE']._serialized_start=575
+  _globals['_ARQQUANTIZE']._serialized_end=610
+  _globals['_IFMRQUANTIZE']._serialized_start=613
+  _globals['_IFMRQUANTIZE']._serialized_end=806
+  _globals['_HFMGQUANTIZE']._serialized_start=808
+  _globals['_HFMGQUANTIZE']._serialized_end=869
+  _globals['_CALIBRATIONPARAMETER']._serialized_start=872
+  _globals['_CALIBRATIONPARAMETER']._serialized_end=1030
+  _globals['_OVERRIDELAYERTYPE']._serialized_start=1032
+  _globals['_OVERRIDELAYERTYPE']._serialized_end=1130
+  _globals['_OVERRIDELAYER']._serialized_start=1132
+  _globals['_OVERRIDELAYER']._serialized_end=1226
+  _globals['_CALIBRATIONCONFIG']._serialized_start=1229
+  _globals['_CALIBRATIONCONFIG']._serialized_end=1599
 # @@protoc_insertion_point(module_scope)

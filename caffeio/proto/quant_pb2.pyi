@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SingleLayerRecord(_message.Message):
-    __slots__ = ("scale_d", "offset_d", "scale_w", "offset_w", "shift_bit", "channels", "height", "width", "skip_fusion")
+    __slots__ = ("scale_d", "offset_d", "scale_w", "offset_w", "shift_bit", "channels", "height", "width", "skip_fusion", "object_layer", "num_bits_w", "record_d")
     SCALE_D_FIELD_NUMBER: _ClassVar[int]
     OFFSET_D_FIELD_NUMBER: _ClassVar[int]
     SCALE_W_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,9 @@ class SingleLayerRecord(_message.Message):
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SKIP_FUSION_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUM_BITS_W_FIELD_NUMBER: _ClassVar[int]
+    RECORD_D_FIELD_NUMBER: _ClassVar[int]
     scale_d: float
     offset_d: int
     scale_w: _containers.RepeatedScalarFieldContainer[float]
@@ -26,7 +29,28 @@ class SingleLayerRecord(_message.Message):
     height: int
     width: int
     skip_fusion: bool
-    def __init__(self, scale_d: _Optional[float] = ..., offset_d: _Optional[int] = ..., scale_w: _Optional[_Iterable[float]] = ..., offset_w: _Optional[_Iterable[int]] = ..., shift_bit: _Optional[_Iterable[int]] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., skip_fusion: bool = ...) -> None: ...
+    object_layer: str
+    num_bits_w: int
+    record_d: _containers.RepeatedCompositeFieldContainer[RecordD]
+    def __init__(self, scale_d: _Optional[float] = ..., offset_d: _Optional[int] = ..., scale_w: _Optional[_Iterable[float]] = ..., offset_w: _Optional[_Iterable[int]] = ..., shift_bit: _Optional[_Iterable[int]] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., skip_fusion: bool = ..., object_layer: _Optional[str] = ..., num_bits_w: _Optional[int] = ..., record_d: _Optional[_Iterable[_Union[RecordD, _Mapping]]] = ...) -> None: ...
+
+class RecordD(_message.Message):
+    __slots__ = ("scale_d", "offset_d", "index", "channels", "height", "width", "num_bits_d")
+    SCALE_D_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_D_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    NUM_BITS_D_FIELD_NUMBER: _ClassVar[int]
+    scale_d: float
+    offset_d: int
+    index: int
+    channels: int
+    height: int
+    width: int
+    num_bits_d: int
+    def __init__(self, scale_d: _Optional[float] = ..., offset_d: _Optional[int] = ..., index: _Optional[int] = ..., channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_bits_d: _Optional[int] = ...) -> None: ...
 
 class MapFiledEntry(_message.Message):
     __slots__ = ("key", "value")

@@ -86,7 +86,11 @@ def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
     scale_w = np.array(record.scale_w, np.float32)
     shift = np.array(record.shift_bit or (0,) * scale_w.size, np.uint8)
     if not layer.blobs:
+        if not scale_w.size:
+            scale_w, shift = np.ones(1, np.float32), np.zeros(1, np.uint8)
         return QuantizedLayer(layer.name, layer.type, data, scale_w, None, None, shift)
+    if not scale_w.size:
+        raise PipelineError(f"layer '{layer.name}': its record has no scale_w, but it has weights")
     axis = INT8_TYPES[layer.type].channel_axis
     try:
         weights = kernels.quantize_weights(layer.blobs[0], scale_w, channel_axis=axis)
