@@ -18,10 +18,16 @@ from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
 from pipeline.errors import PipelineError
 from pipeline.quantize.eligibility import judge
-from pipeline.quantize.export import deploy_net, fakequant_net, node_map, reciprocal
+from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.int8_net import Int8Net
-from pipeline.quantize.integers import layer_record, quantize_layer, quantize_layers
+from pipeline.quantize.integers import (
+    layer_record,
+    quantize_layer,
+    quantize_layers,
+    reciprocal,
+    with_data,
+)
 from pipeline.runtime.executor import FloatNet
 
 X = samples(4)
@@ -269,3 +275,14 @@ def test_node_map_is_plain_json(net, record):
     fused = fuse(net)
     nodes = [asdict(n) for n in node_map(fused, quantize_layers(fused.net, record))]
     assert json.loads(json.dumps(nodes))[0]["original"] == ["conv1", "bn1", "scale1"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases.floats32(1e-6, 1e5))
+def test_a_recorded_scale_is_what_its_reciprocal_reads_back_as(scale: float):
+    record = with_data(LayerRecord(1.0, 0, (), ()), QuantParams(scale, 3))
+    assert record.offset_d == 3
+    found = np.float32(record.scale_d)
+    read_back = np.float32(1.0 / np.float64(np.float32(reciprocal(record.scale_d))))
+    assert read_back == found
+    assert abs(int(found.view(np.int32)) - int(np.float32(scale).view(np.int32))) <= 1

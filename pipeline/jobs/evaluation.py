@@ -38,13 +38,17 @@ _EVALUATE_MEMORY = 64 << 20
 
 
 def input_shapes(config: Config, work: Prepared, net: FloatNet) -> dict[str, Shape]:
-    """Return the shape of what each quantized layer reads, one sample, by the evaluation data."""
+    """Return the shape of what each quantized layer reads, by the evaluation data.
+
+    Of one sample, where the net lets the batch change.
+    """
     e = evaluation(config, work)
     feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
     try:
         if not len(feed):
             raise PipelineError(_NO_SAMPLES)
-        first = feed.for_net(next(feed.batches(1, 1)))
+        size = 1 if _fits(net, feed, 1) else min(e.batch_size, len(feed))
+        first = feed.for_net(next(feed.batches(size, 1)))
     finally:
         feed.close()
     shapes = net.shapes({name: x.shape for name, x in first.items()})
@@ -157,9 +161,14 @@ def evaluate(
 def _layer_batch(net: FloatNet, feed: Feed, e: EvaluateConfig) -> int:
     """Return how many samples at a time serve for the errors of layers."""
     size = min(_LAYER_BATCH, max(e.layer_samples, 1), len(feed))
-    first = feed.for_net(next(feed.batches(size)))
+    return size if _fits(net, feed, size) else e.batch_size
+
+
+def _fits(net: FloatNet, feed: Feed, size: int) -> bool:
+    """Whether a net takes so many samples at a time: the layers of some are made for one size."""
+    first = feed.for_net(next(feed.batches(size, 1)))
     try:
         net.shapes({name: x.shape for name, x in first.items()})
-    except NetError:  # its layers are made for one batch size
-        return e.batch_size
-    return size
+    except NetError:
+        return False
+    return True

@@ -36,7 +36,7 @@ from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.quantize.activations import Activations
 from pipeline.quantize.corrections import Corrected, LayerCorrection, Steps, applied
 from pipeline.quantize.fuse import shared_parameters
-from pipeline.quantize.integers import quantize_layer
+from pipeline.quantize.integers import quantize_layer, with_data
 from pipeline.runtime.loop import Forward, guarded
 from pipeline.runtime.model import Model
 
@@ -219,7 +219,7 @@ class _Corrector:
         for data in ranges:
             if data == best.data:
                 continue
-            changed = replace(self._record, scale_d=data.scale, offset_d=data.offset)
+            changed = with_data(self._record, data)
             try:
                 numbers = quantize_layer(self._layer, changed)
             except PipelineError:  # its bias would leave int32

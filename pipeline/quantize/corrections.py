@@ -11,7 +11,7 @@ from caffeio import Layer, Net
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
 from pipeline.errors import PipelineError
-from pipeline.quantize.integers import quantize_layer
+from pipeline.quantize.integers import quantize_layer, with_data
 
 __all__ = ["Corrected", "LayerCorrection", "Steps", "applied"]
 
@@ -121,7 +121,7 @@ def _corrected(
 ) -> tuple[Layer, LayerRecord]:
     """Return a layer whose weights and bias are what its corrected integers stand for."""
     if correction.data is not None:
-        record = replace(record, scale_d=correction.data.scale, offset_d=correction.data.offset)
+        record = with_data(record, correction.data)
     numbers = quantize_layer(layer, record)
     assert numbers.weights is not None
     scale_w = (np.array(record.scale_w, np.float32) * correction.gain).astype(np.float32)

@@ -17,8 +17,9 @@ from caffeio import Layer, Net, Value
 from caffeio.proto import caffe_pb2
 from pipeline.layers.int8 import QuantizedLayer
 from pipeline.quantize.fuse import Fused
+from pipeline.quantize.integers import reciprocal
 
-__all__ = ["NodePair", "deploy_net", "fakequant_net", "node_map", "reciprocal"]
+__all__ = ["NodePair", "deploy_net", "fakequant_net", "node_map"]
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,6 @@ class NodePair:
     quantized: str
     quant: str
     dequant: str
-
-
-def reciprocal(scale: float) -> float:
-    """Return the float32 to write for ``1 / scale``, as Quant layers hold it.
-
-    The reader computes ``float32(1 / double(value))``. Of the float32 values next to the
-    true reciprocal, one that reads back as `scale` is taken where there is one.
-    """
-    s = np.float32(scale)
-    near = np.float32(1.0 / np.float64(s))
-    for value in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
-        if np.float32(1.0 / np.float64(value)) == s:
-            return float(value)
-    return float(near)
 
 
 def fakequant_net(net: Net, layers: Mapping[str, QuantizedLayer]) -> Net:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,9 +14,37 @@ from kernels import QuantParams
 from pipeline.errors import PipelineError
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 
-__all__ = ["layer_record", "quantize_layer", "quantize_layers"]
+__all__ = ["layer_record", "quantize_layer", "quantize_layers", "reciprocal", "with_data"]
 
 _INT32 = np.iinfo(np.int32)
+
+
+def reciprocal(scale: float) -> float:
+    """Return the float32 to write for ``1 / scale``, as Quant layers hold it.
+
+    The reader computes ``float32(1 / double(value))``. Of the float32 values next to the
+    true reciprocal, one that reads back as `scale` is taken where there is one.
+    """
+    s = np.float32(scale)
+    near = np.float32(1.0 / np.float64(s))
+    for value in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
+        if np.float32(1.0 / np.float64(value)) == s:
+            return float(value)
+    return float(near)
+
+
+def _readable(scale: float) -> float:
+    """Return the scale, or the one beside it that its written reciprocal reads back as."""
+    return float(np.float32(1.0 / np.float64(np.float32(reciprocal(scale)))))
+
+
+def with_data(record: LayerRecord, data: QuantParams) -> LayerRecord:
+    """Return a record with the scale and offset of other data.
+
+    Of two float32 scales side by side, one in ten has no reciprocal that Quant layers would read
+    back as it: the other is recorded, so that record, fakequant and deploy agree to the bit.
+    """
+    return replace(record, scale_d=_readable(data.scale), offset_d=data.offset)
 
 
 def layer_record(
@@ -56,7 +85,7 @@ def layer_record(
             ) from None
     channels, height, width = (*shape[1:], 1, 1, 1)[:3]
     return LayerRecord(
-        scale_d=data.scale,
+        scale_d=_readable(data.scale),
         offset_d=data.offset,
         scale_w=tuple(float(s) for s in scales),
         offset_w=(0,) * scales.size,
