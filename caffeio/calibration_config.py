@@ -17,6 +17,10 @@ __all__ = ["HfmgSettings", "IfmrSettings", "LayerSettings", "QuantConfig", "pars
 
 _BINS = (1024, 2048, 4096, 8192)
 _PER_CHANNEL = ("Convolution", "Deconvolution")
+_NOT_PER_CHANNEL = ("InnerProduct", "Pooling")
+#: Fields that only a config for retraining has.
+_RETRAIN = ("retrain_data_quant_config", "retrain_weight_quant_config", "quant_skip_layers",
+            "quant_skip_types")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def read_quant_cfg(path: str | Path) -> QuantConfig:
     Raises
     ------
     CaffeFileError
-        If the file cannot be read, has a mistake in its text or a value out of range.
+        If the file cannot be read, has a mistake in its text or a value out of range, or is a
+        config for retraining.
     """
     return parse_quant_cfg(read_text_file(path), path)
 
@@ -131,6 +136,12 @@ def read_quant_cfg(path: str | Path) -> QuantConfig:
 def parse_quant_cfg(text: str, path: str | Path = "<text>") -> QuantConfig:
     """Make a config of its text; errors as for `read_quant_cfg`."""
     message, notes = parse_text(text, pb.CalibrationConfig(), path)
+    for name in _RETRAIN:
+        if any(f"field '{name}' " in note for note in notes):
+            raise CaffeFileError(
+                path,
+                f"is a config for retraining, as it has {name}; name it in [retrain] quant_cfg",
+            )
     try:
         return QuantConfig(
             message.batch_num, message.activation_offset, message.joint_quant,
@@ -155,6 +166,17 @@ def _by_type(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
                 f"{where}: channel_wise is true, but only {' and '.join(_PER_CHANNEL)}"
                 " have a scale for each channel"
             )
+    for field_name, types in (
+        ("conv_calibration_config", _PER_CHANNEL),
+        ("fc_calibration_config", _NOT_PER_CHANNEL),
+    ):
+        if not message.HasField(field_name):
+            continue
+        found = _settings(getattr(message, field_name), field_name)
+        if found.channel_wise and types == _NOT_PER_CHANNEL:
+            raise ValueError(f"{field_name}: channel_wise is true, but {types[0]} has one scale")
+        for name in types:
+            settings.setdefault(name, found)
     return settings
 
 

@@ -20,6 +20,7 @@ from caffeio.calibration_config import (
 )
 from caffeio.proto import quant_pb2
 from caffeio.record import read_record, write_record
+from caffeio.retrain_config import RetrainLayerSettings, parse_retrain_cfg, read_retrain_cfg
 
 ONE = 'record { key: "a" value { scale_d: 0.5 offset_d: -3 scale_w: 0.25 offset_w: 0 %s } }'
 
@@ -213,3 +214,62 @@ def test_everything_in_a_config() -> None:
 def test_wrong_configs(text: str, match: str) -> None:
     with pytest.raises(CaffeFileError, match=match):
         parse_quant_cfg(text, "q.cfg")
+
+
+def test_deprecated_blocks_count_where_no_override_does() -> None:
+    config = parse_quant_cfg("""
+        conv_calibration_config: { arq_quantize { channel_wise: false } ifmr_quantize { search_step: 0.02 } }
+        fc_calibration_config { hfmg_quantize { num_of_bins: 1024 } }
+        override_layer_types { layer_type: "Deconvolution" calibration_config { arq_quantize { channel_wise: true } } }
+    """)
+    conv = LayerSettings(False, IfmrSettings(search_step=0.02))
+    fc = LayerSettings(None, HfmgSettings(1024))
+    assert config.notes == ()
+    assert config.layer_types == {
+        "Convolution": conv, "Deconvolution": LayerSettings(True), "InnerProduct": fc, "Pooling": fc,
+    }  # fmt: skip
+    with pytest.raises(CaffeFileError, match="fc_calibration_config: channel_wise is true, but"):
+        parse_quant_cfg("fc_calibration_config { arq_quantize { channel_wise: true } }")
+
+
+@pytest.mark.parametrize("field", ["retrain_data_quant_config { }", 'quant_skip_layers: "a"'])
+def test_a_retrain_config_is_no_calibration_config(field: str) -> None:
+    with pytest.raises(CaffeFileError, match=r"q.cfg: is a config for retraining, .*\[retrain\]"):
+        parse_quant_cfg(field, "q.cfg")
+
+
+def test_everything_in_a_retrain_config() -> None:
+    config = parse_retrain_cfg("""
+        batch_num: 2 skip_layers: "a" quant_skip_layers: "b" quant_skip_layers: "a"
+        skip_layer_types: "Pooling" quant_skip_types: "InnerProduct" odd: 3
+        retrain_data_quant_config { ulq_quantize { clip_max_min { clip_max: 0.6 clip_min: -0.6 } } }
+        retrain_weight_quant_config { arq_retrain { channel_wise: true } }
+        override_layer_types { layer_type: "Convolution"
+            retrain_data_quant_config { ulq_quantize { fixed_min: true } } }
+        override_layer_configs { layer_name: "c" retrain_weight_quant_config { arq_retrain { channel_wise: false } } }
+    """)
+    assert (config.batch_num, config.skip_layers) == (2, ("a", "b"))
+    assert config.skip_layer_types == ("Pooling", "InnerProduct")
+    assert config.common == RetrainLayerSettings((-0.6, 0.6), None, True)
+    assert config.layer_types == {"Convolution": RetrainLayerSettings(fixed_min=True)}
+    assert config.layers == {"c": RetrainLayerSettings(channel_wise=False)}
+    assert len(config.notes) == 1
+    clip = (
+        "retrain_data_quant_config { ulq_quantize { clip_max_min { clip_max: %s clip_min: %s } } }"
+    )
+    for text, what in [(clip % (1, 1), "clip_min < 0 < clip_max"), (clip % (-1, -2), "< clip_max"),
+                       ("override_layer_types { }", "layer_type is missing"),
+                       ('override_layer_configs { layer_name: "a" } ' * 2, "given twice")]:  # fmt: skip
+        with pytest.raises(CaffeFileError, match=f"^r.cfg: .*{what}"):
+            parse_retrain_cfg(text, "r.cfg")
+
+
+def test_the_configs_that_users_have(assets: Path) -> None:
+    folder = assets.parent / "cases/vendor"
+    config = read_quant_cfg(folder / "deprecated.cfg")
+    ifmr = IfmrSettings(0.8, 1.2, 0.02, 0.999, 0.999)
+    assert config.layer_types["Convolution"] == LayerSettings(False, ifmr)
+    assert config.layer_types["InnerProduct"] == LayerSettings(False)
+    retrain = read_retrain_cfg(folder / "retrain.cfg")
+    assert retrain.skip_layers == ("ip2", "conv1")
+    assert retrain.layer_types["InnerProduct"].channel_wise is False

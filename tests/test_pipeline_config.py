@@ -178,3 +178,40 @@ def test_the_tables_are_found_in_the_package():
     for name in pipeline.config.__all__:
         assert getattr(pipeline.config, name) is not None
     assert pipeline.config.load_config is load_config
+
+
+RETRAIN_CFG = """
+retrain_data_quant_config: { ulq_quantize: { clip_max_min: { clip_max: 0.5 clip_min: -0.25 } } }
+retrain_weight_quant_config: { arq_retrain: { channel_wise: true } }
+skip_layers: "a" quant_skip_layers: "b"
+override_layer_types : { layer_type: "InnerProduct" retrain_weight_quant_config: { arq_retrain: { channel_wise: false } } }
+override_layer_configs { layer_name: "c" retrain_data_quant_config { ulq_quantize { fixed_min: true } } }
+strange: 1
+"""
+
+
+def test_a_retrain_config_of_the_original_tool_acts(tmp_path):
+    (tmp_path / "r.cfg").write_text(RETRAIN_CFG)
+    retrain = load(tmp_path, '[retrain]\nsolver = "s.prototxt"\nquant_cfg = "r.cfg"').retrain
+    same = load(
+        tmp_path,
+        """[retrain]
+        solver = "s.prototxt"
+        quant_cfg = "none"
+        skip_layers = ["a", "b"]
+        retrain_data_quant_config.ulq_quantize.clip_max_min = { clip_max = 0.5, clip_min = -0.25 }
+        retrain_weight_quant_config.arq_retrain.channel_wise = true
+        [[retrain.override_layer_types]]
+        layer_type = "InnerProduct"
+        retrain_weight_quant_config.arq_retrain.channel_wise = false
+        [[retrain.override_layer_configs]]
+        layer_name = "c"
+        retrain_data_quant_config.ulq_quantize.fixed_min = true
+        """.replace('quant_cfg = "none"\n', ""),
+    ).retrain
+    assert retrain.model_dump(exclude={"quant_cfg"}) == same.model_dump(exclude={"quant_cfg"})
+    assert len(retrain.notes) == 1
+    assert "field 'strange'" in retrain.notes[0]
+    (tmp_path / "r.cfg").write_text('override_layer_types { layer_type: "ReLU" }')
+    with pytest.raises(ConfigError, match=r"r.cfg: override_layer_types: must be one of 'Conv"):
+        load(tmp_path, '[retrain]\nsolver = "s.prototxt"\nquant_cfg = "r.cfg"')

@@ -123,7 +123,7 @@ class OverrideLayer(_message.Message):
     def __init__(self, layer_name: _Optional[str] = ..., calibration_config: _Optional[_Union[CalibrationParameter, _Mapping]] = ...) -> None: ...
 
 class CalibrationConfig(_message.Message):
-    __slots__ = ("batch_num", "activation_offset", "joint_quant", "skip_layers", "skip_layer_types", "do_fusion", "skip_fusion_layers", "common_config", "override_layer_types", "override_layer_configs")
+    __slots__ = ("batch_num", "activation_offset", "joint_quant", "skip_layers", "skip_layer_types", "do_fusion", "skip_fusion_layers", "common_config", "override_layer_types", "override_layer_configs", "conv_calibration_config", "fc_calibration_config")
     BATCH_NUM_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_OFFSET_FIELD_NUMBER: _ClassVar[int]
     JOINT_QUANT_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,8 @@ class CalibrationConfig(_message.Message):
     COMMON_CONFIG_FIELD_NUMBER: _ClassVar[int]
     OVERRIDE_LAYER_TYPES_FIELD_NUMBER: _ClassVar[int]
     OVERRIDE_LAYER_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    CONV_CALIBRATION_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    FC_CALIBRATION_CONFIG_FIELD_NUMBER: _ClassVar[int]
     batch_num: int
     activation_offset: bool
     joint_quant: bool
@@ -144,4 +146,82 @@ class CalibrationConfig(_message.Message):
     common_config: CalibrationParameter
     override_layer_types: _containers.RepeatedCompositeFieldContainer[OverrideLayerType]
     override_layer_configs: _containers.RepeatedCompositeFieldContainer[OverrideLayer]
-    def __init__(self, batch_num: _Optional[int] = ..., activation_offset: bool = ..., joint_quant: bool = ..., skip_layers: _Optional[_Iterable[str]] = ..., skip_layer_types: _Optional[_Iterable[str]] = ..., do_fusion: bool = ..., skip_fusion_layers: _Optional[_Iterable[str]] = ..., common_config: _Optional[_Union[CalibrationParameter, _Mapping]] = ..., override_layer_types: _Optional[_Iterable[_Union[OverrideLayerType, _Mapping]]] = ..., override_layer_configs: _Optional[_Iterable[_Union[OverrideLayer, _Mapping]]] = ...) -> None: ...
+    conv_calibration_config: CalibrationParameter
+    fc_calibration_config: CalibrationParameter
+    def __init__(self, batch_num: _Optional[int] = ..., activation_offset: bool = ..., joint_quant: bool = ..., skip_layers: _Optional[_Iterable[str]] = ..., skip_layer_types: _Optional[_Iterable[str]] = ..., do_fusion: bool = ..., skip_fusion_layers: _Optional[_Iterable[str]] = ..., common_config: _Optional[_Union[CalibrationParameter, _Mapping]] = ..., override_layer_types: _Optional[_Iterable[_Union[OverrideLayerType, _Mapping]]] = ..., override_layer_configs: _Optional[_Iterable[_Union[OverrideLayer, _Mapping]]] = ..., conv_calibration_config: _Optional[_Union[CalibrationParameter, _Mapping]] = ..., fc_calibration_config: _Optional[_Union[CalibrationParameter, _Mapping]] = ...) -> None: ...
+
+class ClipMaxMin(_message.Message):
+    __slots__ = ("clip_max", "clip_min")
+    CLIP_MAX_FIELD_NUMBER: _ClassVar[int]
+    CLIP_MIN_FIELD_NUMBER: _ClassVar[int]
+    clip_max: float
+    clip_min: float
+    def __init__(self, clip_max: _Optional[float] = ..., clip_min: _Optional[float] = ...) -> None: ...
+
+class UlqQuantize(_message.Message):
+    __slots__ = ("clip_max_min", "fixed_min")
+    CLIP_MAX_MIN_FIELD_NUMBER: _ClassVar[int]
+    FIXED_MIN_FIELD_NUMBER: _ClassVar[int]
+    clip_max_min: ClipMaxMin
+    fixed_min: bool
+    def __init__(self, clip_max_min: _Optional[_Union[ClipMaxMin, _Mapping]] = ..., fixed_min: bool = ...) -> None: ...
+
+class RetrainDataQuantConfig(_message.Message):
+    __slots__ = ("ulq_quantize",)
+    ULQ_QUANTIZE_FIELD_NUMBER: _ClassVar[int]
+    ulq_quantize: UlqQuantize
+    def __init__(self, ulq_quantize: _Optional[_Union[UlqQuantize, _Mapping]] = ...) -> None: ...
+
+class ArqRetrain(_message.Message):
+    __slots__ = ("channel_wise",)
+    CHANNEL_WISE_FIELD_NUMBER: _ClassVar[int]
+    channel_wise: bool
+    def __init__(self, channel_wise: bool = ...) -> None: ...
+
+class RetrainWeightQuantConfig(_message.Message):
+    __slots__ = ("arq_retrain",)
+    ARQ_RETRAIN_FIELD_NUMBER: _ClassVar[int]
+    arq_retrain: ArqRetrain
+    def __init__(self, arq_retrain: _Optional[_Union[ArqRetrain, _Mapping]] = ...) -> None: ...
+
+class RetrainOverrideLayerType(_message.Message):
+    __slots__ = ("layer_type", "retrain_data_quant_config", "retrain_weight_quant_config")
+    LAYER_TYPE_FIELD_NUMBER: _ClassVar[int]
+    RETRAIN_DATA_QUANT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    RETRAIN_WEIGHT_QUANT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    layer_type: str
+    retrain_data_quant_config: RetrainDataQuantConfig
+    retrain_weight_quant_config: RetrainWeightQuantConfig
+    def __init__(self, layer_type: _Optional[str] = ..., retrain_data_quant_config: _Optional[_Union[RetrainDataQuantConfig, _Mapping]] = ..., retrain_weight_quant_config: _Optional[_Union[RetrainWeightQuantConfig, _Mapping]] = ...) -> None: ...
+
+class RetrainOverrideLayer(_message.Message):
+    __slots__ = ("layer_name", "retrain_data_quant_config", "retrain_weight_quant_config")
+    LAYER_NAME_FIELD_NUMBER: _ClassVar[int]
+    RETRAIN_DATA_QUANT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    RETRAIN_WEIGHT_QUANT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    layer_name: str
+    retrain_data_quant_config: RetrainDataQuantConfig
+    retrain_weight_quant_config: RetrainWeightQuantConfig
+    def __init__(self, layer_name: _Optional[str] = ..., retrain_data_quant_config: _Optional[_Union[RetrainDataQuantConfig, _Mapping]] = ..., retrain_weight_quant_config: _Optional[_Union[RetrainWeightQuantConfig, _Mapping]] = ...) -> None: ...
+
+class RetrainConfig(_message.Message):
+    __slots__ = ("batch_num", "skip_layers", "skip_layer_types", "quant_skip_layers", "quant_skip_types", "override_layer_types", "override_layer_configs", "retrain_data_quant_config", "retrain_weight_quant_config")
+    BATCH_NUM_FIELD_NUMBER: _ClassVar[int]
+    SKIP_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_LAYER_TYPES_FIELD_NUMBER: _ClassVar[int]
+    QUANT_SKIP_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    QUANT_SKIP_TYPES_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDE_LAYER_TYPES_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDE_LAYER_CONFIGS_FIELD_NUMBER: _ClassVar[int]
+    RETRAIN_DATA_QUANT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    RETRAIN_WEIGHT_QUANT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    batch_num: int
+    skip_layers: _containers.RepeatedScalarFieldContainer[str]
+    skip_layer_types: _containers.RepeatedScalarFieldContainer[str]
+    quant_skip_layers: _containers.RepeatedScalarFieldContainer[str]
+    quant_skip_types: _containers.RepeatedScalarFieldContainer[str]
+    override_layer_types: _containers.RepeatedCompositeFieldContainer[RetrainOverrideLayerType]
+    override_layer_configs: _containers.RepeatedCompositeFieldContainer[RetrainOverrideLayer]
+    retrain_data_quant_config: RetrainDataQuantConfig
+    retrain_weight_quant_config: RetrainWeightQuantConfig
+    def __init__(self, batch_num: _Optional[int] = ..., skip_layers: _Optional[_Iterable[str]] = ..., skip_layer_types: _Optional[_Iterable[str]] = ..., quant_skip_layers: _Optional[_Iterable[str]] = ..., quant_skip_types: _Optional[_Iterable[str]] = ..., override_layer_types: _Optional[_Iterable[_Union[RetrainOverrideLayerType, _Mapping]]] = ..., override_layer_configs: _Optional[_Iterable[_Union[RetrainOverrideLayer, _Mapping]]] = ..., retrain_data_quant_config: _Optional[_Union[RetrainDataQuantConfig, _Mapping]] = ..., retrain_weight_quant_config: _Optional[_Union[RetrainWeightQuantConfig, _Mapping]] = ...) -> None: ...

@@ -1,11 +1,14 @@
-"""A config of the Ascend tool in the place of ``[calibrate]``'s settings."""
+"""Configs of the Ascend tool in the place of ``[calibrate]``'s and ``[retrain]``'s settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from caffeio.calibration_config import HfmgSettings, IfmrSettings, LayerSettings, read_quant_cfg
+from caffeio.retrain_config import RetrainLayerSettings, read_retrain_cfg
 from pipeline.config.calibrate import (
     Algorithm,
     ArqQuantize,
@@ -15,9 +18,19 @@ from pipeline.config.calibrate import (
     LayerOverride,
     TypeOverride,
 )
+from pipeline.config.retrain import (
+    ArqRetrain,
+    ClipMaxMin,
+    RetrainConfig,
+    RetrainDataQuantConfig,
+    RetrainLayerOverride,
+    RetrainTypeOverride,
+    RetrainWeightQuantConfig,
+    UlqQuantize,
+)
 from pipeline.errors import ConfigError
 
-__all__ = ["with_quant_cfg"]
+__all__ = ["with_quant_cfg", "with_retrain_cfg"]
 
 
 def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str, ...]]:
@@ -62,4 +75,57 @@ def _algorithm(settings: LayerSettings) -> dict[str, Any]:
         out["ifmr_quantize"] = IfmrQuantize(**vars(settings.activation))
     if isinstance(settings.activation, HfmgSettings):
         out["hfmg_quantize"] = HfmgQuantize(**vars(settings.activation))
+    return out
+
+
+def with_retrain_cfg(config: RetrainConfig) -> RetrainConfig:
+    """Return the config with the settings and the notes of the file that `quant_cfg` names.
+
+    Raises
+    ------
+    ConfigError
+        If the file names a layer type that cannot be quantized.
+    caffeio.CaffeFileError
+        If it cannot be read.
+    """
+    if config.quant_cfg is None:
+        return config
+    settings = read_retrain_cfg(config.quant_cfg)
+    try:
+        types = tuple(
+            RetrainTypeOverride(layer_type=name, **_retrained(s))
+            for name, s in settings.layer_types.items()
+        )
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{config.quant_cfg}: override_layer_types: {what}") from None
+    layers = tuple(
+        RetrainLayerOverride(layer_name=name, **_retrained(s))
+        for name, s in settings.layers.items()
+    )
+    changed = config.model_copy(
+        update={
+            "skip_layers": settings.skip_layers,
+            "skip_layer_types": settings.skip_layer_types,
+            "override_layer_types": types,
+            "override_layer_configs": layers,
+            **_retrained(settings.common),
+        }
+    )
+    changed._notes = settings.notes
+    return changed
+
+
+def _retrained(settings: RetrainLayerSettings) -> dict[str, Any]:
+    """Return the keywords of a `RetrainAlgorithm` that says the same."""
+    clip = None
+    if settings.clip is not None:
+        clip = ClipMaxMin(clip_min=settings.clip[0], clip_max=settings.clip[1])
+    data = UlqQuantize(clip_max_min=clip, fixed_min=settings.fixed_min)
+    weights = ArqRetrain(channel_wise=settings.channel_wise)
+    out: dict[str, Any] = {}
+    if data != UlqQuantize():
+        out["retrain_data_quant_config"] = RetrainDataQuantConfig(ulq_quantize=data)
+    if weights != ArqRetrain():
+        out["retrain_weight_quant_config"] = RetrainWeightQuantConfig(arq_retrain=weights)
     return out

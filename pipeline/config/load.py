@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from pipeline.config.amct import with_retrain_cfg
 from pipeline.config.base import Data, FilePath, Names, Table, TransformConfig
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.fallback import FallbackConfig
@@ -93,6 +94,8 @@ def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Confi
     ConfigError
         If the file cannot be read, is not TOML, or a key or value is wrong: the message
         names the key, what is allowed, and the nearest valid name.
+    caffeio.CaffeFileError
+        If ``retrain.quant_cfg`` cannot be read.
     """
     path = Path(path)
     try:
@@ -107,7 +110,10 @@ def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Confi
         config = Config.model_validate(table)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error, table))) from None
-    return _resolve(config, path.resolve().parent)
+    config = _resolve(config, path.resolve().parent)
+    if config.retrain is None:
+        return config
+    return config.model_copy(update={"retrain": with_retrain_cfg(config.retrain)})
 
 
 def _resolve(value: Any, base: Path) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from pipeline.config.base import Data, FilePath, Names, Number, QuantizableType, Table, as_tuple
 
@@ -98,6 +98,9 @@ class RetrainConfig(RetrainAlgorithm):
     override_layer_configs: Annotated[
         tuple[RetrainLayerOverride, ...], BeforeValidator(as_tuple)
     ] = ()
+    quant_cfg: FilePath | None = Field(
+        None, description="a retrain config of the Ascend tool, instead of the settings here"
+    )
     metric: str | None = Field(
         None, description="the test net's output to judge by; left out: its first Accuracy"
     )
@@ -107,6 +110,14 @@ class RetrainConfig(RetrainAlgorithm):
     snapshot_interval: int | None = Field(
         None, ge=1, description="iterations between snapshots; left out: the solver's, or 1000"
     )
+
+    #: What the file that `quant_cfg` names holds and is not used.
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the file that ``quant_cfg`` names holds and is not used."""
+        return self._notes
 
     @property
     def deployable(self) -> bool:

@@ -106,6 +106,8 @@ def prepare(config: Config, net: Net) -> Prepared:
         If there is nothing to quantize.
     """
     calibrate, notes = with_quant_cfg(config.calibrate)
+    if config.retrain is not None:
+        notes = (*notes, *config.retrain.notes)
     chosen = config.retrain or calibrate
     check_names("retrain" if config.retrain else "calibrate", chosen, net)
     training = config.retrain is not None

@@ -1,0 +1,144 @@
+"""The simplified retrain config of the Ascend quantization tool, a text file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from caffeio.errors import CaffeFileError
+from caffeio.proto import quant_pb2 as pb
+from caffeio.prototxt import parse_text, read_text_file
+
+__all__ = ["RetrainLayerSettings", "RetrainQuantConfig", "parse_retrain_cfg", "read_retrain_cfg"]
+
+
+@dataclass(frozen=True)
+class RetrainLayerSettings:
+    """What is set for some layers; None is not set.
+
+    Attributes
+    ----------
+    clip : (float, float) or None
+        Lowest and highest value that training begins with: below and above 0.
+    fixed_min : bool or None
+        The range begins at 0.
+    channel_wise : bool or None
+        One weight scale for each output channel.
+
+    Raises
+    ------
+    ValueError
+        If the clip does not hold 0 within.
+    """
+
+    clip: tuple[float, float] | None = None
+    fixed_min: bool | None = None
+    channel_wise: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip[0] < 0 < self.clip[1]:
+            raise ValueError(
+                f"clip_min is {self.clip[0]} and clip_max {self.clip[1]}; clip_min < 0 < clip_max "
+                "must hold"
+            )
+
+
+@dataclass(frozen=True)
+class RetrainQuantConfig:
+    """A retrain config; of common, layer_types and layers the nearest counts.
+
+    Attributes
+    ----------
+    batch_num : int
+        Test batches that the original tool calibrates on after the training.
+    skip_layers, skip_layer_types : tuple of str
+        With those of quant_skip_layers and quant_skip_types.
+    common : RetrainLayerSettings
+    layer_types, layers : mapping of str to RetrainLayerSettings
+    notes : tuple of str
+        What the file holds that the format does not know.
+    """
+
+    batch_num: int = 1
+    skip_layers: tuple[str, ...] = ()
+    skip_layer_types: tuple[str, ...] = ()
+    common: RetrainLayerSettings = RetrainLayerSettings()
+    layer_types: Mapping[str, RetrainLayerSettings] = field(default_factory=dict)
+    layers: Mapping[str, RetrainLayerSettings] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+def read_retrain_cfg(path: str | Path) -> RetrainQuantConfig:
+    """Read a simplified retrain config.
+
+    Parameters
+    ----------
+    path : path-like
+        A text file.
+
+    Returns
+    -------
+    RetrainQuantConfig
+
+    Raises
+    ------
+    CaffeFileError
+        If the file cannot be read, has a mistake in its text or a value out of range.
+    """
+    return parse_retrain_cfg(read_text_file(path), path)
+
+
+def parse_retrain_cfg(text: str, path: str | Path = "<text>") -> RetrainQuantConfig:
+    """Make a config of its text; errors as for `read_retrain_cfg`."""
+    message, notes = parse_text(text, pb.RetrainConfig(), path)
+    try:
+        return RetrainQuantConfig(
+            message.batch_num,
+            tuple(dict.fromkeys([*message.skip_layers, *message.quant_skip_layers])),
+            tuple(dict.fromkeys([*message.skip_layer_types, *message.quant_skip_types])),
+            _settings(message, "the settings for all layers"),
+            _named(message.override_layer_types, "layer_type"),
+            _named(message.override_layer_configs, "layer_name"),
+            notes,
+        )
+    except ValueError as error:
+        raise CaffeFileError(path, str(error)) from None
+
+
+_Message = pb.RetrainConfig | pb.RetrainOverrideLayerType | pb.RetrainOverrideLayer
+
+
+def _named(items: object, key: str) -> dict[str, RetrainLayerSettings]:
+    settings: dict[str, RetrainLayerSettings] = {}
+    for item in items:  # type: ignore[attr-defined]
+        name = getattr(item, key)
+        where = f"override_{key.replace('layer_name', 'layer_config')}s '{name}'"
+        if not name or name in settings:
+            raise ValueError(f"{where}: the {key} is missing or given twice")
+        settings[name] = _settings(item, where)
+    return settings
+
+
+def _plain(value: float) -> float:
+    """Return the decimal that was written: 0.6, not the float32 nearest to it."""
+    return float(str(np.float32(value)))
+
+
+def _settings(message: _Message, where: str) -> RetrainLayerSettings:
+    ulq = message.retrain_data_quant_config.ulq_quantize
+    arq = message.retrain_weight_quant_config.arq_retrain
+    clip = None
+    if ulq.HasField("clip_max_min"):
+        c = ulq.clip_max_min
+        clip = (_plain(c.clip_min), _plain(c.clip_max))
+    try:
+        return RetrainLayerSettings(
+            clip,
+            ulq.fixed_min if ulq.HasField("fixed_min") else None,
+            arq.channel_wise if arq.HasField("channel_wise") else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
