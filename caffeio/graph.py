@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caffeio.errors import NetError
+from caffeio.unknown import UnknownField
 
 if TYPE_CHECKING:
     from caffeio.proto.caffe_pb2 import LayerParameter
 
-__all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "Value"]
+__all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "UnknownField", "Value"]
 
 #: Layers that make blobs out of nothing: their tops are the inputs of the net.
 SOURCE_TYPES = frozenset({"Input", "Data", "ImageData", "HDF5Data", "MemoryData", "WindowData"})
@@ -39,6 +40,9 @@ class Layer:
     blobs : tuple of ndarray
         Weights, C-contiguous, in Caffe's order, float32 (in deploy models also int8, int32 and
         uint64); empty if it has none.
+    unknown : tuple of UnknownField
+        What the prototxt says of the layer that the schema lacks; all of the parameters of a type
+        of some fork. Written again where it stood.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Layer:
     tops: tuple[str, ...]
     param: LayerParameter
     blobs: tuple[np.ndarray, ...] = ()
+    unknown: tuple[UnknownField, ...] = ()
 
 
 @dataclass(frozen=True, order=True)

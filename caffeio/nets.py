@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from caffeio.atomic import atomic_write
@@ -14,6 +15,7 @@ from caffeio.hdf5 import is_hdf5, read_hdf5_weights
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import format_text, parse_text, read_text_file
+from caffeio.unknown import UnknownField, beside_errors, unknown_notes
 from caffeio.upgrade import upgrade_net
 
 __all__ = ["parse_net", "read_net", "to_prototxt", "write_prototxt"]
@@ -77,7 +79,8 @@ def read_net(
     if weights is None:
         return net
     read = read_hdf5_weights if is_hdf5(weights) else read_caffemodel
-    return attach_weights(net, read(weights), partial=partial)
+    with beside_errors() as seen:
+        return attach_weights(seen(net), read(weights), partial=partial)
 
 
 def parse_net(
@@ -157,7 +160,8 @@ def _net(
         for p in layers
         if p.blobs
     )
-    net = Net(upgraded.name, tuple(_layer(p) for p in layers), phase, notes)
+    net = Net(upgraded.name, tuple(_layer(p) for p in layers), phase)
+    net = replace(net, notes=notes + unknown_notes(net))
     _check(net)
     return net
 
@@ -168,7 +172,13 @@ def _layer(message: pb.LayerParameter) -> Layer:
     param = pb.LayerParameter()
     param.CopyFrom(message)
     param.ClearField("blobs")
-    return Layer(message.name, message.type, tuple(message.bottom), tuple(message.top), param)
+    param.ClearField("unknown_field")
+    unknown = tuple(
+        UnknownField(u.path, u.name, u.text, u.message, u.file, u.line)
+        for u in message.unknown_field
+    )
+    bottoms, tops = tuple(message.bottom), tuple(message.top)
+    return Layer(message.name, message.type, bottoms, tops, param, unknown=unknown)
 
 
 def _check(net: Net) -> None:
@@ -196,14 +206,18 @@ def _check(net: Net) -> None:
 def to_prototxt(net: Net) -> str:
     """Return a net as the text of a prototxt in the current format, without weights."""
     message = pb.NetParameter(name=net.name)
-    for layer in net.layers:
+    unknown: dict[str, list[str]] = {}
+    for i, layer in enumerate(net.layers):
         param = message.layer.add()
         param.CopyFrom(layer.param)
         param.ClearField("blobs")
         param.name, param.type = layer.name, layer.type
         param.bottom[:] = layer.bottoms
         param.top[:] = layer.tops
-    return format_text(message)
+        for field in layer.unknown:
+            path = f"layer[{i}].{field.path}".removesuffix(".")
+            unknown.setdefault(path, []).append(field.text)
+    return format_text(message, unknown)
 
 
 def write_prototxt(net: Net, path: str | Path, overwrite: bool = False) -> None:
