@@ -27,7 +27,7 @@ from caffeio.record import (
 )
 from caffeio.solver import Solver, read_solver, read_solver_net
 from caffeio.solver_state import SolverState, read_solver_state, write_solver_state
-from caffeio.unknown import UnknownField, beside_errors, unknown_notes
+from caffeio.unknown import UnknownField, unknown_notes
 
 __version__ = "0.2.0"
 
@@ -46,7 +46,6 @@ __all__ = [
     "UnknownField",
     "Value",
     "atomic_write",
-    "beside_errors",
     "expected_blobs",
     "nonfinite_blobs",
     "parse_net",

@@ -15,7 +15,7 @@ from caffeio.hdf5 import is_hdf5, read_hdf5_weights
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import format_text, parse_text, read_text_file
-from caffeio.unknown import UnknownField, beside_errors, unknown_notes
+from caffeio.unknown import UnknownField, unknown_notes
 from caffeio.upgrade import upgrade_net
 
 __all__ = ["parse_net", "read_net", "to_prototxt", "write_prototxt"]
@@ -79,8 +79,7 @@ def read_net(
     if weights is None:
         return net
     read = read_hdf5_weights if is_hdf5(weights) else read_caffemodel
-    with beside_errors() as seen:
-        return attach_weights(seen(net), read(weights), partial=partial)
+    return attach_weights(net, read(weights), partial=partial)
 
 
 def parse_net(

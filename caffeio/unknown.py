@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from caffeio.graph import Net
 
-__all__ = ["UnknownField", "beside_errors", "unknown_notes"]
+__all__ = ["UnknownField", "unknown_notes"]
 
 #: Parts of a layer that say when it is there and how it is trained, not what it computes.
 _OTHER_PARTS = ("include", "exclude", "param")
@@ -77,26 +75,3 @@ def unknown_notes(net: Net, *, matters: bool = False) -> tuple[str, ...]:
         for field in layer.unknown
         if field.matters() or not matters
     )
-
-
-@contextmanager
-def beside_errors() -> Iterator[Callable[[Net], Net]]:
-    """Put a net's unknown fields beside any error: one of them may be its cause.
-
-    Yields a function that is given the net as soon as it is read, and returns it. What it names
-    stands in the error's ``__notes__``.
-    """
-    nets: list[Net] = []
-
-    def seen(net: Net) -> Net:
-        nets.append(net)
-        return net
-
-    try:
-        yield seen
-    except Exception as error:
-        known = set(getattr(error, "__notes__", ()))
-        for note in dict.fromkeys(n for net in nets for n in unknown_notes(net, matters=True)):
-            if note not in known:
-                error.add_note(note)
-        raise

@@ -27,6 +27,7 @@ from pipeline.jobs.stages import (
     finish,
     input_shapes,
 )
+from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
 from pipeline.quantize.fuse import fuse
@@ -44,6 +45,7 @@ _QAT_FILES = {
 }
 
 
+@names_unknown_fields
 def emit_qat(
     config: str | Path | Config,
     *,
@@ -111,6 +113,7 @@ def emit_qat(
     return files
 
 
+@names_unknown_fields
 def quantize_trained(
     config: str | Path | Config,
     prototxt: str | Path,

@@ -21,6 +21,7 @@ from pipeline.jobs.stages import (
     finish,
     input_shapes,
 )
+from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
@@ -89,6 +90,7 @@ class _Done:
     samples: int
 
 
+@names_unknown_fields
 def train_model(
     config: str | Path | Config,
     *,
@@ -135,6 +137,7 @@ def train_model(
     return _trained(done, files)
 
 
+@names_unknown_fields
 def retrain_model(
     config: str | Path | Config,
     *,
