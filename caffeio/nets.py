@@ -12,6 +12,7 @@ from caffeio.caffemodel import read_caffemodel
 from caffeio.errors import CaffeFileError, NetError
 from caffeio.graph import Layer, Net
 from caffeio.hdf5 import is_hdf5, read_hdf5_weights
+from caffeio.names import automatic_tops, single_names
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import format_text, parse_text, read_text_file
@@ -159,7 +160,9 @@ def _net(
         for p in layers
         if p.blobs
     )
-    net = Net(upgraded.name, tuple(_layer(p) for p in layers), phase)
+    named, name_notes = single_names(automatic_tops([_layer(p) for p in layers]), phase)
+    notes += tuple(f"{path}: {note}" for note in name_notes)
+    net = Net(upgraded.name, named, phase)
     net = replace(net, notes=notes + unknown_notes(net))
     _check(net)
     return net
@@ -181,15 +184,9 @@ def _layer(message: pb.LayerParameter) -> Layer:
 
 
 def _check(net: Net) -> None:
-    """Check that names are single and every blob has a maker."""
-    names: set[str] = set()
+    """Check that every blob has one maker."""
     makers: dict[str, str] = {}
     for layer in net.layers:
-        if layer.name in names:
-            raise NetError(
-                f"two layers have the name '{layer.name}' in phase {net.phase}; give each its own"
-            )
-        names.add(layer.name)
         for i, blob in enumerate(layer.tops):
             in_place = i < len(layer.bottoms) and layer.bottoms[i] == blob
             if blob in makers and not in_place:

@@ -26,6 +26,13 @@ def relu(name: str, bottom: str, top: str, more: str = "") -> str:
     return f'layer {{ name: "{name}" type: "ReLU" bottom: "{bottom}" top: "{top}" {more} }}'
 
 
+def conv(name: str, bottom: str, top: str) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{top}" '
+        "convolution_param { num_output: 3 kernel_size: 1 } }"
+    )
+
+
 # --------------------------------------------------------------------------- text
 
 
@@ -188,7 +195,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
         ([relu("a", "nobody", "out")], "a", "no layer makes"),
         ([relu("a", "b", "a"), relu("b", "a", "b")], "a", "cyclic"),
         ([relu("a", "data", "x"), relu("b", "data", "x")], "b", "which layer 'a' has made"),
-        ([relu("a", "data", "x"), relu("a", "x", "y")], None, "two layers have the name 'a'"),
+        ([conv("a", "data", "x"), conv("a", "x", "y")], None, "two layers with weights have"),
         (['layer { name: "a" bottom: "data" top: "y" }'], "a", "no type"),
     ],
 )
@@ -196,6 +203,31 @@ def test_wrong_graphs(layers: list[str], layer: str | None, match: str) -> None:
     with pytest.raises(NetError, match=match) as caught:
         parse_net(net_text(*layers))
     assert caught.value.layer == layer
+
+
+def test_layers_of_one_name_are_told_apart_and_the_one_with_weights_keeps_it() -> None:
+    net = parse_net(
+        net_text(relu("a", "data", "x"), conv("a", "x", "y"), relu("a_2", "y", "z"),
+                 relu("a", "z", "u"), relu("b", "u", "v"), relu("b", "v", "w")),
+        "n.prototxt",
+    )  # fmt: skip
+    assert [layer.name for layer in net.layers] == ["in", "a_3", "a", "a_2", "a_4", "b", "b_2"]
+    assert net.layer("a").type == "Convolution"
+    assert net.notes == (
+        "n.prototxt: 3 layers have the name 'a'; but for one they become 'a_3' (ReLU), "
+        "'a_4' (ReLU)",
+        "n.prototxt: 2 layers have the name 'b'; but for one they become 'b_2' (ReLU)",
+    )
+    again = parse_net(caffeio.to_prototxt(net))
+    assert (again.links, again.notes) == (net.links, ())
+
+
+def test_a_loss_without_a_top_makes_one() -> None:
+    label = 'layer { name: "label" type: "Input" top: "label" }'
+    loss = 'layer { name: "%s" type: "SoftmaxWithLoss" bottom: "data" bottom: "label" }'
+    net = parse_net(net_text(label, loss % "loss", loss % "data"))
+    assert net.outputs == ("loss", "data_2")
+    assert net.layer("loss").param.top == ["loss"]
 
 
 # --------------------------------------------------------------------------- phases

@@ -81,7 +81,7 @@ def emit_qat(
     if settings is None:
         raise ConfigError("[retrain] is missing: it names the solver")
     files = output_files(config, output, _QAT_FILES)
-    solver = caffeio.read_solver(settings.solver)
+    solver = caffeio.read_solver(settings.solver, settings.root)
     train = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel)
     work = prepare(config, read_model(config))
     starts: dict[str, QuantParams] = {}

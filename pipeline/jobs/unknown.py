@@ -47,7 +47,7 @@ def _notes(config: Config) -> Iterator[str]:
         yield from caffeio.unknown_notes(net, matters=True)
     if config.retrain is not None:
         with suppress(ValueError):
-            solver = caffeio.read_solver(config.retrain.solver)
+            solver = caffeio.read_solver(config.retrain.solver, config.retrain.root)
             for phase in ("TRAIN", "TEST") if solver.test_net else ("TRAIN",):
                 net = caffeio.read_solver_net(solver, phase)
                 yield from caffeio.unknown_notes(net, matters=True)
