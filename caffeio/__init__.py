@@ -27,6 +27,7 @@ from caffeio.record import (
 )
 from caffeio.solver import Solver, read_solver, read_solver_net
 from caffeio.solver_state import SolverState, read_solver_state, write_solver_state
+from caffeio.unknown import UnknownField, unknown_notes
 
 __version__ = "0.2.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "Record",
     "Solver",
     "SolverState",
+    "UnknownField",
     "Value",
     "atomic_write",
     "expected_blobs",
@@ -56,6 +58,7 @@ __all__ = [
     "read_solver_state",
     "record_to_text",
     "to_prototxt",
+    "unknown_notes",
     "write_caffemodel",
     "write_prototxt",
     "write_record",

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caffeio.errors import NetError
+from caffeio.unknown import UnknownField
 
 if TYPE_CHECKING:
     from caffeio.proto.caffe_pb2 import LayerParameter
 
-__all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "Value"]
+__all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "UnknownField", "Value"]
 
 #: Caffe's layers whose tops are the inputs of the net.
 SOURCE_TYPES = frozenset({"Input", "Data", "ImageData", "HDF5Data", "MemoryData", "WindowData"})
@@ -42,6 +43,9 @@ class Layer:
     blobs : tuple of ndarray
         Weights, C-contiguous, in Caffe's order, float32 (in deploy models also int8, int32 and
         uint64); empty if it has none.
+    unknown : tuple of UnknownField
+        What the prototxt says of the layer that the schema lacks; all of the parameters of a type
+        of some fork. Written again where it stood.
     own : object or None
         What computes a type that the user brings, see `pipeline.layers.own`.
     """
@@ -52,6 +56,7 @@ class Layer:
     tops: tuple[str, ...]
     param: LayerParameter
     blobs: tuple[np.ndarray, ...] = ()
+    unknown: tuple[UnknownField, ...] = ()
     own: object = field(default=None, compare=False)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from caffeio.atomic import atomic_write
@@ -11,9 +12,11 @@ from caffeio.caffemodel import read_caffemodel
 from caffeio.errors import CaffeFileError, NetError
 from caffeio.graph import Layer, Net
 from caffeio.hdf5 import is_hdf5, read_hdf5_weights
+from caffeio.names import automatic_tops, single_names
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import format_text, parse_text, read_text_file
+from caffeio.unknown import UnknownField, unknown_notes
 from caffeio.upgrade import upgrade_net
 
 __all__ = ["parse_net", "read_net", "to_prototxt", "write_prototxt"]
@@ -157,7 +160,10 @@ def _net(
         for p in layers
         if p.blobs
     )
-    net = Net(upgraded.name, tuple(_layer(p) for p in layers), phase, notes)
+    named, name_notes = single_names(automatic_tops([_layer(p) for p in layers]), phase)
+    notes += tuple(f"{path}: {note}" for note in name_notes)
+    net = Net(upgraded.name, named, phase)
+    net = replace(net, notes=notes + unknown_notes(net))
     _check(net)
     return net
 
@@ -168,19 +174,19 @@ def _layer(message: pb.LayerParameter) -> Layer:
     param = pb.LayerParameter()
     param.CopyFrom(message)
     param.ClearField("blobs")
-    return Layer(message.name, message.type, tuple(message.bottom), tuple(message.top), param)
+    param.ClearField("unknown_field")
+    unknown = tuple(
+        UnknownField(u.path, u.name, u.text, u.message, u.file, u.line)
+        for u in message.unknown_field
+    )
+    bottoms, tops = tuple(message.bottom), tuple(message.top)
+    return Layer(message.name, message.type, bottoms, tops, param, unknown=unknown)
 
 
 def _check(net: Net) -> None:
-    """Check that names are single and every blob has a maker."""
-    names: set[str] = set()
+    """Check that every blob has one maker."""
     makers: dict[str, str] = {}
     for layer in net.layers:
-        if layer.name in names:
-            raise NetError(
-                f"two layers have the name '{layer.name}' in phase {net.phase}; give each its own"
-            )
-        names.add(layer.name)
         for i, blob in enumerate(layer.tops):
             in_place = i < len(layer.bottoms) and layer.bottoms[i] == blob
             if blob in makers and not in_place:
@@ -196,14 +202,18 @@ def _check(net: Net) -> None:
 def to_prototxt(net: Net) -> str:
     """Return a net as the text of a prototxt in the current format, without weights."""
     message = pb.NetParameter(name=net.name)
-    for layer in net.layers:
+    unknown: dict[str, list[str]] = {}
+    for i, layer in enumerate(net.layers):
         param = message.layer.add()
         param.CopyFrom(layer.param)
         param.ClearField("blobs")
         param.name, param.type = layer.name, layer.type
         param.bottom[:] = layer.bottoms
         param.top[:] = layer.tops
-    return format_text(message)
+        for field in layer.unknown:
+            path = f"layer[{i}].{field.path}".removesuffix(".")
+            unknown.setdefault(path, []).append(field.text)
+    return format_text(message, unknown)
 
 
 def write_prototxt(net: Net, path: str | Path, overwrite: bool = False) -> None:

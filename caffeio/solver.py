@@ -61,12 +61,15 @@ class Solver:
     test_net_param: pb.NetParameter | None = None
 
 
-def read_solver(path: str | Path) -> Solver:
+def read_solver(path: str | Path, root: str | Path | None = None) -> Solver:
     """Read a solver's prototxt.
 
     Parameters
     ----------
     path : path-like
+    root : path-like, optional
+        The folder that Caffe is started from, where the solver's relative paths begin, if they do
+        not lead to its nets from the solver's own folder or from one above.
 
     Returns
     -------
@@ -82,15 +85,15 @@ def read_solver(path: str | Path) -> Solver:
     Notes
     -----
     Nets are looked for beside the solver, then where a relative path leads from its parent
-    folders, as solvers are written to be started from Caffe's own folder.
+    folders, as solvers are written to be started from Caffe's own folder; then from `root`.
     """
     path = Path(path)
     param, notes = parse_text(read_text_file(path), pb.SolverParameter(), path)
     kind = _type(path, param)
     _check(path, param)
-    train, train_param = _train_net(path, param)
+    train, train_param = _train_net(path, param, root)
     tests = bool(param.test_iter) and param.test_interval > 0
-    test, test_param = _test_net(path, param) if tests else (None, None)
+    test, test_param = _test_net(path, param, root) if tests else (None, None)
     if tests and len(param.test_iter) > 1:
         notes += (f"{path}: tests more than one net; the first is tested",)
     return Solver(
@@ -187,7 +190,9 @@ def _check(path: Path, param: pb.SolverParameter) -> None:
     need(not param.test_iter or min(param.test_iter) > 0, "test_iter must be 1 or more")
 
 
-def _train_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParameter | None]:
+def _train_net(
+    path: Path, param: pb.SolverParameter, root: str | Path | None
+) -> tuple[Path, pb.NetParameter | None]:
     """Return the training net's file, and the net if it stands within the solver."""
     keys = ("net", "net_param", "train_net", "train_net_param")
     used_keys = [key for key in keys if param.HasField(key)]
@@ -197,10 +202,12 @@ def _train_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParam
         raise CaffeFileError(
             path, f"has more than one training net: {', '.join(used_keys)}; keep one"
         )
-    return _place(path, used_keys[0], getattr(param, used_keys[0]))
+    return _place(path, used_keys[0], getattr(param, used_keys[0]), root)
 
 
-def _test_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParameter | None]:
+def _test_net(
+    path: Path, param: pb.SolverParameter, root: str | Path | None
+) -> tuple[Path, pb.NetParameter | None]:
     """Return the first test net, as `_train_net`; the order is that of ``InitTestNets``."""
     own: list[tuple[str, str | pb.NetParameter]]
     own = [("test_net_param", net) for net in param.test_net_param]
@@ -218,24 +225,29 @@ def _test_net(path: Path, param: pb.SolverParameter) -> tuple[Path, pb.NetParame
             "give one for each or none",
         )
     if own:
-        return _place(path, *own[0])
+        return _place(path, *own[0], root)
     assert shared is not None
-    return _place(path, shared, getattr(param, shared))
+    return _place(path, shared, getattr(param, shared), root)
 
 
-def _place(path: Path, key: str, net: str | pb.NetParameter) -> tuple[Path, pb.NetParameter | None]:
+def _place(
+    path: Path, key: str, net: str | pb.NetParameter, root: str | Path | None
+) -> tuple[Path, pb.NetParameter | None]:
     if isinstance(net, str):
-        return _existing(path, net, key), None
+        return _existing(path, net, key, root), None
     if not net.layer and not net.layers:
         raise CaffeFileError(path, f"{key} describes no layers")
     return path, net
 
 
-def _existing(path: Path, name: str, key: str) -> Path:
+def _existing(path: Path, name: str, key: str, root: str | Path | None) -> Path:
     folders = [path.parent, *path.resolve().parent.parents]
+    folders += [] if root is None else [Path(root)]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
     raise CaffeFileError(
-        path, f"names the {key} '{name}', which is neither beside it nor in a folder above"
+        path,
+        f"names the {key} '{name}', which is neither beside it nor in a folder above; set root to "
+        "the folder that Caffe is started from, where relative paths begin",
     )

@@ -16,6 +16,9 @@ _V1_TYPES = {
     "ABSVAL": "AbsVal", "ARGMAX": "ArgMax", "BNLL": "BNLL", "HDF5_DATA": "HDF5Data",
     "HDF5_OUTPUT": "HDF5Output", "IM2COL": "Im2col", "LRN": "LRN", "MVN": "MVN",
     "RELU": "ReLU", "SOFTMAX_LOSS": "SoftmaxWithLoss", "TANH": "TanH",
+    # of forks, beyond the enum
+    "BN": "BN", "ELU": "ELU", "LSTM": "LSTM", "PRELU": "PReLU", "PSROI_POOLING": "PSROIPooling",
+    "RELU6": "ReLU6", "RNN": "RNN", "ROI_POOLING": "ROIPooling", "SPP": "SPP",
 }  # fmt: skip
 _DATA_FIELDS = {"Data": "data_param", "ImageData": "image_data_param",
                 "WindowData": "window_data_param"}  # fmt: skip
@@ -61,8 +64,8 @@ def upgrade_net(net: pb.NetParameter) -> tuple[pb.NetParameter, tuple[str, ...]]
     return upgraded, notes
 
 
-def _v1_type(value: int) -> str:
-    name = pb.V1LayerParameter.LayerType.Name(value)
+def _v1_type(old: pb.V1LayerParameter) -> str:
+    name = old.unknown_type or pb.V1LayerParameter.LayerType.Name(old.type)
     if name == "NONE":
         return ""
     return _V1_TYPES.get(name, "".join(word.capitalize() for word in name.split("_")))
@@ -70,7 +73,7 @@ def _v1_type(value: int) -> str:
 
 def _from_v1(old: pb.V1LayerParameter) -> pb.LayerParameter:
     layer = pb.LayerParameter(
-        name=old.name, type=_v1_type(old.type), bottom=old.bottom, top=old.top,
+        name=old.name, type=_v1_type(old), bottom=old.bottom, top=old.top,
         include=old.include, exclude=old.exclude, loss_weight=old.loss_weight,
     )  # fmt: skip
     if not layer.type:
@@ -91,6 +94,7 @@ def _from_v1(old: pb.V1LayerParameter) -> pb.LayerParameter:
         if i < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[i]
     _move_transform(layer)
+    layer.unknown_field.extend(old.unknown_field)
     return layer
 
 

@@ -51,7 +51,7 @@ _PARAMS: dict[str, tuple[str, dict[str, str]]] = {
 }  # fmt: skip
 _TRANSFORM = {"scale": "scale", "meanfile": "mean_file", "cropsize": "crop_size",
               "mirror": "mirror"}  # fmt: skip
-_GENERAL = {"name", "type", "blobs", "blobs_lr", "weight_decay"}
+_GENERAL = {"name", "type", "blobs", "blobs_lr", "weight_decay", "unknown_field"}
 
 
 def upgrade_v0_layers(
@@ -121,6 +121,7 @@ def _upgrade_layer(outer: pb.V1LayerParameter, notes: list[str]) -> pb.LayerPara
             spec.lr_mult = old.blobs_lr[i]
         if i < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[i]
+    layer.unknown_field.extend((*outer.unknown_field, *old.unknown_field))
     group, names = _PARAMS.get(old.type, ("", {}))
     for field, value in old.ListFields():
         if field.name in _GENERAL:

@@ -209,6 +209,8 @@ def _explain(error: Exception) -> int:
     kind = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else " (--verbose shows where)"
     print(f"error: {kind}{error}{hint}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"note: {note}", file=sys.stderr)
     return FAILED
 
 

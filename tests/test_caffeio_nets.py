@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,13 @@ def net_text(*layers: str) -> str:
 
 def relu(name: str, bottom: str, top: str, more: str = "") -> str:
     return f'layer {{ name: "{name}" type: "ReLU" bottom: "{bottom}" top: "{top}" {more} }}'
+
+
+def conv(name: str, bottom: str, top: str) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{top}" '
+        "convolution_param { num_output: 3 kernel_size: 1 } }"
+    )
 
 
 # --------------------------------------------------------------------------- text
@@ -73,12 +82,71 @@ def test_unknown_fields_are_named_with_their_line_and_the_rest_is_read() -> None
     assert (c.num_output, list(c.kernel_size)) == (4, [3])
     assert net.layer("c").param.propagate_down == [True]
     assert [note.split(";")[0] for note in net.notes] == [
-        "n.prototxt:4: field 'my_field' of ConvolutionParameter is not known",
         "n.prototxt:5: engine 'MKL2017' is not known",
+        "n.prototxt:8: field 'top_level' of NetParameter is not known",
+        "n.prototxt:4: field 'my_field' of ConvolutionParameter is not known",
         "n.prototxt:5: field 'other' of ConvolutionParameter is not known",
         "n.prototxt:6: field 'strange_param' of LayerParameter is not known",
-        "n.prototxt:8: field 'top_level' of NetParameter is not known",
     ]
+    assert all("what layer 'c' computes" in note for note in net.notes[2:])
+
+
+def test_unknown_fields_of_layers_are_kept_and_written_where_they_stood() -> None:
+    text = net_text(
+        'layer { name: "c" type: "Convolution" bottom: "data" top: "c"\n'
+        "  convolution_param { num_output: 4 my_field: 3 # a comment with }\n"
+        '    weight_filler { type: "x" odd: 1 } kernel_size: 3 other { a: 1 b { c: "}" } } }\n'
+        "  param { lr_mult: 1 } param { lr_mult: 2 fast: true }\n"
+        "  dropout_param { scale_test: 1e-3 }\n"
+        "  strange_param < x: [1, 2] y: 'it''s' > }",
+    )
+    net = parse_net(text, "n.prototxt")
+    kept = [(u.path, u.text, u.line, u.matters()) for u in net.layer("c").unknown]
+    assert kept == [
+        ("convolution_param", "my_field: 3", 4, True),
+        ("convolution_param.weight_filler", "odd: 1", 5, False),
+        ("convolution_param", 'other { a: 1 b { c: "}" } }', 5, True),
+        ("param[1]", "fast: true", 6, False),
+        ("dropout_param", "scale_test: 1e-3", 7, True),
+        ("", "strange_param < x: [1, 2] y: 'it''s' >", 8, True),
+    ]
+    written = caffeio.to_prototxt(net)
+    again = parse_net(written, "copy.prototxt").layer("c")
+    assert sorted((u.path, u.text) for u in again.unknown) == sorted(k[:2] for k in kept)
+    assert again.param == net.layer("c").param
+    assert "    lr_mult: 2\n    fast: true\n" in written
+    renamed = replace(net.layer("c"), name="d")
+    assert "my_field: 3" in caffeio.to_prototxt(net.with_layers((net.layers[0], renamed)))
+
+
+def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
+    v1 = parse_net(
+        'input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
+        'layers { name: "c" type: CROP bottom: "data" bottom: "data" top: "c" crop { x: 1 } }\n'
+        'layers { name: "b" type: MY_OWN bottom: "c" top: "b" pooling_param { pad: 1 deep: 2 } }'
+    )
+    assert [layer.type for layer in v1.layers] == ["Input", "Crop", "MyOwn"]
+    assert [(u.path, u.text) for layer in v1.layers for u in layer.unknown] == [
+        ("", "crop { x: 1 }"),
+        ("pooling_param", "deep: 2"),
+    ]
+    v0 = parse_net(
+        'input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
+        'layers { layer { name: "c" type: "relu" soft: 1 } bottom: "data" top: "c" }'
+    )
+    assert [(u.path, u.text, u.line) for u in v0.layer("c").unknown] == [("", "soft: 1", 2)]
+
+
+def test_many_unknown_fields_are_read_in_linear_time() -> None:
+    layer = 'layer { name: "r%d" type: "ReLU" bottom: "data" top: "t%d" x_param { a: 1 } }'
+
+    def seconds(count: int) -> float:
+        text = net_text(*(layer % (i, i) for i in range(count)))
+        start = time.perf_counter()
+        parse_net(text)
+        return time.perf_counter() - start
+
+    assert seconds(4000) < 12 * min(seconds(1000) for _ in range(3))
 
 
 def test_an_error_after_an_unknown_field_keeps_its_place() -> None:
@@ -127,7 +195,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
         ([relu("a", "nobody", "out")], "a", "no layer makes"),
         ([relu("a", "b", "a"), relu("b", "a", "b")], "a", "cyclic"),
         ([relu("a", "data", "x"), relu("b", "data", "x")], "b", "which layer 'a' has made"),
-        ([relu("a", "data", "x"), relu("a", "x", "y")], None, "two layers have the name 'a'"),
+        ([conv("a", "data", "x"), conv("a", "x", "y")], None, "two layers with weights have"),
         (['layer { name: "a" bottom: "data" top: "y" }'], "a", "no type"),
     ],
 )
@@ -135,6 +203,31 @@ def test_wrong_graphs(layers: list[str], layer: str | None, match: str) -> None:
     with pytest.raises(NetError, match=match) as caught:
         parse_net(net_text(*layers))
     assert caught.value.layer == layer
+
+
+def test_layers_of_one_name_are_told_apart_and_the_one_with_weights_keeps_it() -> None:
+    net = parse_net(
+        net_text(relu("a", "data", "x"), conv("a", "x", "y"), relu("a_2", "y", "z"),
+                 relu("a", "z", "u"), relu("b", "u", "v"), relu("b", "v", "w")),
+        "n.prototxt",
+    )  # fmt: skip
+    assert [layer.name for layer in net.layers] == ["in", "a_3", "a", "a_2", "a_4", "b", "b_2"]
+    assert net.layer("a").type == "Convolution"
+    assert net.notes == (
+        "n.prototxt: 3 layers have the name 'a'; but for one they become 'a_3' (ReLU), "
+        "'a_4' (ReLU)",
+        "n.prototxt: 2 layers have the name 'b'; but for one they become 'b_2' (ReLU)",
+    )
+    again = parse_net(caffeio.to_prototxt(net))
+    assert (again.links, again.notes) == (net.links, ())
+
+
+def test_a_loss_without_a_top_makes_one() -> None:
+    label = 'layer { name: "label" type: "Input" top: "label" }'
+    loss = 'layer { name: "%s" type: "SoftmaxWithLoss" bottom: "data" bottom: "label" }'
+    net = parse_net(net_text(label, loss % "loss", loss % "data"))
+    assert net.outputs == ("loss", "data_2")
+    assert net.layer("loss").param.top == ["loss"]
 
 
 # --------------------------------------------------------------------------- phases

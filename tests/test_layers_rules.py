@@ -197,6 +197,13 @@ def test_a_type_in_the_wrong_case_is_refused():
         FloatNet(one_layer("relu", "", [X]))
 
 
+def test_with_parameters_of_its_own_it_is_another_type():
+    layer = one_layer("Lstm", "lstm_fork_param { num_output: 3 }", [X]).layer("l")
+    assert not layer_type(layer).computes
+    with pytest.raises(NetError, match="it is spelled 'LSTM'"):
+        layer_type(one_layer("Lstm", "", [X]).layer("l"))
+
+
 @pytest.mark.parametrize(
     ("kind", "hint"), [("Convolutoin", r" \(is 'Convolution' meant\?\)"), ("BN", ""), ("My", "")]
 )

@@ -115,6 +115,31 @@ def test_plan_computes_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_field_is_shown_and_stands_in_the_exported_models(tmp_path, capsys):
+    config = write_job(tmp_path)
+    break_text("net.prototxt", "kernel_size: 1", "kernel_size: 1 twist: true")(tmp_path)
+    note = "field 'twist' of ConvolutionParameter is not known; it may change what layer 'branch'"
+    assert main([str(config), "--plan"]) == 0
+    assert note in capsys.readouterr().out
+    assert main([str(config)]) == 0
+    assert note in capsys.readouterr().out
+    for name in ("net_fake_quant_model.prototxt", "net_deploy_model.prototxt"):
+        net = caffeio.read_net(tmp_path / "out" / name)
+        assert [u.text for u in net.layer("branch").unknown] == ["twist: true"], name
+
+
+@pytest.mark.parametrize("option", ["--plan", "--sensitivity", "--quiet"])
+def test_an_unknown_field_stands_below_a_later_error(tmp_path, capsys, option):
+    config = write_job(tmp_path)
+    twisted = "kernel_size: 1 stride: 2 twist: true"
+    break_text("net.prototxt", "kernel_size: 1", twisted)(tmp_path)
+    assert main([str(config), option]) == 1
+    *_, error, note = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: layer 'sum'")
+    assert note.startswith("note: ")
+    assert "'twist'" in note
+
+
 def test_quiet_prints_nothing_and_output_moves_the_files(tmp_path, capsys):
     config = write_job(tmp_path)
     assert main([str(config), "--quiet", "--output", str(tmp_path / "elsewhere")]) == 0

@@ -45,7 +45,8 @@ def added(net: caffeio.Net, text: str, blobs: list[np.ndarray] | None = None) ->
 
 
 def unknown(name: str, bottom: str, top: str, kind: str = "Fancy") -> str:
-    return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" }}\n'
+    param = 'fancy_param { sizes: 3 sizes: 4 mode: "odd" }'
+    return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top}" {param} }}\n'
 
 
 def in_the_middle(kind: str = "Magnitude") -> caffeio.Net:
@@ -80,7 +81,9 @@ def test_a_tail_is_in_the_exported_models_as_it_is(tmp_path: Path):
         tail = net.layer("tail")
         assert (tail.type, tail.bottoms, tail.tops) == ("Fancy", ("fc",), ("found",))
         np.testing.assert_array_equal(tail.blobs[0], weights)
-    (note,) = [n for n in report.notes if "tail" in n]
+        (text,) = tail.unknown
+        assert text.text.split() == 'fancy_param { sizes: 3 sizes: 4 mode: "odd" }'.split()
+    (note,) = [n for n in report.notes if "tail" in n]  # and not one for its parameters, too
     assert "nothing that could be quantized depends on it" in note
     (left,) = [x for x in report.layers if x.layer == "tail"]
     assert left.reason == "type 'Fancy' is not known"

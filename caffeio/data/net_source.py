@@ -84,7 +84,11 @@ def _existing(layer: Layer, base: Path, name: str, what: str) -> Path:
         raise NetError(f"names no {what}", layer.name)
     path = base / name
     if not path.exists():
-        raise NetError(f"names the {what} '{path}', which does not exist", layer.name)
+        raise NetError(
+            f"names the {what} '{path}', which does not exist; set root to the folder that Caffe "
+            "is started from, where relative paths begin",
+            layer.name,
+        )
     return path
 
 

@@ -11,6 +11,7 @@ from pipeline.jobs.evaluation import check_evaluation
 from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import MODEL_FILES, output_files
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
+from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.prepare import prepare, read_model
 from pipeline.report.cost import NetCost, net_cost
@@ -21,6 +22,7 @@ from pipeline.runtime.executor import FloatNet
 __all__ = ["plan_model", "quantize_model"]
 
 
+@names_unknown_fields
 def quantize_model(
     config: str | Path | Config,
     *,
@@ -86,6 +88,7 @@ def quantize_model(
         )
 
 
+@names_unknown_fields
 def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
     """Return what a run would do, without computing; errors as `quantize_model`."""
     config = config if isinstance(config, Config) else load_config(config)
@@ -99,5 +102,5 @@ def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
             shapes = {name: x.shape for name, x in next(feed.batches(1, 1)).inputs.items()}
         finally:
             feed.close()
-    cost = net_cost(net, work.verdicts, work.plans, shapes)
+    cost = net_cost(net, work.verdicts, work.plans, shapes, work.notes)
     return cost, config.model_copy(update={"calibrate": work.calibrate})

@@ -22,6 +22,7 @@ from pipeline.jobs.files import (
     write_text,
 )
 from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
+from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
 from pipeline.quantize.fuse import fuse
@@ -39,6 +40,7 @@ _QAT_FILES = {
 }
 
 
+@names_unknown_fields
 def emit_qat(
     config: str | Path | Config,
     *,
@@ -74,7 +76,7 @@ def emit_qat(
     if settings is None:
         raise ConfigError("[retrain] is missing: it names the solver")
     files = output_files(config, output, _QAT_FILES)
-    solver = caffeio.read_solver(settings.solver)
+    solver = caffeio.read_solver(settings.solver, settings.root)
     train = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel)
     work = prepare(config, read_model(config))
     starts: dict[str, QuantParams] = {}
@@ -106,6 +108,7 @@ def emit_qat(
     return files
 
 
+@names_unknown_fields
 def quantize_trained(
     config: str | Path | Config,
     prototxt: str | Path,

@@ -8,6 +8,7 @@ from kernels import on_compile
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config, load_config
 from pipeline.jobs.stages import Clock, calibrate, improved, read_samples
+from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.improve import judged_blobs
 from pipeline.quantize.prepare import prepare, read_model
 from pipeline.quantize.sensitivity import Sensitivity, sensitivities
@@ -20,6 +21,7 @@ __all__ = ["layer_sensitivity"]
 _SAMPLES = 8
 
 
+@names_unknown_fields
 def layer_sensitivity(
     config: str | Path | Config, *, device: str = "cpu", reporter: Reporter | None = None
 ) -> tuple[Sensitivity, ...]:

@@ -76,7 +76,8 @@ def layer_type(layer: Layer) -> LayerType:
         return kind
     if layer.type in _REFUSED:
         raise NetError(f"type '{layer.type}' cannot run: {_REFUSED[layer.type]}", layer.name)
-    if layer.type.lower() in _LOWERED:
+    if layer.type.lower() in _LOWERED and not any(not f.path for f in layer.unknown):
+        # with parameters of its own it is another type, of a fork: Lstm is not LSTM
         right = _LOWERED[layer.type.lower()]
         raise NetError(f"type '{layer.type}' is not known: it is spelled '{right}'", layer.name)
     return TABLE["Input"] if layer.is_source else unknown.TYPE

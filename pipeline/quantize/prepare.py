@@ -125,8 +125,19 @@ def prepare(config: Config, net: Net) -> Prepared:
         why = unknown[0] if unknown else "--plan shows the rule for each layer"
         raise PipelineError(f"net '{net.name}' has no layer to quantize; {why}")
     known = filter(None, (layer_type(x).note(x) for x in net.layers))
-    notes = (*net.notes, *notes, *known, *unknown)
+    notes = (*_read_notes(net), *notes, *known, *unknown)
     return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
+
+
+def _read_notes(net: Net) -> Iterator[str]:
+    """Return the notes of reading, without those on fields that belong to types not known here."""
+    theirs = {
+        field.note(layer.name)
+        for layer in net.layers
+        if layer.own is not None or not layer_type(layer).computes
+        for field in layer.unknown
+    }
+    return (note for note in net.notes if note not in theirs)
 
 
 def _unknown_layers(net: Net) -> Iterator[str]:

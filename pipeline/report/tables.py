@@ -32,9 +32,13 @@ def show_report(report: Report, console: Console) -> None:
             console.print(_metric_table(report))
         if any(score.detections for score in report.accuracy):
             console.print(_detection_table(report))
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+    _show_notes(report.notes, console)
     show_files(report.files, console)
+
+
+def _show_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:
@@ -214,6 +218,7 @@ def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) ->
         f"Calibration would observe {samples} samples.",
     ):
         console.print(line, highlight=False)
+    _show_notes(cost.notes, console)
 
 
 def _size(shape: tuple[int, ...]) -> str:

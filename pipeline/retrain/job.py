@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.jobs.evaluation import check_evaluation, input_shapes
 from pipeline.jobs.files import MODEL_FILES, Writer, output_files, write_files
 from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
+from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
@@ -83,6 +84,7 @@ class _Done:
     samples: int
 
 
+@names_unknown_fields
 def train_model(
     config: str | Path | Config,
     *,
@@ -129,6 +131,7 @@ def train_model(
     return _trained(done, files)
 
 
+@names_unknown_fields
 def retrain_model(
     config: str | Path | Config,
     *,

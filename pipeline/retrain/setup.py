@@ -101,7 +101,7 @@ def set_up(config: Config, group: Group, opened: ExitStack) -> Setup:
     """
     settings = config.retrain
     assert settings is not None
-    solver = caffeio.read_solver(settings.solver)
+    solver = caffeio.read_solver(settings.solver, settings.root)
     seed = settings.seed if settings.seed is not None else max(solver.param.random_seed, 0)
     torch.manual_seed(seed + group.rank)
     net = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel, partial=True)
