@@ -82,7 +82,7 @@ def test_a_tail_is_in_the_exported_models_as_it_is(tmp_path: Path):
         assert (tail.type, tail.bottoms, tail.tops) == ("Fancy", ("fc",), ("found",))
         np.testing.assert_array_equal(tail.blobs[0], weights)
         (text,) = tail.unknown
-        assert text.text.split() == 'fancy_param { sizes: 3 sizes: 4 mode: "odd" }'.split()
+        assert " ".join(text.text.split()) == 'fancy_param { sizes: 3 sizes: 4 mode: "odd" }'
     (note,) = [n for n in report.notes if "tail" in n]  # and not one for its parameters, too
     assert "nothing that could be quantized depends on it" in note
     (left,) = [x for x in report.layers if x.layer == "tail"]
