@@ -11,12 +11,12 @@ from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError
-from pipeline.jobs.stages import Clock, Ranges, calibrate, evaluation, improved, read_samples
+from pipeline.jobs.data import evaluation, evaluation_feed
+from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import Runnable, compare, layer_errors
 from pipeline.quantize.fallback import FallbackResult, fewest_in_float, order_of
-from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import Improved, judged_blobs
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import mean_decibels
@@ -90,6 +90,7 @@ def fall_back(
             update={"calibrate": config.calibrate.model_copy(update={"effort": "best"})}
         )
         again = prepare(raised, work.net)
+        again = replace(again, notes=work.notes, warnings=work.warnings)
         net = FloatNet(again.fused.net, device=device)
         new_ranges = calibrate(raised, again, net, reporter)
         best = improved(raised, again, new_ranges, reporter, clock, device=device)
@@ -117,7 +118,7 @@ class _Metric:
         self, config: Config, work: Prepared, settings: FallbackConfig, device: str
     ) -> None:
         e = evaluation(config, work)
-        feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+        feed = evaluation_feed(config, work)
         try:
             batches = feed.batches(e.batch_size, e.batch_num)
             self._batches = [replace(b, inputs=feed.for_net(b)) for b in batches]
@@ -133,9 +134,10 @@ class _Metric:
             return
         rank = getattr(scores[0], self._name)
         if rank is None:
+            why = f" ({scores[0].unranked})" if scores[0].unranked else ""
             raise ConfigError(
                 f"fallback.metric = '{self._name}' needs labels in evaluate.data, and an output "
-                "with a score for each class"
+                f"with a score for each class{why}"
             )
         self.exact = float(rank)
 

@@ -13,6 +13,7 @@ from caffeio.prototxt import format_text
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.jobs.data import input_shapes
 from pipeline.jobs.files import (
     MODEL_FILES,
     Writer,
@@ -25,7 +26,6 @@ from pipeline.jobs.stages import (
     Ranges,
     calibrate,
     finish,
-    input_shapes,
 )
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan

@@ -13,12 +13,21 @@ from pathlib import Path
 import numpy as np
 
 import kernels
-from caffeio import Layer, Net, NetError, Value
+from caffeio import Net, NetError
 from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS
 from pipeline.config.load import Config, EvaluateConfig
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
+from pipeline.jobs.data import (
+    NO_SAMPLES,
+    calibration_feed,
+    chosen_how,
+    evaluation,
+    evaluation_feed,
+    input_shapes,
+    planned_inputs,
+)
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
 from pipeline.quantize.activations import Activations
@@ -30,6 +39,7 @@ from pipeline.quantize.calibrate import (
     search_exactly,
 )
 from pipeline.quantize.corrections import Corrected
+from pipeline.quantize.data_seen import DataSeen, DataWatch
 from pipeline.quantize.evaluate import (
     DecodedOnce,
     LayerError,
@@ -41,7 +51,7 @@ from pipeline.quantize.evaluate import (
 )
 from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.fallback import FallbackResult
-from pipeline.quantize.feed import Feed, open_feed
+from pipeline.quantize.feed import Feed
 from pipeline.quantize.improve import (
     Calibration,
     Improved,
@@ -55,7 +65,9 @@ from pipeline.quantize.integers import layer_record
 from pipeline.quantize.prepare import Prepared
 from pipeline.report.progress import Reporter
 from pipeline.report.values import LayerReport, Report
+from pipeline.report.warnings import said_of
 from pipeline.runtime.executor import FloatNet
+from pipeline.runtime.shapes import input_shapes as declared_shapes
 
 __all__ = [
     "Clock",
@@ -66,13 +78,13 @@ __all__ = [
     "evaluation",
     "finish",
     "improved",
-    "input_shapes",
     "make_record",
     "make_report",
     "read_samples",
 ]
 
-_NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
+#: The pass that observes, in a progress bar.
+_OBSERVE = "calibrate"
 #: Samples at a time when the error of each layer is measured: it holds every layer's output.
 _LAYER_BATCH = 2
 #: Bytes of evaluation samples held in memory from one model to the next.
@@ -106,12 +118,15 @@ class Ranges:
         How many were observed.
     seen : Observations, optional
         What was observed.
+    data : DataSeen, optional
+        The samples themselves.
     """
 
     params: dict[str, QuantParams]
     shapes: dict[str, Shape]
     samples: int
     seen: Observations | None = None
+    data: DataSeen | None = None
 
 
 def calibrate(
@@ -119,16 +134,17 @@ def calibrate(
 ) -> Ranges:
     """Observe the reference samples and search scale and offset for each layer."""
     c = work.calibrate
-    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    feed, watch = calibration_feed(config, work), DataWatch()
     try:
 
         def batches(what: str) -> Iterator[Mapping[str, np.ndarray]]:
             raw_batches = feed.batches(c.batch_size, c.batch_num)
+            raw_batches = raw_batches if what != _OBSERVE else watch.watched(raw_batches)
             return (feed.for_net(b) for b in reporter.track(raw_batches, what, c.batch_num))
 
         others = range(1, kernels.device_count(net.device))
         nets = [net, *(FloatNet(net.net, device=net.device) for _ in others)]
-        seen = observe_shards(nets, work.plans, batches("calibrate"), c.batch_num)
+        seen = observe_shards(nets, work.plans, batches(_OBSERVE), c.batch_num)
         if c.exact:
             again = batches("calibrate, exactly")
             params = search_exactly(net, work.plans, seen, again, bits=bits)
@@ -136,28 +152,9 @@ def calibrate(
             params = search(net.net, work.plans, seen, net.device, bits=bits)
     finally:
         feed.close()
-    shapes = {layer.name: seen.shapes[value] for layer, value in _planned_inputs(net.net, work)}
-    return Ranges(params, shapes, seen.samples, seen)
-
-
-def _planned_inputs(net: Net, work: Prepared) -> Iterator[tuple[Layer, Value]]:
-    for layer, link in zip(net.layers, net.links, strict=True):
-        if layer.name in work.plans:
-            yield layer, link.reads[0]
-
-
-def input_shapes(config: Config, work: Prepared, net: FloatNet) -> dict[str, Shape]:
-    """Return the shape of what each quantized layer reads, one sample, by the evaluation data."""
-    e = evaluation(config, work)
-    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
-    try:
-        if not len(feed):
-            raise PipelineError(_NO_SAMPLES)
-        first = feed.for_net(next(feed.batches(1, 1)))
-    finally:
-        feed.close()
-    shapes = net.shapes({name: x.shape for name, x in first.items()})
-    return {layer.name: shapes[value] for layer, value in _planned_inputs(net.net, work)}
+    shapes = {layer.name: seen.shapes[value] for layer, value in planned_inputs(net.net, work)}
+    data = watch.seen(chosen_how(work), declared_shapes(work.net))
+    return Ranges(params, shapes, seen.samples, seen, data)
 
 
 def make_record(work: Prepared, ranges: Ranges) -> Record:
@@ -180,7 +177,7 @@ def make_record(work: Prepared, ranges: Ranges) -> Record:
 def read_samples(config: Config, work: Prepared) -> Samples:
     """Read calibration samples in parts, some of them held back."""
     c = work.calibrate
-    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    feed = calibration_feed(config, work)
     try:
         batches = feed.batches(c.batch_size, c.batch_num)
         return samples_of(work.fused.net, (feed.for_net(b) for b in batches))
@@ -230,18 +227,6 @@ def _calibration(work: Prepared, ranges: Ranges, device: str) -> Calibration:
     return Calibration(make_record(work, ranges), candidates)
 
 
-def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
-    """Return what to evaluate on: ``[evaluate]``, the test data, or the reference samples."""
-    c = work.calibrate
-    if config.evaluate is not None:
-        return config.evaluate
-    if config.retrain is not None and config.retrain.test_data:
-        return EvaluateConfig(data=config.retrain.test_data)
-    if not c.data:
-        raise ConfigError("[evaluate] is missing: it names the samples to compare models on")
-    return EvaluateConfig(data=c.data, batch_size=c.batch_size, batch_num=c.batch_num)
-
-
 def check_evaluation(config: Config, work: Prepared) -> None:
     """Check the evaluation data before the long work: raise what `evaluate` would after it.
 
@@ -277,10 +262,10 @@ def evaluate(
         "fakequant": lambda: FloatNet(fakequant_net(int8.net, int8.layers), device=device),
         "int8": lambda: int8,
     }
-    feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+    feed = evaluation_feed(config, work)
     try:
         if not len(feed):
-            raise PipelineError(_NO_SAMPLES)
+            raise PipelineError(NO_SAMPLES)
         net = FloatNet(work.fused.net, device=device)
         size = _layer_batch(net, feed, e)
         few = -(-min(e.layer_samples, len(feed)) // size)
@@ -359,9 +344,11 @@ def finish(
         scores = evaluate(config, work, before or work.net, int8, device, reporter)
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
+    notes, warnings = said_of(work, ranges.data, ranges.seen, scores[0])
     report = replace(
-        report, trials=improvements.trials, fallback=fallback, net_quantized=result.net
-    )
+        report, trials=improvements.trials, fallback=fallback, net_quantized=result.net,
+        data=ranges.data, notes=notes, warnings=warnings,
+    )  # fmt: skip
     write_files(files, {**model_writers(report, work.fused, int8), **(more or {})})
     return report
 

@@ -12,12 +12,13 @@ import kernels
 from caffeio import Layer, Net
 from caffeio.data import Batch
 from kernels import QuantParams
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.layers import layer_type
 from pipeline.layers.int8 import QuantizedLayer
+from pipeline.quantize.accuracy import Accuracy
 from pipeline.quantize.activations import Activations
 from pipeline.quantize.int8_net import Int8Net
-from pipeline.quantize.measure import Closeness, TopK
+from pipeline.quantize.measure import Closeness
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.loop import Observer
 from pipeline.runtime.state import State
@@ -82,6 +83,10 @@ class ModelScore:
         Percent; None without labels.
     outputs : tuple of BlobScore
         Empty for the float model.
+    unranked : str
+        Why there is no accuracy although there are labels; empty otherwise.
+    classes : int
+        Scores that the labels were held against; 0 if none were.
     """
 
     model: str
@@ -89,6 +94,8 @@ class ModelScore:
     top1: float | None
     top5: float | None
     outputs: tuple[BlobScore, ...]
+    unranked: str = ""
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,16 +173,11 @@ def compare(
         What to compare; the last with one score a class is held against the labels.
     memory : int
         Bytes of the first model's outputs to hold; more lie in files meanwhile.
-
-    Raises
-    ------
-    PipelineError
-        If a label is no class of the net.
     """
     scores: list[ModelScore] = []
     with Activations(memory) as exact:
         for name, make in models.items():
-            net, state, rank, samples = make(), State(), TopK(), 0
+            net, state, accuracy, samples = make(), State(), Accuracy(), 0
             closeness = {} if not scores else {blob: Closeness() for blob in blobs}
             for i, batch in enumerate(batches(name)):
                 found = net.forward(batch.inputs, blobs, state=state)
@@ -184,9 +186,9 @@ def compare(
                         closeness[blob].update(exact.get((blob, i)), found[blob])
                     else:
                         exact.put((blob, i), found[blob])
-                _rank(rank, found, batch)
+                accuracy.update(found, batch)
                 samples += len(batch.names)
-            scores.append(_score(name, samples, rank, closeness))
+            scores.append(_score(name, samples, accuracy, closeness))
             del net
     return tuple(scores)
 
@@ -219,37 +221,17 @@ class DecodedOnce:
             yield batch
 
 
-def _score(name: str, samples: int, rank: TopK, closeness: Mapping[str, Closeness]) -> ModelScore:
+def _score(
+    name: str, samples: int, accuracy: Accuracy, closeness: Mapping[str, Closeness]
+) -> ModelScore:
     return ModelScore(
         name,
         samples,
-        rank.top1 if rank.samples else None,
-        rank.top5 if rank.samples else None,
+        accuracy.top1,
+        accuracy.top5,
         tuple(BlobScore(blob, c.cosine, c.sqnr, c.sample_sqnr) for blob, c in closeness.items()),
-    )
-
-
-def _rank(rank: TopK, outputs: Mapping[str, np.ndarray], batch: Batch) -> None:
-    """Hold the last blob of one score a class against the batch's labels, if it has any."""
-    labels = batch.labels
-    scores = next((y for y in reversed([*outputs.values()]) if _ranks(y)), None)
-    if labels is None or labels.ndim != 1 or scores is None or len(scores) != len(labels):
-        return
-    classes = scores.shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        bad = int(np.argmax((labels < 0) | (labels >= classes)))
-        raise PipelineError(
-            f"sample '{batch.names[bad]}' has label {labels[bad]}, but the net has {classes} "
-            "classes, 0 to "
-            f"{classes - 1}"
-        )
-    rank.update(scores, labels)
-
-
-def _ranks(scores: np.ndarray) -> bool:
-    """Whether an output holds one score for each of several classes: (N, classes[, 1, 1])."""
-    return (
-        scores.ndim >= 2 and scores.shape[1] >= 2 and scores.size == len(scores) * scores.shape[1]
+        accuracy.reason,
+        accuracy.classes,
     )
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
 from pipeline.report.cost import NetCost
+from pipeline.report.data_tables import show_data, show_notes, show_warnings
 from pipeline.report.values import Report
 
 __all__ = ["show_files", "show_plan", "show_report", "show_sensitivity"]
@@ -28,9 +29,11 @@ def show_report(report: Report, console: Console) -> None:
         _show_fallback(report.fallback, console)
     if report.accuracy:
         console.print(_accuracy_table(report))
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+    if report.data is not None:
+        show_data(report.data, console)
+    show_notes(report.notes, console)
     show_files(report.files, console)
+    show_warnings(report.warnings, console)
 
 
 def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:

@@ -12,6 +12,7 @@ from caffeio import Net
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.jobs.data import input_shapes
 from pipeline.jobs.files import MODEL_FILES, Writer, output_files, write_files
 from pipeline.jobs.stages import (
     Clock,
@@ -19,7 +20,6 @@ from pipeline.jobs.stages import (
     calibrate,
     check_evaluation,
     finish,
-    input_shapes,
 )
 from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.quantize.assign import LayerPlan
