@@ -143,23 +143,40 @@ def look_at_data(config: Config, work: Prepared, *, device: str = "cpu") -> Look
         doubts = _norm_doubts(work, feed, device)
     finally:
         feed.close()
+    observed = feed
     feed = evaluation_feed(config, work)
     try:
+        count = len(feed)
         if e.batch_num is not None:
             feed.batches(e.batch_size, e.batch_num)
+            count = e.batch_size * e.batch_num
         second = check_data(net, feed, e.batch_size, "evaluate.data")
+        shared = _shared(observed, feed, count)
     finally:
         feed.close()
     if _on_calibration(config, work):  # the same would be said twice
         said = {note.removeprefix("calibrate.data: ") for note in first.notes}
         new = [n for n in second.notes if n.removeprefix("evaluate.data: ") not in said]
         second = replace(second, notes=tuple(new), warnings=())
+    elif shared:
+        note = f"{shared} of the {len(observed)} calibration samples are evaluated, too"
+        second = replace(second, notes=(*second.notes, note))
     return Looked(
         first.shapes,
         second.shapes,
         (*first.notes, *second.notes),
         (*first.warnings, *second.warnings, *doubts),
     )
+
+
+def _shared(observed: Feed, evaluated: Feed, count: int) -> int:
+    """Return how many calibration samples are among the first `count` that are evaluated."""
+    ours, theirs = (
+        {(name, str(source.path)) for name, (source, _) in feed.inputs.items()}
+        for feed in (observed, evaluated)
+    )
+    places = range(evaluated.start, evaluated.start + count)
+    return sum(i in places for i in observed.places or ()) if ours == theirs else 0
 
 
 def _norm_doubts(work: Prepared, feed: Feed, device: str) -> tuple[str, ...]:
