@@ -30,10 +30,12 @@ from bench.to_onnx import to_onnx
 from caffeio import Net
 from caffeio.data import Batch
 from pipeline.config.load import Config, load_config
+from pipeline.jobs.data import calibration_feed
 from pipeline.layers import layer_type
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.measure import Closeness, TopK
+from pipeline.quantize.prepare import prepare
 
 __all__ = ["main"]
 
@@ -77,7 +79,7 @@ def read_job(config: Config) -> Job:
     )
     c, e = config.calibrate, config.evaluate
     assert e is not None
-    feed = open_feed(read, c.data, config.transform, "calibrate.data")
+    feed = calibration_feed(config, prepare(config, read))
     (blob,) = net.inputs
     some = [b.inputs[blob] for b in feed.batches(c.batch_size, c.batch_num)]
     feed.close()

@@ -23,6 +23,7 @@ caffemodel = "{models}/{caffemodel}"
 effort = "{effort}"
 batch_num = 2
 batch_size = 8
+samples = "first"
 data.source = "{data}/{calibrate}"
 [evaluate]
 batch_num = {count}

@@ -270,10 +270,6 @@ def outputs_exist(folder: Path) -> None:
     (folder / "out" / "net_record.txt").write_text("mine")
 
 
-def huge_label(folder: Path) -> None:
-    np.savez(folder / "data.npz", data=samples(24), label=np.full(24, 10))
-
-
 BROKEN = [
     ("truncated caffemodel", break_bytes("net.caffemodel", 1500), 1, ["net.caffemodel"]),
     ("empty caffemodel", break_bytes("net.caffemodel", 0), 1, ["net.caffemodel"]),
@@ -297,7 +293,6 @@ BROKEN = [
     ("no such data", break_text("config.toml", "data.npz", "nowhere.npz"), 1, ["nowhere.npz"]),
     ("no such model", break_text("config.toml", "net.prototxt", "nit.prototxt"), 1,
      ["nit.prototxt"]),
-    ("label beyond the classes", huge_label, 1, ["label 10", "10 classes"]),
     ("typo in the config", break_text("config.toml", "batch_num", "batch_nun"), 2,
      ["batch_nun", "batch_num"]),
     ("not TOML", break_text("config.toml", "[model]", "[model"), 2, ["config.toml", "TOML"]),

@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 from caffeio.data.batches import Batch, batches
+from caffeio.data.choose import Choice, choose_samples
 from caffeio.data.databases import LevelDBSource
+from caffeio.data.images import ImageSource
 from caffeio.data.mean import read_mean
 from caffeio.data.net_source import DATA_LAYERS, NetData, label_top, net_source
 from caffeio.data.open import KINDS, detect_kind, open_source
@@ -20,6 +22,8 @@ __all__ = [
     "DATA_LAYERS",
     "KINDS",
     "Batch",
+    "Choice",
+    "ImageSource",
     "LevelDBSource",
     "NetData",
     "NotEnoughData",
@@ -27,6 +31,7 @@ __all__ = [
     "Source",
     "Transform",
     "batches",
+    "choose_samples",
     "detect_kind",
     "label_top",
     "net_source",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffeio.data.source import Label, Order, Sample, Source
+from caffeio.data.source import Label, Order, Sample, Source, unread_files
 from caffeio.errors import CaffeFileError
 
 __all__ = ["ArraySource", "RawSource", "as_label", "as_sample", "is_idx", "open_idx",
@@ -75,6 +75,8 @@ class ArraySource(Source):
             raise CaffeFileError(
                 self.path, f"has {len(self.data)} samples but {len(self.labels)} labels"
             )
+        if self.labels is not None and self.labels.dtype.kind not in "buif":
+            raise CaffeFileError(self.path, f"holds labels of the type {self.labels.dtype}")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -95,8 +97,9 @@ def _pick(path: Path, names: Sequence[str], dataset: str | None, usual: tuple[st
 
 
 def open_numpy(
-    path: str | Path, dataset: str | None = None, labels: str | None = None, order: Order = None
-) -> ArraySource:
+    path: str | Path, dataset: str | None = None, labels: str | None = None, order: Order = None,
+    labelled: bool = True,
+) -> ArraySource:  # fmt: skip
     """Open a .npy or .npz file.
 
     Parameters
@@ -108,6 +111,8 @@ def open_numpy(
         the only array there is.
     order : {"BGR", "RGB"} or None
         What three channels are.
+    labelled : bool
+        False: leave the labels aside, whatever they are.
 
     Raises
     ------
@@ -128,7 +133,8 @@ def open_numpy(
                         path, f"which dataset holds the data? Name one of {', '.join(names)}"
                     )
                 name = names[0]
-            label = _pick(path, [n for n in names if n != name], labels, _LABEL_NAMES)
+            others = [n for n in names if n != name]
+            label = _pick(path, others, labels, _LABEL_NAMES) if labelled else None
             return ArraySource(path, archive[name], archive[label] if label else None, order)
     except CaffeFileError:
         raise
@@ -179,7 +185,9 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=begin).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def open_idx(path: str | Path, labels: str | Path | None = None) -> ArraySource:
+def open_idx(
+    path: str | Path, labels: str | Path | None = None, labelled: bool = True
+) -> ArraySource:
     """Open an idx file of images, as MNIST comes, perhaps compressed by gzip.
 
     Parameters
@@ -188,6 +196,8 @@ def open_idx(path: str | Path, labels: str | Path | None = None) -> ArraySource:
     labels : path-like, optional
         The idx file of the labels; if not given, the one beside it whose name says "labels"
         and "idx1" for "images" and "idx3", if there is one.
+    labelled : bool
+        False: leave the labels aside, whatever they are.
 
     Raises
     ------
@@ -195,6 +205,8 @@ def open_idx(path: str | Path, labels: str | Path | None = None) -> ArraySource:
         If a file is damaged, or the counts differ.
     """
     path = Path(path)
+    if not labelled:
+        return ArraySource(path, _read_idx(path))
     if labels is None:
         guess = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
         labels = guess if guess != path and guess.is_file() else None
@@ -214,12 +226,15 @@ class RawSource(Source):
     shape : tuple of int
         Of one file, the batch first.
     dtype : str
+    notes : tuple of str
+        How many files of the folder are not read.
     """
 
     path: Path
     files: Sequence[Path]
     shape: tuple[int, ...]
     dtype: str = "float32"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files) * self.shape[0]
@@ -278,4 +293,5 @@ def open_raw(path: str | Path, input_shape: Sequence[int], dtype: str = "float32
                 f"has {file.stat().st_size} bytes, but a {kind} batch of "
                 f"the shape {shape} has {size}",
             )
-    return RawSource(path, files, shape, kind.name)
+    notes = unread_files(path, set(path.iterdir()).difference(files)) if path.is_dir() else ()
+    return RawSource(path, files, shape, kind.name, notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,15 +32,21 @@ class Batch:
     inputs : dict of str to ndarray
         By input blob: N×C×H×W float32, C-contiguous.
     labels : ndarray or None
-        N int64 or float32, or N×... float32; None if the samples have none.
+        N int64 or float32, or N×... float32; None if the samples have none, or not all alike.
     names : tuple of str
         Of the samples of the first input.
+    places : tuple of int
+        Of the samples in their sources.
+    unlabelled : str
+        Why the samples' labels are no array although there are some; empty otherwise.
     """
 
     index: int
     inputs: dict[str, np.ndarray]
     labels: np.ndarray | None
     names: tuple[str, ...]
+    places: tuple[int, ...] = ()
+    unlabelled: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,7 @@ class _Row:
     data: dict[str, np.ndarray]
     label: Label
     name: str
+    place: int
 
 
 def batches(
@@ -58,6 +65,7 @@ def batches(
     batch_num: int | None = None,
     start: int = 0,
     prefetch: int = 2,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Read samples in order, batch by batch.
 
@@ -73,6 +81,8 @@ def batches(
         The first sample.
     prefetch : int
         Batches decoded ahead, by a few threads; 0: none, and no threads.
+    places : sequence of int, optional
+        Which samples there are to read, in order, instead of all from `start` on.
 
     Returns
     -------
@@ -100,7 +110,9 @@ def batches(
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"'{name}' has {count}" for name, count in lengths.items())
         raise ValueError(f"the inputs have different numbers of samples: {counts}")
-    available = max(next(iter(lengths.values())) - start, 0)
+    total = next(iter(lengths.values()))
+    chosen = range(min(start, total), total) if places is None else places
+    available = len(chosen)
     if batch_num is not None and batch_num * batch_size > available:
         first = next(iter(sources.values()))[0]
         required = batch_num * batch_size
@@ -110,14 +122,12 @@ def batches(
             required, available,
         )  # fmt: skip
     count = available if batch_num is None else batch_num * batch_size
-    spans = [
-        range(i, min(i + batch_size, start + count))
-        for i in range(start, start + count, batch_size)
-    ]
+    ends = [*range(0, count, batch_size), count]
+    spans = [chosen[a:b] for a, b in itertools.pairwise(ends)]
     return _run(sources, spans, prefetch)
 
 
-def _run(sources: _Inputs, spans: list[range], prefetch: int) -> Iterator[Batch]:
+def _run(sources: _Inputs, spans: list[Sequence[int]], prefetch: int) -> Iterator[Batch]:
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     if prefetch == 0:
         for number, span in enumerate(spans):
@@ -149,7 +159,7 @@ def _read(sources: _Inputs, index: int) -> _Row:
             raise CaffeFileError(sample.name, str(error)) from None
         first = first or sample.name
         label = sample.label if label is None else label
-    return _Row(data, label, first)
+    return _Row(data, label, first, index)
 
 
 def _collate(
@@ -166,17 +176,26 @@ def _collate(
                     f"first, '{first}', gave {shape}; resize or crop them to one size",
                 )
         inputs[name] = np.stack([row.data[name] for row in rows])
-    return Batch(number, inputs, _labels(rows), tuple(row.name for row in rows))
+    labels, unlabelled = _labels(rows)
+    names, places = tuple(row.name for row in rows), tuple(row.place for row in rows)
+    return Batch(number, inputs, labels, names, places, unlabelled)
 
 
-def _labels(rows: list[_Row]) -> np.ndarray | None:
+def _labels(rows: list[_Row]) -> tuple[np.ndarray | None, str]:
+    """Return the labels as one array, or None; and why they are none where some exist.
+
+    Labels that do not fit are no error here: whoever only observes the data needs none.
+    """
     lacking = [row for row in rows if row.label is None]
     if len(lacking) == len(rows):
-        return None
+        return None, ""
     if lacking:
-        raise CaffeFileError(lacking[0].name, "has no label, but others have one")
+        return None, f"sample '{lacking[0].name}' has no label, but others have one"
     whole = all(isinstance(row.label, int) for row in rows)
-    try:
-        return np.array([row.label for row in rows], np.int64 if whole else np.float32)
-    except ValueError:
-        raise CaffeFileError(rows[0].name, "the labels of a batch have different shapes") from None
+    shapes = [np.shape(row.label) for row in rows]  # type: ignore[arg-type]
+    other = next((row for row, s in zip(rows, shapes, strict=True) if s != shapes[0]), None)
+    if other is not None:
+        return None, (
+            f"the label of sample '{other.name}' has another shape than that of '{rows[0].name}'"
+        )
+    return np.array([row.label for row in rows], np.int64 if whole else np.float32), ""

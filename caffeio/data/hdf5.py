@@ -120,16 +120,22 @@ def _usual_label(file: Path, dataset: str) -> str | None:
 
 
 def open_hdf5(
-    path: str | Path, dataset: str = "data", labels: str | None = None, order: Order = None
-) -> HDF5Source:
-    """Open one HDF5 file; without `labels` its dataset "label" is taken if there is one."""
+    path: str | Path, dataset: str = "data", labels: str | None = None, order: Order = None,
+    labelled: bool = True,
+) -> HDF5Source:  # fmt: skip
+    """Open one HDF5 file; without `labels` its dataset "label" is taken if there is one.
+
+    With `labelled` false its labels are left aside, whatever they are.
+    """
     path = Path(path)
-    return HDF5Source(path, [path], dataset, labels or _usual_label(path, dataset), order)
+    labels = (labels or _usual_label(path, dataset)) if labelled else None
+    return HDF5Source(path, [path], dataset, labels, order)
 
 
 def open_hdf5_list(
     path: str | Path, dataset: str = "data", labels: str | None = None,
     root: str | Path | None = None, order: Order = None, exact: bool = False,
+    labelled: bool = True,
 ) -> HDF5Source:  # fmt: skip
     """Open a text file that names an HDF5 file on each line.
 
@@ -145,6 +151,8 @@ def open_hdf5_list(
         What three channels are.
     exact : bool
         See `HDF5Source`.
+    labelled : bool
+        As for `open_hdf5`.
 
     Raises
     ------
@@ -162,5 +170,5 @@ def open_hdf5_list(
                                      number)  # fmt: skip
     if not files:
         raise CaffeFileError(path, "lists no files")
-    labels = labels or _usual_label(files[0], dataset)
+    labels = (labels or _usual_label(files[0], dataset)) if labelled else None
     return HDF5Source(path, files, dataset, labels, order, exact)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from caffeio.data.decode import decode_image
-from caffeio.data.source import Label, Sample, Source
+from caffeio.data.source import Label, Sample, Source, unread_files
 from caffeio.errors import CaffeFileError
 from caffeio.prototxt import read_text_file
 
@@ -31,12 +33,15 @@ class ImageSource(Source):
         As long as `files`.
     color : bool
         Decode to three channels, BGR; else to one.
+    notes : tuple of str
+        Of a folder: how many files are not read.
     """
 
     path: Path
     files: Sequence[Path]
     labels: Sequence[Label]
     color: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -77,25 +82,27 @@ def open_folder(path: str | Path, class_folders: bool = False, color: bool = Tru
     path = Path(path)
     if not path.is_dir():
         raise CaffeFileError(path, "is not a folder")
+    everything = [*path.rglob("*")]
     files = sorted(
-        (f for f in path.rglob("*") if f.suffix.lower() in IMAGE_ENDINGS and f.is_file()),
+        (f for f in everything if f.suffix.lower() in IMAGE_ENDINGS and f.is_file()),
         key=lambda f: f.relative_to(path).as_posix(),
     )
+    notes = unread_files(path, set(everything).difference(files))
     if not files:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
         raise CaffeFileError(path, f"holds no images ({endings})")
     if not class_folders:
-        return ImageSource(path, files, [None] * len(files), color)
+        return ImageSource(path, files, [None] * len(files), color, notes)
     parents = [f.relative_to(path).parts for f in files]
     loose = next((f for f, parts in zip(files, parents, strict=True) if len(parts) == 1), None)
     if loose is not None:
         raise CaffeFileError(loose, "lies outside of the class folders, so that it has no label")
     classes = sorted({entry.name for entry in path.iterdir() if entry.is_dir()})
     labels = [classes.index(parts[0]) for parts in parents]
-    return ImageSource(path, files, labels, color)
+    return ImageSource(path, files, labels, color, notes)
 
 
-def _label(word: str) -> int | float | None:
+def _number(word: str) -> int | float | None:
     for kind in (int, float):
         try:
             return kind(word)
@@ -104,11 +111,17 @@ def _label(word: str) -> int | float | None:
     return None
 
 
-def open_list(path: str | Path, root: str | Path | None = None, color: bool = True) -> ImageSource:
+def open_list(
+    path: str | Path,
+    root: str | Path | None = None,
+    color: bool = True,
+    labelled: bool = True,
+) -> ImageSource:
     """Open a list of images: a text file with ``path label`` or ``path`` on each line.
 
-    The last space splits path and label, as in Caffe; where no line ends in a number there are
-    no labels and the whole line is the path.
+    The last space splits path and label, as in Caffe; where there is no such image, the longest
+    beginning of the line that is one (``path 4 0 11 9``, as lists for detection are written). A
+    label of several numbers is an array; what is no number is no label.
 
     Parameters
     ----------
@@ -118,12 +131,13 @@ def open_list(path: str | Path, root: str | Path | None = None, color: bool = Tr
         Where relative paths begin; the list's own folder if not given.
     color : bool
         Decode to three channels, BGR; else to one.
+    labelled : bool
+        False: leave the labels aside, whatever they are.
 
     Raises
     ------
     CaffeFileError
-        If the list is empty, some lines have labels and others have not, or an image does not
-        exist; with the line.
+        If the list is empty or an image does not exist; with the line.
     """
     path = Path(path)
     base = path.parent if root is None else Path(root)
@@ -133,18 +147,29 @@ def open_list(path: str | Path, root: str | Path | None = None, color: bool = Tr
         text = line.strip()
         if not text:
             continue
-        name, _, word = text.rpartition(" ")
-        label = _label(word) if name else None
-        if label is None:
-            name = text
-        if labels and (label is None) != (labels[0] is None):
-            have, lack = ("a label", "none") if label is not None else ("no label", "one")
-            raise CaffeFileError(path, f"has {have} here, but {lack} before", number)
-        file = base / name.strip()
-        if not file.is_file():
+        found = _split(base, text)
+        if found is None:
+            name, _, word = text.rpartition(" ")
+            file = base / (name.strip() if name and _number(word) is not None else text)
             raise CaffeFileError(path, f"names the image '{file}', which does not exist", number)
-        files.append(file)
-        labels.append(label)
+        files.append(found[0])
+        labels.append(found[1] if labelled else None)
     if not files:
         raise CaffeFileError(path, "lists no images")
     return ImageSource(path, files, labels, color)
+
+
+def _split(base: Path, text: str) -> tuple[Path, Label] | None:
+    """Return the image that a line names, and its label; None if there is no such image."""
+    name, _, word = text.rpartition(" ")
+    last = _number(word) if name else None
+    if last is not None and (base / name.strip()).is_file():
+        return base / name.strip(), last
+    name = text
+    while name:
+        if (base / name).is_file():
+            numbers = [_number(word) for word in text[len(name) :].split()]
+            whole = bool(numbers) and None not in numbers
+            return base / name, np.array(numbers, np.float32) if whole else None
+        name = name.rpartition(" ")[0].rstrip()
+    return None

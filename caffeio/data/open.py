@@ -69,6 +69,7 @@ def open_source(
     order: Order = None,
     input_shape: Sequence[int] | None = None,
     dtype: str = "float32",
+    labelled: bool = True,
 ) -> Source:
     """Open data of any kind.
 
@@ -92,6 +93,8 @@ def open_source(
         What three channels of arrays and raw records are, if it matters to the transform.
     input_shape, dtype
         For raw batches: a file's shape, the batch first, and its type.
+    labelled : bool
+        False: labels are left aside, so that none can be wrong.
 
     Returns
     -------
@@ -109,14 +112,16 @@ def open_source(
     kind = detect_kind(path) if kind == "auto" else kind
     name = None if labels is None else str(labels)
     openers: dict[str, Callable[[], Source]] = {
-        "folder": lambda: open_folder(path, class_folders, color is not False),
-        "list": lambda: open_list(path, root, color is not False),
+        "folder": lambda: open_folder(path, class_folders and labelled, color is not False),
+        "list": lambda: open_list(path, root, color is not False, labelled),
         "lmdb": lambda: LMDBSource(path, color, order),
         "leveldb": lambda: LevelDBSource(path, color, order),
-        "hdf5": lambda: open_hdf5(path, dataset or "data", name, order),
-        "hdf5_list": lambda: open_hdf5_list(path, dataset or "data", name, root, order),
-        "numpy": lambda: open_numpy(path, dataset, name, order),
-        "idx": lambda: open_idx(path, labels),
+        "hdf5": lambda: open_hdf5(path, dataset or "data", name, order, labelled),
+        "hdf5_list": lambda: open_hdf5_list(
+            path, dataset or "data", name, root, order, labelled=labelled
+        ),
+        "numpy": lambda: open_numpy(path, dataset, name, order, labelled),
+        "idx": lambda: open_idx(path, labels, labelled),
         "raw": lambda: open_raw(path, input_shape or (), dtype),
     }
     if kind == "raw" and input_shape is None:

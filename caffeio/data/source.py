@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-__all__ = ["Label", "NotEnoughData", "Order", "Sample", "Source"]
+__all__ = ["Label", "NotEnoughData", "Order", "Sample", "Source", "unread_files"]
 
 Label = int | float | np.ndarray | None
 #: The order of colour channels; None where the source does not know what its channels are.
@@ -61,6 +63,8 @@ class Source(ABC):
 
     #: Where the samples come from.
     path: Path
+    #: What the user should know of them: files that are not read.
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -87,3 +91,22 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing
         """Release files that are kept open; the source is not used after that."""
+
+
+def unread_files(folder: Path, files: Iterable[Path]) -> tuple[str, ...]:
+    """Return a note on files of a folder that are not read, by their endings; hidden ones aside.
+
+    Parameters
+    ----------
+    folder : Path
+    files : iterable of Path
+        Files and folders; only the files count.
+    """
+    kinds = Counter(
+        f.suffix.lower() or "no ending" for f in files if not f.name.startswith(".") and f.is_file()
+    )
+    if not kinds:
+        return ()
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    plural = "files that are" if kinds.total() > 1 else "file that is"
+    return (f"'{folder}' also holds {kinds.total()} {plural} not read: {counts}",)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from caffeio.data import Choice
 from kernels import METHODS
 from pipeline.config.base import Data, FilePath, Names, Number, QuantizableType, Table, as_tuple
 from pipeline.config.improve import Effort
@@ -134,6 +135,12 @@ class CalibrateConfig(Table):
     data: Data = ()
     batch_num: int = Field(1, ge=1)
     batch_size: int = Field(1, ge=1)
+    samples: Choice | None = Field(
+        None,
+        description="which samples are observed; default: spread, but first with effort = "
+        "'original', for kind = 'net', and for nets with a state",
+    )
+    seed: int | None = Field(None, ge=0, description="of samples = 'shuffle'; default: 0")
     activation_offset: bool = True
     joint_quant: Literal[False] = False
     skip_layers: Names = ()
@@ -150,3 +157,9 @@ class CalibrateConfig(Table):
     quant_cfg: FilePath | None = Field(
         None, description="a simplified config of the Ascend tool, instead of the settings here"
     )
+
+    @model_validator(mode="after")
+    def _seed_is_used(self) -> CalibrateConfig:
+        if self.seed is not None and self.samples != "shuffle":
+            raise ValueError("seed is for samples = 'shuffle'")
+        return self

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
-from pipeline.jobs.evaluation import check_evaluation
+from pipeline.jobs.data import Looked, look_at_data
+from pipeline.jobs.evaluation import check_evaluator
 from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import MODEL_FILES, output_files
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.feed import open_feed
-from pipeline.quantize.prepare import prepare, read_model
+from pipeline.quantize.prepare import Prepared, prepare, read_model
 from pipeline.report.cost import NetCost, net_cost
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
@@ -63,10 +64,10 @@ def quantize_model(
     with on_compile(device, reporter.compiling):
         with clock.stage("read"):
             work = prepare(config, read_model(config))
-            if config.evaluate is None:
-                note = "no [evaluate] in the config: compared on the calibration samples"
-                work = replace(work, notes=(*work.notes, note))
-            check_evaluation(config, work)
+            work = _looked_at(config, work)[0]
+            check_evaluator(config, work)
+            for warning in work.warnings:  # now, too: the rest may take long
+                reporter.say(f"WARNING: {warning}", style="bold red")
         with clock.stage("calibrate"):
             ranges = calibrate(config, work, FloatNet(work.fused.net, device=device), reporter)
         better = improved(config, work, ranges, reporter, clock, device=device)
@@ -86,6 +87,16 @@ def quantize_model(
             improvements=better,
             fallback=tried,
         )
+
+
+def _looked_at(config: Config, work: Prepared) -> tuple[Prepared, Looked]:
+    """Look at the data, and add what it tells to notes and warnings."""
+    looked = look_at_data(config, work)
+    notes = [*work.notes, *looked.notes]
+    if config.evaluate is None:
+        notes.append("no [evaluate] in the config: compared on the calibration samples")
+    warnings = (*work.warnings, *looked.warnings)
+    return replace(work, notes=tuple(notes), warnings=warnings), looked
 
 
 @names_unknown_fields

@@ -11,13 +11,13 @@ from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError
-from pipeline.jobs.evaluation import evaluation, evaluator_of
+from pipeline.jobs.data import evaluation, evaluation_feed
+from pipeline.jobs.evaluation import evaluator_of
 from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import ModelScore, Runnable, compare, layer_errors
 from pipeline.quantize.fallback import FallbackResult, fewest_in_float, order_of
-from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import Improved, judged_blobs
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import mean_decibels
@@ -92,6 +92,7 @@ def fall_back(
             update={"calibrate": config.calibrate.model_copy(update={"effort": "best"})}
         )
         again = prepare(raised, work.net)
+        again = replace(again, notes=work.notes, warnings=work.warnings)
         net = FloatNet(again.fused.net, device=device)
         new_ranges = calibrate(raised, again, net, reporter)
         best = improved(raised, again, new_ranges, reporter, clock, device=device)
@@ -119,7 +120,7 @@ class _Metric:
         self, config: Config, work: Prepared, settings: FallbackConfig, device: str
     ) -> None:
         e = evaluation(config, work)
-        feed = open_feed(work.net, e.data, config.transform, "evaluate.data")
+        feed = evaluation_feed(config, work)
         try:
             batches = feed.batches(e.batch_size, e.batch_num)
             self._batches = [replace(b, inputs=feed.for_net(b)) for b in batches]

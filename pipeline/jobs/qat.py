@@ -13,7 +13,7 @@ from caffeio.prototxt import format_text
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
-from pipeline.jobs.evaluation import input_shapes
+from pipeline.jobs.data import input_shapes
 from pipeline.jobs.files import (
     MODEL_FILES,
     Writer,

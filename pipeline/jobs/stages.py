@@ -17,6 +17,7 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS
 from pipeline.config.load import Config
+from pipeline.jobs.data import calibration_feed, chosen_how
 from pipeline.jobs.evaluation import evaluate
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
@@ -28,12 +29,12 @@ from pipeline.quantize.calibrate import (
     search_exactly,
 )
 from pipeline.quantize.corrections import Corrected
+from pipeline.quantize.data_seen import DataSeen, DataWatch
 from pipeline.quantize.evaluate import (
     LayerError,
     ModelScore,
 )
 from pipeline.quantize.fallback import FallbackResult
-from pipeline.quantize.feed import open_feed
 from pipeline.quantize.improve import (
     Calibration,
     Improved,
@@ -47,7 +48,9 @@ from pipeline.quantize.integers import layer_record
 from pipeline.quantize.prepare import Prepared
 from pipeline.report.progress import Reporter
 from pipeline.report.values import LayerReport, Report
+from pipeline.report.warnings import said_of
 from pipeline.runtime.executor import FloatNet
+from pipeline.runtime.shapes import input_shapes as declared_shapes
 
 __all__ = [
     "Clock",
@@ -59,6 +62,10 @@ __all__ = [
     "make_report",
     "read_samples",
 ]
+
+
+#: The pass that observes, in a progress bar.
+_OBSERVE = "calibrate"
 
 
 @dataclass
@@ -88,12 +95,15 @@ class Ranges:
         How many were observed.
     seen : Observations, optional
         What was observed.
+    data : DataSeen, optional
+        The samples themselves.
     """
 
     params: dict[str, QuantParams]
     shapes: dict[str, Shape]
     samples: int
     seen: Observations | None = None
+    data: DataSeen | None = None
 
 
 def calibrate(
@@ -101,16 +111,17 @@ def calibrate(
 ) -> Ranges:
     """Observe the reference samples and search scale and offset for each layer."""
     c = work.calibrate
-    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    feed, watch = calibration_feed(config, work), DataWatch()
     try:
 
         def batches(what: str) -> Iterator[Mapping[str, np.ndarray]]:
             raw_batches = feed.batches(c.batch_size, c.batch_num)
+            raw_batches = raw_batches if what != _OBSERVE else watch.watched(raw_batches)
             return (feed.for_net(b) for b in reporter.track(raw_batches, what, c.batch_num))
 
         others = range(1, kernels.device_count(net.device))
         nets = [net, *(FloatNet(net.net, device=net.device) for _ in others)]
-        seen = observe_shards(nets, work.plans, batches("calibrate"), c.batch_num)
+        seen = observe_shards(nets, work.plans, batches(_OBSERVE), c.batch_num)
         if c.exact:
             again = batches("calibrate, exactly")
             params = search_exactly(net, work.plans, seen, again, bits=bits)
@@ -119,7 +130,8 @@ def calibrate(
     finally:
         feed.close()
     shapes = {name: seen.shapes[value] for name, value in work.reads(net.net).items()}
-    return Ranges(params, shapes, seen.samples, seen)
+    data = watch.seen(chosen_how(work), declared_shapes(work.net))
+    return Ranges(params, shapes, seen.samples, seen, data)
 
 
 def make_record(work: Prepared, ranges: Ranges) -> Record:
@@ -142,7 +154,7 @@ def make_record(work: Prepared, ranges: Ranges) -> Record:
 def read_samples(config: Config, work: Prepared) -> Samples:
     """Read calibration samples in parts, some of them held back."""
     c = work.calibrate
-    feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
+    feed = calibration_feed(config, work)
     try:
         batches = feed.batches(c.batch_size, c.batch_num)
         return samples_of(work.fused.net, (feed.for_net(b) for b in batches))
@@ -241,9 +253,11 @@ def finish(
         scores = evaluate(config, work, before or work.net, int8, device, reporter)
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
+    notes, warnings = said_of(work, ranges.data, ranges.seen, scores[0])
     report = replace(
-        report, trials=improvements.trials, fallback=fallback, net_quantized=result.net
-    )
+        report, trials=improvements.trials, fallback=fallback, net_quantized=result.net,
+        data=ranges.data, notes=notes, warnings=warnings,
+    )  # fmt: skip
     write_files(files, {**model_writers(report, work.fused, int8), **(more or {})})
     return report
 
@@ -259,8 +273,6 @@ def make_report(
 ) -> Report:
     """Gather what a run found."""
     accuracy, errors = scores
-    problems = dict.fromkeys(s.problem for s in accuracy if s.problem)
-    notes = (*work.notes, *(f"the evaluator measured nothing: {p}" for p in problems))
     layers = tuple(
         LayerReport(
             v.layer,
@@ -274,4 +286,6 @@ def make_report(
         )
         for v in work.verdicts
     )
-    return Report(name, record, accuracy, layers, files, samples, clock.seconds, notes, work.effort)
+    return Report(
+        name, record, accuracy, layers, files, samples, clock.seconds, work.notes, work.effort
+    )

@@ -12,14 +12,14 @@ import kernels
 from caffeio import Layer
 from caffeio.data import Batch
 from kernels import QuantParams
-from pipeline.errors import PipelineError
 from pipeline.evaluators import Guarded
 from pipeline.layers import layer_type
 from pipeline.layers.int8 import QuantizedLayer
+from pipeline.quantize.accuracy import Accuracy
 from pipeline.quantize.activations import Activations
 from pipeline.quantize.detections import Agreement, DetectionScore
 from pipeline.quantize.int8_net import Int8Net
-from pipeline.quantize.measure import Closeness, TopK
+from pipeline.quantize.measure import Closeness
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.loop import Observer
 from pipeline.runtime.shapes import behind_data
@@ -90,6 +90,10 @@ class ModelScore:
         What the evaluator found.
     problem : str
         Why it found nothing.
+    unranked : str
+        Why there is no accuracy although there are labels; empty otherwise.
+    classes : int
+        Scores that the labels were held against; 0 if none were.
     """
 
     model: str
@@ -100,6 +104,8 @@ class ModelScore:
     detections: tuple[DetectionScore, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
+    unranked: str = ""
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,16 +160,11 @@ def compare(
         Makes what measures one model on these blobs.
     memory : int
         Bytes of the first model's outputs to hold; more lie in files meanwhile.
-
-    Raises
-    ------
-    PipelineError
-        If a label is no class of the net.
     """
     scores: list[ModelScore] = []
     with Activations(memory) as exact:
         for name, make in models.items():
-            net, state, rank, samples = make(), State(), TopK(), 0
+            net, state, accuracy, samples = make(), State(), Accuracy(), 0
             sums: dict[str, Closeness | Agreement] = {}
             if scores:
                 sums = {blob: Closeness() for blob in blobs}
@@ -177,11 +178,11 @@ def compare(
                     else:
                         exact.put((blob, i), y)
                 if not detections:  # whose scores of boxes are no scores of classes
-                    _rank(rank, {blob: found[blob] for blob in blobs}, batch)
+                    accuracy.update({blob: found[blob] for blob in blobs}, batch)
                 if metrics is not None:
                     metrics.update(found, batch)
                 samples += len(batch.names)
-            score = _score(name, samples, rank, sums)
+            score = _score(name, samples, accuracy, sums)
             if metrics is not None:
                 found_metrics = metrics.result()
                 score = replace(score, metrics=found_metrics, problem=metrics.problem)
@@ -219,43 +220,21 @@ class DecodedOnce:
 
 
 def _score(
-    name: str, samples: int, rank: TopK, sums: Mapping[str, Closeness | Agreement]
+    name: str, samples: int, accuracy: Accuracy, sums: Mapping[str, Closeness | Agreement]
 ) -> ModelScore:
     return ModelScore(
         name,
         samples,
-        rank.top1 if rank.samples else None,
-        rank.top5 if rank.samples else None,
+        accuracy.top1,
+        accuracy.top5,
         tuple(
             BlobScore(blob, c.cosine, c.sqnr, c.sample_sqnr)
             for blob, c in sums.items()
             if isinstance(c, Closeness)
         ),
         tuple(a.score(blob) for blob, a in sums.items() if isinstance(a, Agreement)),
-    )
-
-
-def _rank(rank: TopK, outputs: Mapping[str, np.ndarray], batch: Batch) -> None:
-    """Hold the last blob of one score a class against the batch's labels, if it has any."""
-    labels = batch.labels
-    scores = next((y for y in reversed([*outputs.values()]) if _ranks(y)), None)
-    if labels is None or labels.ndim != 1 or scores is None or len(scores) != len(labels):
-        return
-    classes = scores.shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        bad = int(np.argmax((labels < 0) | (labels >= classes)))
-        raise PipelineError(
-            f"sample '{batch.names[bad]}' has label {labels[bad]}, but the net has {classes} "
-            "classes, 0 to "
-            f"{classes - 1}"
-        )
-    rank.update(scores, labels)
-
-
-def _ranks(scores: np.ndarray) -> bool:
-    """Whether an output holds one score for each of several classes: (N, classes[, 1, 1])."""
-    return (
-        scores.ndim >= 2 and scores.shape[1] >= 2 and scores.size == len(scores) * scores.shape[1]
+        unranked=accuracy.reason,
+        classes=accuracy.classes,
     )
 
 

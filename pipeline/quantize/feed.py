@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from caffeio import Net
 from caffeio.data import (
     DATA_LAYERS,
     Batch,
+    Choice,
     NotEnoughData,
     Source,
     Transform,
     batches,
+    choose_samples,
     label_top,
     net_source,
     open_source,
@@ -23,9 +26,76 @@ from caffeio.data import (
 )
 from pipeline.config.base import DataConfig, TransformConfig
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.runtime.schedule import optional_inputs
+from pipeline.layers import Shape
+from pipeline.layers.int8 import INT8_TYPES
+from pipeline.quantize.outputs import compared_blobs
+from pipeline.runtime.schedule import last_values, optional_inputs
+from pipeline.runtime.shapes import input_shapes
 
-__all__ = ["Feed", "open_feed", "to_transform"]
+__all__ = ["Feed", "LabelInput", "open_feed", "to_transform"]
+
+
+@dataclass(frozen=True)
+class LabelInput:
+    """The input of a net that takes the labels.
+
+    Attributes
+    ----------
+    blob : str
+    needed : bool
+        Something that is quantized or compared depends on it; else it does not matter what the
+        labels are.
+    optional : bool
+        The net runs without it.
+    shape : tuple of int or None
+        As the prototxt gives it, batch first.
+    """
+
+    blob: str
+    needed: bool = True
+    optional: bool = False
+    shape: Shape | None = None
+
+    @classmethod
+    def of(cls, net: Net, outputs: Sequence[str] = ()) -> LabelInput | None:
+        """Return that of a net of which some blobs are compared; None if it takes no labels."""
+        blob = _label_input(net)
+        if blob is None:
+            return None
+        reached = {value for value in net.readers if value.blob == blob and value.version == 0}
+        quantized = False
+        for layer, link in zip(net.layers, net.links, strict=True):
+            if reached.intersection(link.reads):
+                reached.update(link.writes)
+                quantized = quantized or layer.type in INT8_TYPES
+        last = last_values(net)
+        compared = {last[name] for name in compared_blobs(net, outputs)}
+        return cls(
+            blob,
+            quantized or bool(compared & reached),
+            blob in optional_inputs(net),
+            input_shapes(net).get(blob),
+        )
+
+    def array(self, batch: Batch) -> np.ndarray | None:
+        """Return what the net is given for a batch; None: nothing.
+
+        Raises
+        ------
+        PipelineError
+            If the labels are needed and there are none.
+        """
+        count = len(batch.names)
+        if not self.needed:
+            return None if self.optional else np.zeros((count, *(self.shape or ())[1:]), np.float32)
+        if batch.labels is None:
+            why = batch.unlabelled or "the data has none"
+            raise PipelineError(
+                f"the net's outputs depend on its input '{self.blob}', labels: {why}"
+            )
+        labels = batch.labels.astype(np.float32)
+        wanted = (count, *(self.shape or ())[1:])
+        return labels.reshape(wanted) if labels.size == math.prod(wanted) else labels
 
 
 @dataclass(frozen=True)
@@ -37,33 +107,61 @@ class Feed:
     inputs : dict of blob name to (Source, Transform)
     start : int
         Samples to pass over.
-    label_blob : str or None
-        Input blob of the net that takes the labels.
+    label : LabelInput or None
+        Input of the net that takes the labels.
+    places : tuple of int or None
+        The samples that are read, in order; None: all from `start` on.
+    notes : tuple of str
+        What the user should know of the data.
     """
 
     inputs: dict[str, tuple[Source, Transform]]
     start: int
-    label_blob: str | None
+    label: LabelInput | None = None
+    places: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of samples there are."""
+        if self.places is not None:
+            return len(self.places)
         first, _ = next(iter(self.inputs.values()))
         return max(len(first) - self.start, 0)
 
+    @property
+    def label_blob(self) -> str | None:
+        """The input of the net that takes the labels."""
+        return self.label.blob if self.label else None
+
     def batches(self, batch_size: int, batch_num: int | None = None) -> Iterator[Batch]:
-        """Read batches in order, decoded ahead; see `caffeio.data.batches`."""
+        """Read batches in order, decoded ahead; see `caffeio.data.batches`.
+
+        Raises
+        ------
+        PipelineError
+            At once, if there are fewer samples than `batch_num` batches hold.
+        """
         try:
-            yield from batches(self.inputs, batch_size, batch_num, self.start)
+            return batches(self.inputs, batch_size, batch_num, self.start, places=self.places)
         except NotEnoughData as error:
             raise PipelineError(
                 f"{error}; lower batch_num or batch_size, or give more data"
             ) from None
 
+    def chosen(self, how: Choice, count: int, seed: int = 0) -> Feed:
+        """Return a feed of some of the samples; of all, in order, if there are not so many."""
+        if count > len(self):
+            return self
+        places = choose_samples(how, count, len(self), seed)
+        return replace(self, places=tuple(self.start + i for i in places))
+
     def for_net(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Return what the net is to be given: the data, and the labels if it takes them."""
-        if self.label_blob is None or batch.labels is None:
+        """Return what the net is to be given: the data, and the labels if they matter."""
+        labels = self.label.array(batch) if self.label else None
+        if labels is None:
             return batch.inputs
-        return {**batch.inputs, self.label_blob: batch.labels.astype(np.float32)}
+        assert self.label is not None
+        return {**batch.inputs, self.label.blob: labels}
 
     def close(self) -> None:
         """Close all sources."""
@@ -72,7 +170,13 @@ class Feed:
 
 
 def open_feed(
-    net: Net, tables: tuple[DataConfig, ...], transform: TransformConfig, where: str
+    net: Net,
+    tables: tuple[DataConfig, ...],
+    transform: TransformConfig,
+    where: str,
+    *,
+    labelled: bool = True,
+    outputs: Sequence[str] = (),
 ) -> Feed:
     """Open the data that the config names.
 
@@ -86,6 +190,10 @@ def open_feed(
         For tables without one of their own.
     where : str
         The tables' place in the config, for messages.
+    labelled : bool
+        False: labels are read only if the net needs them, so that none can be wrong.
+    outputs : sequence of str
+        The blobs that are compared; by default the net's outputs.
 
     Returns
     -------
@@ -100,24 +208,32 @@ def open_feed(
     """
     if not tables:
         raise ConfigError(f"[{where}] is missing: it names the samples")
+    label = LabelInput.of(net, outputs)
     if tables[0].kind == "net":
-        return _own_feed(net, tables[0])
+        return _own_feed(net, tables[0], label)
+    labelled = labelled or (label is not None and label.needed)
     opened: dict[str, tuple[Source, Transform]] = {}
     data_inputs = _data_inputs(net)
     needed = [blob for blob in data_inputs if blob not in optional_inputs(net)]
     for table in tables:
         blob = table.input or (needed[0] if len(needed) == 1 else None)
+        if not data_inputs:
+            raise ConfigError(
+                f"[{where}]: net '{net.name}' has no inputs: its layers make their data themselves"
+            )
         if blob is None or blob not in data_inputs:
             raise ConfigError(
                 f"[{where}]: 'input' must be one of the net's inputs: {', '.join(data_inputs)}"
             )
         if blob in opened:
             raise ConfigError(f"[{where}]: input '{blob}' is given twice")
-        opened[blob] = (_open(table, where), to_transform(table.transform or transform))
+        to_input = to_transform(table.transform or transform)
+        opened[blob] = (_open(table, where, labelled), to_input)
     absent = [blob for blob in needed if blob not in opened]
     if absent:
         raise ConfigError(f"[{where}]: no data for the net's input '{absent[0]}'")
-    return Feed(opened, tables[0].start, _label_input(net))
+    notes = tuple(f"{where}: {note}" for source, _ in opened.values() for note in source.notes)
+    return Feed(opened, tables[0].start, label, notes=notes)
 
 
 def _label_input(net: Net) -> str | None:
@@ -132,7 +248,7 @@ def _data_inputs(net: Net) -> list[str]:
     return [blob for blob in net.inputs if blob != _label_input(net)]
 
 
-def _own_feed(net: Net, table: DataConfig) -> Feed:
+def _own_feed(net: Net, table: DataConfig, label: LabelInput | None) -> Feed:
     """Open the data that the net's own data layer names, relative to `root`."""
     makers = [x for x in net.layers if x.type in DATA_LAYERS]
     if len(makers) != 1:
@@ -141,10 +257,10 @@ def _own_feed(net: Net, table: DataConfig) -> Feed:
             "exactly one is needed"
         )
     data = net_source(makers[0], table.root or ".")
-    return Feed(dict(data.inputs), table.start, data.label_blob)
+    return Feed(dict(data.inputs), table.start, label)
 
 
-def _open(table: DataConfig, where: str) -> Source:
+def _open(table: DataConfig, where: str, labelled: bool) -> Source:
     assert table.source is not None
     labels = str(table.labels_file) if table.labels_file else table.label_dataset
     try:
@@ -159,6 +275,7 @@ def _open(table: DataConfig, where: str) -> Source:
             order=table.order,
             input_shape=table.input_shape,
             dtype=table.data_type,
+            labelled=labelled,
         )
     except TypeError as error:
         raise ConfigError(f"[{where}]: {error}") from None

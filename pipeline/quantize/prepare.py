@@ -44,6 +44,8 @@ class Prepared:
     effort : "original", "standard" or "best"
         What the config asks for. Without a word of it: standard, but original with a quant_cfg or
         a training, whose results are those of the original tool.
+    warnings : tuple of str
+        What is probably wrong.
     """
 
     net: Net
@@ -53,6 +55,7 @@ class Prepared:
     calibrate: CalibrateConfig
     notes: tuple[str, ...]
     effort: Effort = "original"
+    warnings: tuple[str, ...] = ()
 
     def reads(self, net: Net) -> dict[str, Value]:
         """Return what each layer to be quantized reads in a net of these layers."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
 from pipeline.report.cost import NetCost
+from pipeline.report.data_tables import show_data, show_notes, show_warnings
 from pipeline.report.values import Report
 
 __all__ = ["show_files", "show_plan", "show_report", "show_sensitivity"]
@@ -32,13 +33,11 @@ def show_report(report: Report, console: Console) -> None:
             console.print(_metric_table(report))
         if any(score.detections for score in report.accuracy):
             console.print(_detection_table(report))
-    _show_notes(report.notes, console)
+    if report.data is not None:
+        show_data(report.data, console)
+    show_notes(report.notes, console)
     show_files(report.files, console)
-
-
-def _show_notes(notes: Sequence[str], console: Console) -> None:
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    show_warnings(report.warnings, console)
 
 
 def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:
@@ -218,7 +217,7 @@ def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) ->
         f"Calibration would observe {samples} samples.",
     ):
         console.print(line, highlight=False)
-    _show_notes(cost.notes, console)
+    show_notes(cost.notes, console)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from caffeio import Net
 from caffeio.record import Record
+from pipeline.quantize.data_seen import DataSeen
 from pipeline.quantize.evaluate import LayerError, ModelScore
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import Trial
@@ -73,6 +74,10 @@ class Report:
         What each improvement did.
     fallback : FallbackResult or None
         What ``[fallback]`` tried.
+    data : DataSeen or None
+        The samples that were observed.
+    warnings : tuple of str
+        What is probably wrong, above all with the data.
     net_quantized : Net or None
         The folded float net whose weights the integers stand for: with `record` it makes them.
     """
@@ -88,6 +93,8 @@ class Report:
     effort: str = "original"
     trials: tuple[Trial, ...] = ()
     fallback: FallbackResult | None = None
+    data: DataSeen | None = None
+    warnings: tuple[str, ...] = ()
     net_quantized: Net | None = None
 
     def int8_net(self, *, device: str = "cpu") -> Int8Net:

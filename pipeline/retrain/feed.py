@@ -7,7 +7,7 @@ training goes on from any iteration as if it had never stopped.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from caffeio.data import LevelDBSource, NotEnoughData
+from caffeio.data import ImageSource, LevelDBSource, NotEnoughData, Source
 from caffeio.errors import CaffeFileError
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.quantize.feed import Feed
@@ -105,6 +105,8 @@ class TrainingFeed:
         if not total:
             raise PipelineError("the training data holds no samples")
         sources = [source for source, _ in self._samples.feed.inputs.values()]
+        if self._samples.feed.label_blob is not None:
+            _check_labels(sources)
         if workers and any(isinstance(s, LevelDBSource) for s in sources):
             raise ConfigError(
                 "retrain.workers: only one process may open a LevelDB; set workers = 0, or "
@@ -202,6 +204,14 @@ class _Samples(Dataset):
                     raise CaffeFileError(sample.name, "has no label; training needs one")
                 row[label_blob] = np.asarray(sample.label, np.float32)
         return row
+
+
+def _check_labels(sources: Sequence[Source]) -> None:
+    """Raise if a list of images lacks a label: the training might end hours later for it."""
+    first = sources[0]
+    if isinstance(first, ImageSource) and None in first.labels:
+        file = first.files[first.labels.index(None)]
+        raise CaffeFileError(first.path, f"gives no label for '{file}'; training needs one")
 
 
 def _collate(rows: list[_Row]) -> dict[str, Tensor] | str:

@@ -12,7 +12,8 @@ from caffeio import Net
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
-from pipeline.jobs.evaluation import check_evaluation, input_shapes
+from pipeline.jobs.data import input_shapes
+from pipeline.jobs.evaluation import check_evaluation
 from pipeline.jobs.files import MODEL_FILES, Writer, output_files, write_files
 from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
 from pipeline.jobs.unknown import names_unknown_fields

@@ -19,7 +19,7 @@ from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
 from pipeline.layers import layer_type
 from pipeline.layers.source import declared_batch
-from pipeline.quantize.feed import Feed, open_feed
+from pipeline.quantize.feed import Feed, LabelInput, open_feed
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
 from pipeline.retrain.layers import Shape
@@ -214,7 +214,8 @@ def _data_layer(net: Net, where: str) -> Layer:
 
 def _open_layer(layer: Layer, base: Path) -> Feed:
     data = net_source(layer, base)
-    return Feed(dict(data.inputs), 0, data.label_blob)
+    label = None if data.label_blob is None else LabelInput(data.label_blob)
+    return Feed(dict(data.inputs), 0, label)
 
 
 def _input_shapes(net: Net, feed: TrainingFeed) -> dict[str, Shape]:

@@ -1,0 +1,185 @@
+"""The data as the net sees it: range, mean and deviation of each channel, and which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from caffeio import Net, Value
+from caffeio.data import Batch
+from kernels import Histogram
+from pipeline.layers import Shape
+
+__all__ = ["ChannelSeen", "DataSeen", "DataWatch", "InputSeen", "constant_inputs"]
+
+
+@dataclass(frozen=True)
+class ChannelSeen:
+    """The values of one channel of an input.
+
+    Attributes
+    ----------
+    low, high, mean, deviation : float
+    """
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class InputSeen:
+    """What one input of the net was given.
+
+    Attributes
+    ----------
+    blob : str
+    shape : tuple of int
+        Of one sample.
+    declared : tuple of int or None
+        What the prototxt says of it.
+    channels : tuple of ChannelSeen
+        Of images one for each channel; of anything else one for all values.
+    """
+
+    blob: str
+    shape: Shape
+    declared: Shape | None
+    channels: tuple[ChannelSeen, ...]
+
+
+@dataclass(frozen=True)
+class DataSeen:
+    """The samples that were observed.
+
+    Attributes
+    ----------
+    choice : str
+        ``"first"``, ``"spread"`` or ``"shuffle"``.
+    names : tuple of str
+        In the order in which they were read.
+    places : tuple of int
+        Their numbers in the source.
+    inputs : tuple of InputSeen
+    """
+
+    choice: str
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+    inputs: tuple[InputSeen, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say which inputs hold nothing: image channels of one value, or nothing but zeros."""
+        return tuple(line for seen in self.inputs for line in _empty(seen, len(self.names)))
+
+
+def _empty(seen: InputSeen, samples: int) -> Iterator[str]:
+    images = len(seen.shape) >= 3
+    for i, c in enumerate(seen.channels):
+        if c.low != c.high or (c.low and not images):  # an input of ones, such as 'cont', is right
+            continue
+        what = f"channel {i} of input" if len(seen.channels) > 1 else "input"
+        yield (
+            f"{what} '{seen.blob}' is {c.low:g} everywhere in all {samples} calibration samples: "
+            "is the data read as it was in training?"
+        )
+
+
+@dataclass
+class _Sums:
+    """Sums of one input, in float64: deviations merge without loss (Chan et al. 1983)."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    squares: np.ndarray
+    shape: Shape
+    values: int = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Add one sample, float64 (channels, values)."""
+        self.low = np.minimum(self.low, rows.min(axis=1))
+        self.high = np.maximum(self.high, rows.max(axis=1))
+        count = rows.shape[1]
+        mean = rows.mean(axis=1)
+        whole = self.values + count
+        distance = mean - self.mean
+        self.squares += np.square(rows - mean[:, None]).sum(axis=1)
+        self.squares += distance**2 * (self.values * count / whole)
+        self.mean += distance * (count / whole)
+        self.values = whole
+
+    def channels(self) -> tuple[ChannelSeen, ...]:
+        deviation = np.sqrt(self.squares / max(self.values, 1))
+        columns = (self.low, self.high, self.mean, deviation)
+        return tuple(ChannelSeen(*row) for row in np.stack(columns, axis=1).tolist())
+
+
+@dataclass
+class DataWatch:
+    """Sums up batches while they go by."""
+
+    _sums: dict[str, _Sums] = field(default_factory=dict)
+    _names: list[str] = field(default_factory=list)
+    _places: list[int] = field(default_factory=list)
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, having looked at each."""
+        for batch in batches:
+            self._names += batch.names
+            self._places += batch.places
+            with np.errstate(invalid="ignore"):  # NaN and infinity end the run, with a name
+                for blob, x in batch.inputs.items():
+                    self._add(blob, x)
+            yield batch
+
+    def _add(self, blob: str, x: np.ndarray) -> None:
+        if not x.size:
+            return
+        channels = x.shape[1] if x.ndim >= 4 else 1
+        if blob not in self._sums:
+            low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+            nothing = np.zeros((2, channels))
+            self._sums[blob] = _Sums(low, high, nothing[0], nothing[1], x.shape[1:])
+        for sample in x:
+            self._sums[blob].add(sample.reshape(channels, -1).astype(np.float64))
+
+    def seen(self, choice: str, declared: Mapping[str, Shape | None]) -> DataSeen:
+        """Return what went by.
+
+        Parameters
+        ----------
+        choice : str
+            How the samples were chosen.
+        declared : mapping of blob name to shape
+            What the prototxt says of the inputs, batch first.
+        """
+        inputs = tuple(
+            InputSeen(blob, sums.shape, _sample(declared.get(blob)), sums.channels())
+            for blob, sums in self._sums.items()
+        )
+        return DataSeen(choice, tuple(self._names), tuple(self._places), inputs)
+
+
+def _sample(shape: Shape | None) -> Shape | None:
+    return None if shape is None else tuple(shape[1:])
+
+
+def constant_inputs(
+    net: Net, planned: Iterable[str], histograms: Mapping[Value, Histogram]
+) -> Iterator[str]:
+    """Say which layers to quantize have read one value only: their scale means nothing."""
+    names = set(planned)
+    for layer, link in zip(net.layers, net.links, strict=True):
+        if layer.name not in names:
+            continue
+        hist = histograms[link.reads[0]]
+        if hist.total and hist.low == hist.high:
+            yield (
+                f"layer '{layer.name}' reads blob '{link.reads[0].blob}', which is {hist.low:g} "
+                "everywhere in all calibration samples: its scale means nothing"
+            )
