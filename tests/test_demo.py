@@ -153,7 +153,7 @@ def test_saved_fakequant_model_gives_the_reported_scores(
     assert [output.blob for output in score.outputs] == names
     for output in score.outputs:
         assert output.sqnr == pytest.approx(sqnr(want[output.blob], got[output.blob]), abs=0.2)
-    int8 = pipeline.Int8Net(net, report.record).forward({"data": images}, ["score"])["score"]
+    int8 = report.int8_net().forward({"data": images}, ["score"])["score"]
     assert np.abs(int8 - got["score"]).max() <= 0.02 * np.abs(want["score"]).max()
 
 
