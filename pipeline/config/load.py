@@ -26,6 +26,9 @@ class ModelConfig(Table):
     prototxt: FilePath
     caffemodel: FilePath | None = Field(None, description="left out to train from nothing")
     phase: Literal["TEST", "TRAIN"] = "TEST"
+    depthwise_as_convolution: bool = Field(
+        False, description="take depthwise types of forks as Convolution, which is quantized"
+    )
 
 
 class EvaluateConfig(Table):

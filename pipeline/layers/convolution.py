@@ -22,6 +22,7 @@ from pipeline.layers.check import arity, axis_index, blob, expect_blobs, fail, n
 from pipeline.layers.folding import Affine, scaled_inputs, scaled_outputs
 
 __all__ = [
+    "DEPTHWISE",
     "TYPES",
     "ConvParams",
     "check_groups",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 #: Types whose group is the number of channels where the prototxt gives none.
-_DEPTHWISE = frozenset({"DepthwiseConvolution", "ConvolutionDepthwise"})
+DEPTHWISE = frozenset({"DepthwiseConvolution", "ConvolutionDepthwise"})
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
     outputs = p.num_output
     if layer.type == "ConvolutionDepthwise":  # which reads neither group nor num_output
         group = outputs = bottom[axis]
-    elif layer.type in _DEPTHWISE and group in (0, 1):
+    elif layer.type in DEPTHWISE and group in (0, 1):
         group = bottom[axis]
     return ConvParams(axis, kernel, stride, pad, dilation, group, outputs, p.bias_term)
 

@@ -17,10 +17,11 @@ from pipeline.config.load import Config
 from pipeline.errors import PipelineError
 from pipeline.layers import layer_type
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
+from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
 from pipeline.quantize.eligibility import Verdict, judge
 from pipeline.quantize.fuse import Fused, fuse
 
-__all__ = ["Prepared", "prepare", "read_model", "with_blobs"]
+__all__ = ["Prepared", "as_configured", "prepare", "read_model", "with_blobs"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,17 @@ def read_model(config: Config) -> Net:
     m = config.model
     # with training, layers may begin by their fillers
     partial = config.retrain is not None
-    net = caffeio.read_net(m.prototxt, m.caffemodel, m.phase, partial=partial)
+    net = as_configured(
+        config, caffeio.read_net(m.prototxt, m.caffemodel, m.phase, partial=partial)
+    )
     if broken := caffeio.nonfinite_blobs(net):
         raise PipelineError(f"{m.caffemodel}: {broken[0]}; the training has diverged?")
     return net
+
+
+def as_configured(config: Config, net: Net) -> Net:
+    """Return a net as ``[model]`` wants its layers to be taken."""
+    return depthwise_as_convolution(net) if config.model.depthwise_as_convolution else net
 
 
 def prepare(config: Config, net: Net) -> Prepared:
@@ -105,7 +113,8 @@ def prepare(config: Config, net: Net) -> Prepared:
         raise PipelineError(
             f"net '{net.name}' has no layer to quantize; --plan shows the rule for each layer"
         )
-    notes = (*net.notes, *notes, *filter(None, (layer_type(x).note(x) for x in net.layers)))
+    own_notes = (depthwise_note(net), *(layer_type(x).note(x) for x in net.layers))
+    notes = (*net.notes, *notes, *filter(None, own_notes))
     return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
 
 
