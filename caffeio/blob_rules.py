@@ -23,7 +23,9 @@ def _convolution(layer: Layer, spatial: int) -> tuple[BlobRule, ...]:
         kernel = tuple(p.kernel_size)
     else:
         kernel = (p.kernel_size[0] if p.kernel_size else None,) * spatial
-    outputs = p.num_output if p.HasField("num_output") else None
+    # ConvolutionDepthwise never reads num_output: it has the channels of its bottom
+    read = p.HasField("num_output") and layer.type != "ConvolutionDepthwise"
+    outputs = p.num_output if read else None
     weight: BlobRule = (outputs, None, *kernel)
     if layer.type == "Deconvolution":
         weight = (None, outputs // max(p.group, 1) if outputs is not None else None, *kernel)
@@ -37,7 +39,8 @@ def _inner_product(layer: Layer, spatial: int) -> tuple[BlobRule, ...]:
 
 
 def _batch_norm(layer: Layer, spatial: int) -> tuple[BlobRule, ...]:
-    return ((None,), (None,), (1,))
+    own = layer.param.batch_norm_param.scale_bias  # NVCaffe: a scale and a bias of its own
+    return ((None,), (None,), (1,), *(((None,), (None,)) if own else ()))
 
 
 def _axes(count: int) -> BlobRule:

@@ -25,7 +25,7 @@ __all__ = ["SOURCE_TYPES", "Layer", "Link", "Net", "UnknownField", "Value"]
 #: Caffe's layers whose tops are the inputs of the net.
 SOURCE_TYPES = frozenset({"Input", "Data", "ImageData", "HDF5Data", "MemoryData", "WindowData"})
 #: Layers without bottoms that compute their tops.
-_GENERATOR_TYPES = frozenset({"DummyData", "Parameter"})
+_GENERATOR_TYPES = frozenset({"ContinuationIndicator", "DummyData", "Parameter"})
 
 
 @dataclass(frozen=True)

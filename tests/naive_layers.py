@@ -119,6 +119,62 @@ def roi_pooling(x, rois, pooled_h, pooled_w, scale):
     return y
 
 
+def psroi_pooling(x, rois, dim, k, scale):
+    """Position-sensitive pooling: bin (i, j) of channel c averages channel (c * k + i) * k + j."""
+    h, w = x.shape[2:]
+    y = np.zeros((len(rois), dim, k, k))
+    for r, (image, x1, y1, x2, y2) in enumerate(rois):
+        left, top = math.floor(x1 + 0.5) * scale, math.floor(y1 + 0.5) * scale
+        right, bottom = (math.floor(x2 + 0.5) + 1) * scale, (math.floor(y2 + 0.5) + 1) * scale
+        width, height = max(right - left, 0.1) / k, max(bottom - top, 0.1) / k
+        for c in range(dim):
+            for i in range(k):
+                for j in range(k):
+                    seen = [
+                        x[int(image), (c * k + i) * k + j, b, a]
+                        for b in range(
+                            math.floor(top + i * height), math.ceil(top + (i + 1) * height)
+                        )
+                        for a in range(
+                            math.floor(left + j * width), math.ceil(left + (j + 1) * width)
+                        )
+                        if 0 <= b < h and 0 <= a < w
+                    ]
+                    y[r, c, i, j] = sum(seen) / len(seen) if seen else 0
+    return y
+
+
+def prior_boxes(height, width, sizes, image, step, offset, denser):
+    """Boxes of each cell, row by row; denser: each a second time, centred on the cell's lower edge."""
+    boxes = []
+    for h in range(height):
+        for w in range(width):
+            x = (w + offset) * step[1]
+            for box_w, box_h in sizes:
+                for y in [(h + offset) * step[0], (h + 1) * step[0]][: 2 if denser else 1]:
+                    boxes += [
+                        (x - box_w / 2) / image[1],
+                        (y - box_h / 2) / image[0],
+                        (x + box_w / 2) / image[1],
+                        (y + box_h / 2) / image[0],
+                    ]
+    return np.array(boxes)
+
+
+def batch_norm(x, mean, variance, eps, slope, bias):
+    """Normalize channel by channel, then multiply and add."""
+    y = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        c = index[1]
+        y[index] = (x[index] - mean[c]) / math.sqrt(variance[c] + eps) * slope[c] + bias[c]
+    return y
+
+
+def mish(x):
+    """``x * tanh(log(1 + exp(x)))``, one value at a time."""
+    return np.array([v * math.tanh(math.log1p(math.exp(v))) for v in x.flat]).reshape(x.shape)
+
+
 def lstm(x, cont, w_x, b, w_h, h, c, static=None, w_static=None):
     """Run an LSTM one gate at a time; gates are in the order input, forget, output, new."""
 

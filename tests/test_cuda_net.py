@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import GOLDENS
 from cuda_simulator import SIMULATED
+from layer_nets import forward
 from small_nets import samples, small_net, write_job
 from test_layers_goldens import load
 
@@ -49,6 +50,33 @@ def test_layers_equal_caffe(case: str, tmp_path: Path):
         assert isinstance(out[name], np.ndarray)
         assert out[name].shape == want.shape
         np.testing.assert_allclose(out[name], want, rtol=1e-4, atol=1e-5)
+
+
+CHANNEL = np.float32([0.5, -1.5, 2.0])
+FORKS = [
+    ("BN", "", [(2, 3, 2, 2)], [CHANNEL, CHANNEL, CHANNEL, CHANNEL**2]),
+    ("BN", "bn_param { bn_mode: INFERENCE }", [(2, 3)], [CHANNEL, -CHANNEL]),
+    ("BN", "bn_param { bn_mode: LEARN }", [(2, 3, 2, 2)], [CHANNEL, -CHANNEL]),
+    ("BatchNorm", "batch_norm_param { scale_bias: true }", [(2, 3, 2, 2)],
+     [CHANNEL, CHANNEL**2, np.float32([2]), -CHANNEL, CHANNEL]),
+    ("BatchNorm", "batch_norm_param { scale_bias: true use_global_stats: false }", [(2, 3, 2, 2)],
+     [CHANNEL, CHANNEL**2, np.float32([2]), -CHANNEL, CHANNEL]),
+    ("Dropout", "dropout_param { dropout_ratio: 0.3 scale_train: false }", [(2, 3, 2, 2)], []),
+    ("Mish", "", [(2, 5)], []),
+    ("Transpose", "transpose_param { dim: 3 dim: 0 dim: 2 dim: 1 }", [(2, 3, 2, 2)], []),
+    ("Upsample", "upsample_param { height_scale: 2 width_scale: 1 }", [(1, 2, 2, 2)], []),
+    ("ConvolutionDepthwise", "convolution_param { num_output: 7 kernel_size: 2 bias_term: false }",
+     [(1, 3, 3, 3)], [np.arange(12, dtype=np.float32).reshape(3, 1, 2, 2)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "params", "shapes", "blobs"), FORKS)
+def test_layers_of_forks_equal_those_of_the_cpu(kind, params, shapes, blobs):
+    rng = np.random.default_rng(0)
+    bottoms = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    (want,) = forward(kind, params, bottoms, blobs)
+    (got,) = forward(kind, params, bottoms, blobs, device="cuda")
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

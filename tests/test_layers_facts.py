@@ -62,6 +62,37 @@ def _of_golden(case: Path, folder: Path) -> Iterator[Example]:
     yield from _of_net(net, values)
 
 
+def _rand(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+C = np.abs(_rand(6)) + 0.5
+FORKS = [
+    ("BN", "", [_rand(2, 6, 3, 4)], [C, -C, C, C]),
+    ("BN", "bn_param { bn_mode: INFERENCE }", [_rand(2, 6, 3, 4)], [C, -C]),
+    ("BN", "", [_rand(2, 6)], [C, C]),
+    ("BatchNorm", "batch_norm_param { scale_bias: true }", [_rand(2, 6, 3, 4)],
+     [-C, C, np.ones(1), C, -C]),
+    ("Dropout", "dropout_param { scale_train: false dropout_ratio: 0.3 }", [_rand(3, 4)], []),
+    ("Mish", "", [_rand(3, 4)], []),
+    ("Transpose", "transpose_param { dim: 0 dim: 3 dim: 1 dim: 2 }", [_rand(2, 6, 3, 4)], []),
+    ("Transpose", "transpose_param { dim: 1 dim: 0 }", [_rand(2, 6)], []),
+    ("PSROIPooling", "psroi_pooling_param { spatial_scale: 0.5 output_dim: 2 group_size: 2 }",
+     [_rand(2, 8, 5, 6), np.float32([[1, 0, 1, 8, 7]])], []),
+    ("ContinuationIndicator", "continuation_indicator_param { time_step: 3 batch_size: 2 }", [], []),
+    ("Upsample", "upsample_param { height_scale: 2 width_scale: 3 }", [_rand(2, 6, 3, 4)], []),
+    ("ConvolutionDepthwise", "convolution_param { num_output: 9 kernel_size: 3 bias_term: false }",
+     [_rand(2, 6, 3, 4)], [_rand(6, 1, 3, 3)]),
+]  # fmt: skip
+
+
+def _of_fork(kind: str, params: str, bottoms: list, blobs: list) -> Iterator[Example]:
+    net = one_layer(kind, params, [x.shape for x in bottoms], blobs)
+    values = {Value(f"x{i}"): x for i, x in enumerate(bottoms)}
+    values[Value("y0")] = forward(net.layers[-1], bottoms)[0]
+    yield from _of_net(net, values)
+
+
 @cache
 def examples() -> tuple[Example, ...]:
     """Return the layers of random nets, and of the one-layer nets that Caffe ran."""
@@ -74,6 +105,8 @@ def examples() -> tuple[Example, ...]:
     with tempfile.TemporaryDirectory() as folder:
         for case in sorted((GOLDENS / "caffe").glob("*.npz")):
             found += _of_golden(case, Path(folder))
+    for fork in FORKS:
+        found += _of_fork(*fork)
     return tuple(found)
 
 
@@ -188,7 +221,7 @@ def test_what_passes_factors_on_does():
 def test_what_changes_nothing_changes_nothing():
     same = set()
     for e in examples():
-        if layer_type(e.layer).identity:
+        if layer_type(e.layer).identity(e.layer):
             for top in e.tops:
                 np.testing.assert_array_equal(top, e.bottoms[0])
             same.add(e.layer.type)

@@ -8,10 +8,12 @@ import cv2
 import naive_layers as naive
 import numpy as np
 import pytest
-from layer_nets import forward, one_layer
+from layer_nets import forward, one_layer, with_blobs
 
 import caffeio
 from caffeio.errors import NetError
+from pipeline import FloatNet
+from pipeline.layers import layer_type
 
 needs_opencv = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"),
@@ -190,6 +192,176 @@ def ssd(priors: int = 40, classes: int = 4, images: int = 2, sets: int = 1):
     loc = rng.normal(size=(images, priors, sets, 4)).astype(np.float32)
     conf = rng.dirichlet(np.ones(classes), (images, priors)).astype(np.float32)
     return loc, conf, prior
+
+
+def stats(channels: int = 6) -> list[np.ndarray]:
+    """Return slope, bias, mean and variance."""
+    draw = [rand(channels, seed=i) for i in range(4)]
+    return [*draw[:3], np.abs(draw[3]) + np.float32(0.5)]
+
+
+DEVICES = pytest.mark.parametrize("device", ["reference", "cpu"])
+
+
+@DEVICES
+@pytest.mark.parametrize("ndim", [2, 3, 4])
+def test_bn_of_tsn_and_pspnet_uses_its_stored_statistics(device: str, ndim: int):
+    x, (slope, bias, mean, variance) = rand(*(2, 6, 3, 4)[:ndim]), stats()
+    blobs = [b.reshape(1, 6, 1, 1) for b in (slope, bias, mean, variance)]
+    (got,) = forward("BN", "bn_param { eps: 0.01 frozen: true }", [x], blobs, device=device)
+    want = naive.batch_norm(x, mean, variance, 0.01, slope, bias)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    (plain,) = forward("BN", "", [x], blobs, device=device)
+    np.testing.assert_allclose(
+        plain, naive.batch_norm(x, mean, variance, 1e-5, slope, bias), rtol=1e-4, atol=1e-5
+    )
+
+
+@DEVICES
+def test_bn_of_segnet_is_slope_and_bias_in_inference_and_else_the_batchs_own(device: str):
+    x, (slope, bias, *_) = rand(3, 6, 4, 5), stats()
+    blobs = [b.reshape(1, 6, 1, 1) for b in (slope, bias)]
+    (got,) = forward("BN", "bn_param { bn_mode: INFERENCE }", [x], blobs, device=device)
+    want = naive.batch_norm(x, np.zeros(6), np.ones(6), 0, slope, bias)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    (learn,) = forward("BN", "", [x], blobs, device=device)
+    wide = x.astype(np.float64)
+    want = naive.batch_norm(x, wide.mean((0, 2, 3)), wide.var((0, 2, 3)), 1e-9, slope, bias)
+    np.testing.assert_allclose(learn, want, rtol=1e-4, atol=1e-5)
+    layer = one_layer("BN", "", [x.shape], blobs).layers[-1]
+    assert "batch's own statistics" in layer_type(layer).note(layer)
+
+
+@DEVICES
+def test_batch_norm_with_a_scale_of_its_own(device: str):
+    x, (slope, bias, mean, variance) = rand(2, 6, 4, 5), stats()
+    blobs = [mean * 2, variance * 2, np.float32([2]), slope, bias]
+    params = "batch_norm_param { scale_bias: true eps: 1e-4 }"
+    (got,) = forward("BatchNorm", params, [x], blobs, device=device)
+    want = naive.batch_norm(x, mean, variance, 1e-4, slope, bias)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(NetError, match="needs 5 weight blobs"):
+        forward("BatchNorm", params, [x], blobs[:3])
+
+
+@DEVICES
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 6, 4, 5)])
+def test_dropout_that_does_not_scale_in_training_scales_here(device: str, shape: tuple[int, ...]):
+    x = rand(*shape)
+    params = "dropout_param { dropout_ratio: 0.3 scale_train: false }"
+    (got,) = forward("Dropout", params, [x], device=device)
+    np.testing.assert_array_equal(got, x * np.float32(1 - np.float32(0.3)))
+    (same,) = forward("Dropout", "dropout_param { scale_train: true }", [x], device=device)
+    np.testing.assert_array_equal(same, x)
+
+
+def test_a_compiled_net_scales_in_such_a_dropout():
+    text = """
+    layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 5 } } }
+    layer { name: "c" type: "Convolution" bottom: "x" top: "c"
+      convolution_param { num_output: 4 kernel_size: 3 } }
+    layer { name: "d" type: "Dropout" bottom: "c" top: "c" dropout_param { scale_train: false } }
+    layer { name: "r" type: "ReLU" bottom: "c" top: "c" }
+    layer { name: "f" type: "InnerProduct" bottom: "c" top: "f"
+      inner_product_param { num_output: 5 } }
+    layer { name: "e" type: "Dropout" bottom: "f" top: "f" dropout_param { scale_train: false } }
+    """
+    blobs = {
+        "c": [rand(4, 3, 3, 3), rand(4, seed=1)],
+        "f": [rand(5, 48, seed=2), rand(5, seed=3)],
+    }
+    net = with_blobs(caffeio.parse_net(text), blobs)
+    x = rand(2, 3, 6, 5, seed=4)
+    conv = naive.conv_nd(x, blobs["c"][0], (1, 1), (0, 0), (1, 1), 1) + blobs["c"][1][:, None, None]
+    flat = np.maximum(conv / 2, 0).reshape(2, -1)
+    want = (flat @ blobs["f"][0].T + blobs["f"][1]) / 2
+    for device in ("reference", "cpu"):
+        got = FloatNet(net, device=device).forward({"x": x})["f"]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@DEVICES
+def test_mish(device: str):
+    x = rand(2, 3, 4) * 4
+    (got,) = forward("Mish", "", [x], device=device)
+    np.testing.assert_allclose(got, naive.mish(x), rtol=1e-5, atol=1e-6)
+    (far,) = forward("Mish", "", [np.float32([200, -200])], device=device)
+    np.testing.assert_array_equal(far, [200, 0])
+
+
+@needs_opencv
+def test_mish_equals_opencv(tmp_path: Path):
+    x = rand(2, 3, 4, 5) * 4
+    (got,) = forward("Mish", "", [x])
+    np.testing.assert_allclose(got, opencv(tmp_path, "Mish", "", [x]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", ["true", "false"])
+def test_denser_prior_boxes_come_twice_half_a_cell_apart(flip: str):
+    params = (
+        f"prior_box_param {{ min_size: 9 max_size: 16 aspect_ratio: 4 flip: {flip} clip: false "
+        "variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2 denser_prior_boxes: %s }"
+    )
+    sizes = [(9, 9), (12, 12), (18, 4.5), *([(4.5, 18)] if flip == "true" else [])]
+    bottoms = [rand(1, 6, 3, 5), rand(1, 3, 30, 40)]
+    for denser in (True, False):
+        (got,) = forward("PriorBox", params % str(denser).lower(), bottoms)
+        want = naive.prior_boxes(3, 5, sizes, (30, 40), (10, 8), 0.5, denser)
+        np.testing.assert_allclose(got[0, 0], want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(
+            got[0, 1], np.tile(np.float32([0.1, 0.1, 0.2, 0.2]), want.size // 4)
+        )
+
+
+def test_psroi_pooling():
+    x = rand(2, 3 * 9, 9, 11)
+    rois = np.float32(
+        [[0, 0, 0, 40, 30], [1, 8.5, 4, 9, 5], [1, 6, 10, 60, 90], [0, 30, 20, 10, 5]]
+    )
+    params = "psroi_pooling_param { spatial_scale: 0.25 output_dim: 3 group_size: 3 }"
+    (got,) = forward("PSROIPooling", params, [x, rois])
+    np.testing.assert_allclose(got, naive.psroi_pooling(x, rois, 3, 3, 0.25), rtol=1e-5, atol=1e-6)
+    with pytest.raises(NetError, match="names image 5"):
+        forward("PSROIPooling", params, [x, np.float32([[5, 0, 0, 1, 1]])])
+    with pytest.raises(NetError, match="need 27"):
+        forward("PSROIPooling", params, [x[:, :26], rois])
+
+
+@pytest.mark.parametrize("order", [(3, 0, 1, 2), (0, 2, 3, 1)])
+def test_transpose(order: tuple[int, ...]):
+    x = rand(2, 3, 4, 5)
+    dims = " ".join(f"dim: {d}" for d in order)
+    (got,) = forward("Transpose", f"transpose_param {{ {dims} }}", [x])
+    for index in np.ndindex(*x.shape):
+        assert got[tuple(index[a] for a in order)] == x[index]
+    with pytest.raises(NetError, match="each axis"):
+        forward("Transpose", "transpose_param { dim: 0 dim: 2 dim: 2 dim: 1 }", [x])
+
+
+def test_continuation_indicator_marks_the_first_step():
+    params = "continuation_indicator_param { time_step: 3 batch_size: 2 }"
+    (got,) = forward("ContinuationIndicator", params, [])
+    np.testing.assert_array_equal(got, [[0, 0], [1, 1], [1, 1]])
+    with pytest.raises(NetError, match="time_step > 0"):
+        forward("ContinuationIndicator", "", [])
+
+
+def test_upsample_by_height_and_width_scale():
+    x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
+    params = "upsample_param { height_scale: 1 width_scale: 2 mode: %s }"
+    (got,) = forward("Upsample", params % "NEAREST", [x])
+    np.testing.assert_array_equal(got[0, 0], [[0, 0, 1, 1], [2, 2, 3, 3]])
+    with pytest.raises(NetError, match="BILINEAR"):
+        forward("Upsample", params % "BILINEAR", [x])
+
+
+@DEVICES
+def test_convolution_depthwise_never_reads_num_output(device: str):
+    x, w = rand(2, 6, 7, 5), WEIGHTS
+    params = "convolution_param { num_output: 14 group: 2 kernel_size: 3 pad: 1 bias_term: false }"
+    (got,) = forward("ConvolutionDepthwise", params, [x], (w,), device=device)
+    want = naive.conv_nd(x, w, (1, 1), (1, 1), (1, 1), 6)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 SSD_CASES = {

@@ -234,7 +234,8 @@ def test_all_types_of_caffe_are_known():
     Reshape RNN Scale Sigmoid SigmoidCrossEntropyLoss Silence Slice Softmax SoftmaxWithLoss Split
     SPP Swish TanH Threshold Tile WindowData"""
     forks = """ReLU6 DepthwiseConvolution ConvolutionDepthwise Permute Normalize PriorBox
-    DetectionOutput Upsample Interp ShuffleChannel Axpy ROIPooling Reorg Quant DeQuant AntiQuant"""
+    DetectionOutput Upsample Interp ShuffleChannel Axpy ROIPooling Reorg Quant DeQuant AntiQuant
+    BN Mish PSROIPooling Transpose ContinuationIndicator"""
     assert set(TABLE) >= {*caffe.split(), *forks.split()}
 
 

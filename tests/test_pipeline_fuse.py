@@ -32,6 +32,49 @@ def test_conv_and_deconv_take_in_their_batch_norm_and_scale():
         )
 
 
+STATS = [np.array([1.5, -2, 0.5, 1]), np.array([0.1, 0.2, -0.3, 0]),
+         np.array([0.3, -0.2, 0.1, 0]), np.array([1.0, 2, 3, 0.5])]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "blobs"),
+    [
+        ("BN", "bn_param { eps: 0.01 }", [b.reshape(1, 4, 1, 1) for b in STATS]),
+        ("BN", "bn_param { bn_mode: INFERENCE }", [b.reshape(1, 4, 1, 1) for b in STATS[:2]]),
+        ("BatchNorm", "batch_norm_param { scale_bias: true }",
+         [STATS[2] * 2, STATS[3] * 2, np.array([2.0]), *STATS[:2]]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("before", [False, True])
+def test_a_layer_that_normalizes_and_scales_is_folded_by_itself(kind, params, blobs, before):
+    conv = (
+        'layer { name: "c" type: "Convolution" bottom: "BOTTOM" top: "c" '
+        "convolution_param { num_output: 4 kernel_size: 3 bias_term: false } }"
+    )
+    norm = f'layer {{ name: "b" type: "{kind}" bottom: "BOTTOM" top: "b" {params} }}'
+    order = [(norm, "data"), (conv, "b")] if before else [(conv, "data"), (norm, "c")]
+    layers = [text.replace("BOTTOM", bottom) for text, bottom in order]
+    channels = 4 if before else 3
+    text = (
+        'name: "n" layer { name: "data" type: "Input" top: "data" input_param '
+        f"{{ shape {{ dim: 2 dim: {channels} dim: 6 dim: 5 }} }} }} " + " ".join(layers)
+    )
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, channels, 3, 3))
+    net = with_blobs(caffeio.parse_net(text), {"c": [weights], "b": blobs})
+    fused = fuse(net)
+    assert [(f.layer, f.absorbed) for f in fused.fusions] == [("c", ("b",))]
+    assert fused.origin("c") == ("c", "b")
+    assert [x.type for x in fused.net.layers] == ["Input", "Convolution"]
+    x = rng.normal(size=(2, channels, 6, 5)).astype(np.float32)
+    blob = "c" if before else "b"
+    np.testing.assert_allclose(
+        outputs(fused.net, x, blob), outputs(net, x, blob), rtol=1e-4, atol=1e-5
+    )
+    assert fuse(net, training=True).fusions == ()
+    assert fuse(net, ["b"]).fusions == ()
+
+
 def test_fusion_by_hand():
     text = net_text('layer { name: "c" type: "Convolution" bottom: "data" top: "c" '
                     "convolution_param { num_output: 1 kernel_size: 1 bias_term: true } }")  # fmt: skip

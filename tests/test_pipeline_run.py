@@ -140,6 +140,31 @@ def test_an_unknown_field_stands_below_a_later_error(tmp_path, capsys, option):
     assert "'twist'" in note
 
 
+@pytest.mark.parametrize("kind", ["ConvolutionDepthwise", "DepthwiseConvolution"])
+def test_depthwise_layers_of_forks_are_quantized_if_asked_for(tmp_path, capsys, kind):
+    plain = small_net()
+    config = write_job(tmp_path, plain)
+    text = caffeio.to_prototxt(plain).replace("    group: 8\n", "")
+    number = 9 if kind == "ConvolutionDepthwise" else 8  # which one of them does not read
+    dw = 'name: "dw"\n  type: "Convolution"'
+    head, tail = text.split(dw)
+    tail = tail.replace("num_output: 8", f"num_output: {number}", 1)
+    (tmp_path / "net.prototxt").write_text(f'{head}name: "dw"\n  type: "{kind}"{tail}')
+    assert main([str(config), "--plan"]) == 0
+    assert "'dw': depthwise types of forks stay in float; with model.depthwise_as" in (
+        capsys.readouterr().out
+    )
+    break_text("config.toml", "[calibrate]", "depthwise_as_convolution = true\n[calibrate]")(
+        tmp_path
+    )
+    assert main([str(config)]) == 0
+    assert "stay in float" not in capsys.readouterr().out
+    deploy = caffeio.read_net(tmp_path / "out" / "net_deploy_model.prototxt").layer("dw")
+    assert (deploy.type, deploy.param.convolution_param.group) == ("Convolution", 8)
+    record = read_record(tmp_path / "out" / "net_record.txt")
+    assert len(record.layers["dw"].scale_w) == 8
+
+
 def test_quiet_prints_nothing_and_output_moves_the_files(tmp_path, capsys):
     config = write_job(tmp_path)
     assert main([str(config), "--quiet", "--output", str(tmp_path / "elsewhere")]) == 0

@@ -17,18 +17,29 @@ from test_layers_goldens import CASES, load  # noqa: E402
 
 import caffeio  # noqa: E402
 import pipeline.layers  # noqa: E402
+from caffeio.errors import NetError  # noqa: E402
 from caffeio.graph import SOURCE_TYPES, Layer  # noqa: E402
 from pipeline.retrain.layers import TABLE, Context, torch_layer  # noqa: E402
 
 TEST, TRAIN = Context(train=False), Context(train=True)
 
 #: Types that pass no gradient: what they report, and what they read, has none.
-NO_GRADIENT = {"Accuracy", "ArgMax", "DetectionOutput", "DummyData", "PriorBox", "Silence"} | {
+NO_GRADIENT = {
+    "Accuracy",
+    "ArgMax",
+    "ContinuationIndicator",
+    "DetectionOutput",
+    "DummyData",
+    "PriorBox",
+    "Silence",
+} | {
     "Threshold",
     *SOURCE_TYPES,
 }
 #: Types that round and pass the gradient as it is, which is no derivative.
 STRAIGHT_THROUGH = {"Quant", "DeQuant"}
+#: Types that are not trained.
+REFUSED = {"BN"}
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +214,7 @@ GRADIENTS = [
     Case("SPP", "spp_param { pyramid_height: 2 pool: AVE }", (IMAGE,)),
     Case("SPP", "spp_param { pyramid_height: 1 }", (IMAGE,)),
     Case("ROIPooling", "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 1 }", (IMAGE, ROIS)),
+    Case("PSROIPooling", "psroi_pooling_param { spatial_scale: 0.5 output_dim: 1 group_size: 2 }", ((2, 4, 5, 6), ROIS)),
     Case("ROIPooling", "roi_pooling_param { pooled_h: 2 pooled_w: 2 spatial_scale: 0.5 }", (IMAGE, ROIS)),
     # normalization
     Case("BatchNorm", "", (IMAGE,)),
@@ -236,6 +248,9 @@ GRADIENTS = [
     *(Case(kind, "", ((3, 5),)) for kind in ("AbsVal", "BNLL", "Dropout", "ReLU", "Sigmoid", "TanH")),
     Case("Clip", "clip_param { min: -0.9 max: 1.1 }", ((3, 5),)),
     Case("Dropout", "dropout_param { dropout_ratio: 0.3 }", ((3, 5),), train=True),
+    Case("Dropout", "dropout_param { dropout_ratio: 0.3 scale_train: false }", ((3, 5),)),
+    Case("Dropout", "dropout_param { dropout_ratio: 0.3 scale_train: false }", ((3, 5),), train=True),
+    Case("Mish", "", ((3, 5),)),
     Case("ELU", "elu_param { alpha: 0.7 }", ((3, 5),)),
     Case("Exp", "exp_param { base: 2 scale: 0.5 shift: 1 }", ((3, 5),)),
     Case("Exp", "", ((3, 5),)),
@@ -262,6 +277,7 @@ GRADIENTS = [
     Case("Slice", "slice_param { slice_point: 1 slice_point: 2 }", ((2, 5, 2),), tops=3),
     Case("Slice", "slice_param { axis: 0 }", ((4, 2),), tops=2),
     Case("Split", "", ((2, 3),), tops=2),
+    Case("Transpose", "transpose_param { dim: 3 dim: 0 dim: 2 dim: 1 }", (IMAGE,)),
     Case("Tile", "tile_param { tiles: 3 }", ((2, 2, 2),)),
     # select
     *(
@@ -312,8 +328,27 @@ def test_every_type_is_tested():
     known = pipeline.layers.TABLE
     assert set(TABLE) == {name for name, kind in known.items() if not kind.like}
     tested = {case.kind for case in GRADIENTS}
-    assert tested.isdisjoint(NO_GRADIENT | STRAIGHT_THROUGH)
-    assert tested | NO_GRADIENT | STRAIGHT_THROUGH == set(known)
+    others = NO_GRADIENT | STRAIGHT_THROUGH | REFUSED
+    assert tested.isdisjoint(others)
+    assert tested | others == set(known)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"), [("BN", ""), ("BatchNorm", "batch_norm_param { scale_bias: true }")]
+)
+def test_what_is_not_trained_says_so(kind: str, params: str):
+    with pytest.raises(NetError, match=r"is not trained here.*Scale layer"):
+        arrays(Case(kind, params, (IMAGE,)))
+
+
+def test_dropout_without_scale_train_drops_and_leaves_the_rest_as_it_is():
+    params = "dropout_param { dropout_ratio: 0.3 scale_train: false }"
+    layer, x = layer_of("Dropout", params, [(40, 50)]), torch.rand(40, 50) + 1
+    (y,) = run(layer, [x], [], replace(TEST, train=True))
+    kept = y != 0
+    assert 0.6 < kept.float().mean() < 0.8
+    torch.testing.assert_close(y[kept], x[kept])
+    torch.testing.assert_close(run(layer, [x], [])[0], x * 0.7)
 
 
 @pytest.mark.parametrize("case", [c for c in GRADIENTS if not c.train], ids=named)

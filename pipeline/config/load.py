@@ -29,6 +29,9 @@ class ModelConfig(Table):
     phase: Literal["TEST", "TRAIN"] = "TEST"
     layers: FilePath | None = Field(None, description="a Python file with layer types of your own")
     outputs: Names = Field((), description="blobs that the net ends with; default: all")
+    depthwise_as_convolution: bool = Field(
+        False, description="take depthwise types of forks as Convolution, which is quantized"
+    )
 
 
 class EvaluateConfig(Table):

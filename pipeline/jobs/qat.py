@@ -26,7 +26,7 @@ from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
 from pipeline.quantize.fuse import fuse
-from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
+from pipeline.quantize.prepare import Prepared, as_configured, prepare, read_model, with_blobs
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
 from pipeline.runtime.executor import FloatNet
@@ -77,7 +77,7 @@ def emit_qat(
         raise ConfigError("[retrain] is missing: it names the solver")
     files = output_files(config, output, _QAT_FILES)
     solver = caffeio.read_solver(settings.solver, settings.root)
-    train = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel)
+    train = as_configured(config, caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel))
     work = prepare(config, read_model(config))
     starts: dict[str, QuantParams] = {}
     if config.calibrate.data:
@@ -93,7 +93,7 @@ def emit_qat(
     whole = put_in(train)
     if solver.test_net is not None:
         test = caffeio.read_solver_net(solver, "TEST", config.model.caffemodel)
-        whole = merge_phases(whole, put_in(test))
+        whole = merge_phases(whole, put_in(as_configured(config, test)))
     param = caffe_pb2.SolverParameter()
     param.CopyFrom(solver.param)
     for key in ("net_param", "train_net", "train_net_param", "test_net", "test_net_param"):

@@ -19,12 +19,14 @@ from pipeline.layers.base import (
     keeps_factors,
     keeps_sign,
     no_factors,
+    no_identity,
     no_step,
     not_negative,
 )
 from pipeline.layers.check import arity, axis_index, blob, expect_blobs, need
+from pipeline.layers.folding import Affine
 
-__all__ = ["TYPES", "leaky", "natural_log", "same", "sigmoid", "softmax"]
+__all__ = ["TYPES", "dropout_scale", "leaky", "natural_log", "same", "sigmoid", "softmax"]
 
 _f32 = np.float32
 
@@ -41,7 +43,7 @@ def neuron(
     check: Callable[[Layer], None] | None = None,
     *,
     step: Callable[[Layer, Sequence[Shape], Shape], Step | None] = no_step,
-    identity: bool = False,
+    identity: Callable[[Layer], bool] = no_identity,
     factors: Callable[[Layer, int], Factors] = no_factors,
 ) -> LayerType:
     """Make a layer type of a function of one array; `check` looks at the parameters."""
@@ -88,6 +90,29 @@ def _check_clip(layer: Layer) -> None:
     p = layer.param.clip_param
     need(layer, p.HasField("min") and p.HasField("max"), "clip_param needs min and max")
     need(layer, p.min <= p.max, f"clip_param min {p.min:g} is above max {p.max:g}")
+
+
+def dropout_scale(layer: Layer) -> float:
+    """Return what a Dropout layer multiplies by at inference.
+
+    1, but in forks with ``scale_train: false``, whose training drops and does not scale.
+    """
+    p = layer.param.dropout_param
+    return 1.0 if p.scale_train else float(_f32(1.0 - p.dropout_ratio))
+
+
+def _dropout(layer: Layer, x: np.ndarray) -> np.ndarray:
+    scale = dropout_scale(layer)
+    return x if scale == 1 else x * _f32(scale)
+
+
+def _dropout_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step:
+    scale = np.full(top[1], dropout_scale(layer))
+    return Step("affine", affine=Affine(scale, np.zeros(top[1])))
+
+
+def _mish(layer: Layer, x: np.ndarray) -> np.ndarray:
+    return x * np.tanh(_bnll(layer, x))
 
 
 def _elu(layer: Layer, x: np.ndarray) -> np.ndarray:
@@ -217,7 +242,13 @@ TYPES: dict[str, LayerType] = {
     "AbsVal": neuron(lambda layer, x: np.abs(x), not_negative),
     "BNLL": neuron(_bnll, not_negative),
     "Clip": neuron(_clip, _clip_sign, _check_clip, step=_clip_step, factors=_clip_factors),
-    "Dropout": neuron(lambda layer, x: x, keeps_sign, identity=True, factors=keeps_factors),
+    "Dropout": neuron(
+        _dropout,
+        keeps_sign,
+        step=_dropout_step,
+        identity=lambda layer: dropout_scale(layer) == 1,
+        factors=keeps_factors,
+    ),
     "ELU": neuron(_elu, keeps_sign),
     "Exp": neuron(
         _exp,
@@ -227,6 +258,7 @@ TYPES: dict[str, LayerType] = {
         ),
     ),
     "Log": neuron(_log, any_sign, _check_log),
+    "Mish": neuron(_mish, keeps_sign),
     "Power": neuron(_power, any_sign),
     "PReLU": LayerType(
         _prelu_shapes, _prelu, always, keeps_sign, step=_prelu_step, factors=keeps_factors

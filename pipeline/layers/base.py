@@ -27,7 +27,9 @@ __all__ = [
     "keeps_factors",
     "keeps_sign",
     "never",
+    "no_affine",
     "no_factors",
+    "no_identity",
     "no_macs",
     "no_step",
     "not_negative",
@@ -119,6 +121,16 @@ def not_negative(layer: Layer) -> Sign:
     return Sign.NOT_NEGATIVE
 
 
+def no_identity(layer: Layer) -> bool:
+    """Say that a layer's tops are not its bottom."""
+    return False
+
+
+def no_affine(layer: Layer) -> Affine | None:
+    """Say that a layer is not a factor and a term for each channel that could be folded."""
+    return None
+
+
 def no_macs(layer: Layer, bottom: Shape, top: Shape) -> int:
     """Say that a layer multiplies and adds nothing worth counting."""
     return 0
@@ -173,8 +185,12 @@ class LayerType:
     step : callable
         ``step(layer, bottom_shapes, top_shape) -> Step or None``: what it is in a compiled net,
         for one top and bottoms of two or four axes; None: it runs as it is.
-    identity : bool
-        Its tops are its bottom, at inference.
+    identity : callable
+        ``identity(layer) -> bool``: its tops are its bottom, at inference.
+    affine : callable
+        ``affine(layer) -> Affine or None``: the factor and the term of each channel that it is
+        by itself, at inference, and that the product beside it may take in. BatchNorm of three
+        blobs is folded with the Scale behind it.
     like : str
         The type whose form on a device or in PyTorch it shares; a fork's other name for it.
     loss : bool
@@ -217,7 +233,8 @@ class LayerType:
     sign: Callable[[Layer], Sign]
     macs: Callable[[Layer, Shape, Shape], int] = no_macs
     step: Callable[[Layer, Sequence[Shape], Shape], Step | None] = no_step
-    identity: bool = False
+    identity: Callable[[Layer], bool] = no_identity
+    affine: Callable[[Layer], Affine | None] = no_affine
     like: str = ""
     loss: bool = False
     measures: bool = False

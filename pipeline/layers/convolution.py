@@ -22,6 +22,7 @@ from pipeline.layers.check import arity, axis_index, blob, expect_blobs, fail, n
 from pipeline.layers.folding import Affine, scaled_inputs, scaled_outputs
 
 __all__ = [
+    "DEPTHWISE",
     "TYPES",
     "ConvParams",
     "check_groups",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 #: Types whose group is the number of channels where the prototxt gives none.
-_DEPTHWISE = frozenset({"DepthwiseConvolution", "ConvolutionDepthwise"})
+DEPTHWISE = frozenset({"DepthwiseConvolution", "ConvolutionDepthwise"})
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,12 @@ def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
     for name, values in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
         need(layer, min(values, default=1) > 0, f"{name} {values} must be positive")
     group = p.group
-    if layer.type in _DEPTHWISE and group in (0, 1):
+    outputs = p.num_output
+    if layer.type == "ConvolutionDepthwise":  # which reads neither group nor num_output
+        group = outputs = bottom[axis]
+    elif layer.type in DEPTHWISE and group in (0, 1):
         group = bottom[axis]
-    return ConvParams(axis, kernel, stride, pad, dilation, group, p.num_output, p.bias_term)
+    return ConvParams(axis, kernel, stride, pad, dilation, group, outputs, p.bias_term)
 
 
 def check_groups(layer: Layer, p: ConvParams, channels: int) -> None:

@@ -68,7 +68,8 @@ def _prior_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     need(layer, not (sized and p.HasField("img_size")), "give img_size or img_h and img_w")
     stepped = p.HasField("step_h") or p.HasField("step_w")
     need(layer, not (stepped and p.HasField("step")), "give step or step_h and step_w")
-    return ((1, 2, prod(shapes[0][2:]) * len(_box_sizes(layer)) * 4),)
+    boxes = len(_box_sizes(layer)) * (2 if p.denser_prior_boxes else 1)
+    return ((1, 2, prod(shapes[0][2:]) * boxes * 4),)
 
 
 def _prior_box(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
@@ -81,14 +82,18 @@ def _prior_box(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
     if not (step_h and step_w):
         step_h, step_w = image_h / height, image_w / width
     sizes = np.array(_box_sizes(layer), dtype=_f32).astype(np.float64)
-    boxes = np.empty((height, width, len(sizes), 4), dtype=np.float64)
+    # TextBoxes++: behind each box the same one half a cell lower
+    offsets = [p.offset, 1.0] if p.denser_prior_boxes else [p.offset]
+    half = sizes.repeat(len(offsets), axis=0) / 2
+    boxes = np.empty((height, width, len(half), 4), dtype=np.float64)
     x = ((np.arange(width, dtype=_f32) + _f32(p.offset)) * _f32(step_w)).astype(np.float64)
-    y = ((np.arange(height, dtype=_f32) + _f32(p.offset)) * _f32(step_h)).astype(np.float64)
-    half = sizes / 2
+    rows = np.arange(height, dtype=_f32)[:, None] + np.array(offsets, dtype=_f32)
+    y = (rows * _f32(step_h)).astype(np.float64)
+    y = np.tile(y, len(sizes))[:, None, :]
     boxes[..., 0] = (x[None, :, None] - half[:, 0]) / image_w
-    boxes[..., 1] = (y[:, None, None] - half[:, 1]) / image_h
+    boxes[..., 1] = (y - half[:, 1]) / image_h
     boxes[..., 2] = (x[None, :, None] + half[:, 0]) / image_w
-    boxes[..., 3] = (y[:, None, None] + half[:, 1]) / image_h
+    boxes[..., 3] = (y + half[:, 1]) / image_h
     if p.clip:
         np.clip(boxes, 0, 1, out=boxes)
     top = np.empty((1, 2, boxes.size), dtype=_f32)

@@ -62,7 +62,8 @@ def batch_norm_affine(
 
     Parameters
     ----------
-    blobs : mean (C,), variance (C,), and what both are to be divided by (1,)
+    blobs : mean (C,), variance (C,), and what both are to be divided by (1,); with `scale_bias`
+        also a scale and a term (C,) of its own
     eps : float
     scale : gamma (C,), and perhaps beta (C,), of a Scale layer
 
@@ -72,9 +73,11 @@ def batch_norm_affine(
     >>> batch_norm_affine((mean, variance, count), 0.0)
     Affine(k=array([0.5]), shift=array([-1.5]))
     """
-    mean, variance, count = (b.astype(np.float64).reshape(-1) for b in blobs)
+    mean, variance, count, *own = (b.astype(np.float64).reshape(-1) for b in blobs)
     share = statistics_share(float(count[0]))
-    gamma, *beta = (b.astype(np.float64).reshape(-1) for b in scale or (np.ones(1),))
+    if own and scale:
+        return batch_norm_affine(blobs, eps).then(scale_affine(scale))
+    gamma, *beta = own or [b.astype(np.float64).reshape(-1) for b in scale] or [np.ones(1)]
     k = gamma / np.sqrt(variance * share + eps)
     return Affine(k, (beta[0] if beta else 0.0) - mean * share * k)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffeio.graph import Layer
+from caffeio.proto.caffe_pb2 import UpsampleParameter
 from pipeline.layers.base import LayerType, Shape, Sign, always, keeps_factors, keeps_sign
 from pipeline.layers.check import arity, fail, need, rank
 
@@ -126,12 +127,19 @@ def zoom_size(layer: Layer) -> tuple[int, int]:
         zoom: tuple[float, float] = (p.stride_h, p.stride_w)
     elif p.HasField("stride"):
         zoom = (p.stride, p.stride)
+    elif p.HasField("height_scale") or p.HasField("width_scale"):
+        zoom = (p.height_scale, p.width_scale)
     elif p.HasField("scale_h") or p.HasField("scale_w"):
         zoom = (p.scale_h, p.scale_w)
     elif p.HasField("scale"):
         zoom = (p.scale, p.scale)
     else:
         fail(layer, "upsample_param needs scale or stride: forks disagree on their defaults")
+    need(
+        layer,
+        p.mode == UpsampleParameter.NEAREST,
+        "mode is BILINEAR; NEAREST alone is known, replace it by Interp or Deconvolution",
+    )
     need(
         layer,
         all(z >= 1 and z == int(z) for z in zoom),

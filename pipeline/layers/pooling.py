@@ -25,6 +25,7 @@ __all__ = [
     "pool_geometry",
     "pool_params",
     "pool_size",
+    "position_bins",
     "pyramid_levels",
     "region_bins",
 ]
@@ -201,23 +202,36 @@ def _spp(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.n
     return (np.concatenate([y.reshape(len(x), -1) for y in tops], axis=1),)
 
 
-def _roi_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-    arity(layer, shapes, bottoms=(2, 2))
-    rank(layer, shapes[0], 4)
-    rois = shapes[1]
+def _region_count(layer: Layer, rois: Shape) -> int:
+    """Return how many regions the second bottom holds."""
     need(
         layer,
         len(rois) >= 2 and int(np.prod(rois[1:])) == 5,
         f"bottom '{layer.bottoms[1]}' has shape {rois}; it must hold five numbers for each "
         "region: image, x1, y1, x2, y2",
     )
+    return rois[0]
+
+
+def _check_images(layer: Layer, images: np.ndarray, batch: int) -> None:
+    """Raise `ValueError` if a region is of an image that the batch has not."""
+    if images.size and not (images.min() >= 0 and images.max() < batch):
+        raise ValueError(
+            f"bottom '{layer.bottoms[1]}' names image {images.max()}; the batch has {batch}"
+        )
+
+
+def _roi_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(2, 2))
+    rank(layer, shapes[0], 4)
+    count = _region_count(layer, shapes[1])
     p = layer.param.roi_pooling_param
     need(
         layer,
         p.pooled_h > 0 and p.pooled_w > 0,
         "roi_pooling_param needs pooled_h > 0 and pooled_w > 0",
     )
-    return ((rois[0], shapes[0][1], p.pooled_h, p.pooled_w),)
+    return ((count, shapes[0][1], p.pooled_h, p.pooled_w),)
 
 
 def region_bins(first: np.float32, last: np.float32, bins: int, size: int) -> list[tuple[int, int]]:
@@ -241,10 +255,7 @@ def _roi_pooling(
     ]
     corners = round_half_away(rois[:, 1:] * np.array(scales * 2, dtype=np.float32))
     images = rois[:, 0].astype(int)
-    if images.size and not (images.min() >= 0 and images.max() < len(x)):
-        raise ValueError(
-            f"bottom '{layer.bottoms[1]}' names image {images.max()}; the batch has {len(x)}"
-        )
+    _check_images(layer, images, len(x))
     y = np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w), dtype=np.float32)
     for r, (image, (x1, y1, x2, y2)) in enumerate(zip(images, corners, strict=True)):
         rows, columns = (
@@ -256,6 +267,61 @@ def _roi_pooling(
                 if bottom > top and right > left:
                     y[r, :, i, j] = x[image, :, top:bottom, left:right].max(axis=(1, 2))
     return (np.maximum(y, -FLT_MAX, out=y),)
+
+
+def _psroi_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(2, 2))
+    rank(layer, shapes[0], 4)
+    count = _region_count(layer, shapes[1])
+    p, channels = layer.param.psroi_pooling_param, shapes[0][1]
+    need(
+        layer,
+        p.output_dim > 0 and p.group_size > 0,
+        "psroi_pooling_param needs output_dim > 0 and group_size > 0",
+    )
+    wanted = p.output_dim * p.group_size**2
+    need(
+        layer,
+        channels == wanted,
+        f"bottom '{layer.bottoms[0]}' has {channels} channels; output_dim {p.output_dim} and "
+        f"group_size {p.group_size} need {wanted}",
+    )
+    return ((count, p.output_dim, p.group_size, p.group_size),)
+
+
+def position_bins(
+    first: np.float32, last: np.float32, scale: float, bins: int, size: int
+) -> list[tuple[int, int]]:
+    """Split the region first..last of the unscaled image into bins, clipped to `size` pixels."""
+    begin, end = round_half_away(np.array([first, last], dtype=np.float32))
+    start = np.float32(begin) * np.float32(scale)
+    width = max(np.float32(np.float32(end) + 1) * np.float32(scale) - start, np.float32(0.1))
+    step = np.float32(width) / np.float32(bins)
+    places = np.arange(bins + 1, dtype=np.float32) * step + start
+    low = np.clip(np.floor(places[:-1]).astype(int), 0, size)
+    high = np.clip(np.ceil(places[1:]).astype(int), 0, size)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _psroi_pooling(
+    layer: Layer, bottoms: Sequence[np.ndarray], device: str
+) -> tuple[np.ndarray, ...]:
+    """Average each bin of a region over channels of the bin's own (R-FCN)."""
+    x, rois = bottoms[0], bottoms[1].reshape(-1, 5)
+    p = layer.param.psroi_pooling_param
+    k = p.group_size
+    _check_images(layer, rois[:, 0].astype(int), len(x))
+    maps = x.reshape(len(x), p.output_dim, k, k, *x.shape[2:])
+    y = np.zeros((len(rois), p.output_dim, k, k), dtype=np.float32)
+    for r, (image, x1, y1, x2, y2) in enumerate(rois):
+        rows = position_bins(y1, y2, p.spatial_scale, k, x.shape[2])
+        columns = position_bins(x1, x2, p.spatial_scale, k, x.shape[3])
+        for i, (top, bottom) in enumerate(rows):
+            for j, (left, right) in enumerate(columns):
+                if bottom > top and right > left:
+                    cells = maps[int(image), :, i, j, top:bottom, left:right]
+                    y[r, :, i, j] = cells.mean(axis=(1, 2), dtype=np.float64)
+    return (y,)
 
 
 def pool_geometry(layer: Layer, bottom: Shape, top: Shape) -> kernels.PoolGeometry:
@@ -285,6 +351,7 @@ def _pool_factors(layer: Layer, rank: int) -> Factors:
 
 
 TYPES: dict[str, LayerType] = {
+    "PSROIPooling": LayerType(_psroi_shapes, _psroi_pooling, never, keeps_sign),
     "Pooling": LayerType(
         _pool_shapes, _pooling, always, keeps_sign, _macs, _step, factors=_pool_factors
     ),

@@ -104,7 +104,11 @@ def _dequant_step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | 
 
 TYPES: dict[str, LayerType] = {
     "AntiQuant": LayerType(
-        same, lambda layer, bottoms, device: (bottoms[0],), always, keeps_sign, identity=True
+        same,
+        lambda layer, bottoms, device: (bottoms[0],),
+        always,
+        keeps_sign,
+        identity=lambda layer: True,
     ),
     "DeQuant": LayerType(_dequant_shapes, _dequant, always, keeps_sign, step=_dequant_step),
     "Quant": LayerType(_quant_shapes, _quant, always, keeps_sign, step=_quant_step),

@@ -237,6 +237,14 @@ def _tile(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.
 
 def permute_order(layer: Layer, ndim: int) -> list[int]:
     """Return which axis of the bottom each axis of the top is."""
+    if layer.type == "Transpose":
+        order = list(layer.param.transpose_param.dim)
+        need(
+            layer,
+            sorted(order) == list(range(ndim)),
+            f"dim {order} must name each axis of a bottom with {ndim} once",
+        )
+        return order
     order = list(layer.param.permute_param.order)
     need(
         layer,
@@ -254,6 +262,16 @@ def _permute_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
 def _permute(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
     x = bottoms[0]
     return (np.ascontiguousarray(x.transpose(permute_order(layer, x.ndim))),)
+
+
+def _permuted(like: str = "") -> LayerType:
+    return LayerType(
+        _permute_shapes,
+        _permute,
+        lambda layer, rank: permute_order(layer, rank)[0] == 0,
+        keeps_sign,
+        like=like,
+    )
 
 
 def _reshape_per_image(layer: Layer, rank: int) -> bool:
@@ -301,12 +319,7 @@ TYPES: dict[str, LayerType] = {
     "Flatten": _reviewed(
         _flatten_shapes, lambda layer, rank: layer.param.flatten_param.axis % rank != 0
     ),
-    "Permute": LayerType(
-        _permute_shapes,
-        _permute,
-        lambda layer, rank: permute_order(layer, rank)[0] == 0,
-        keeps_sign,
-    ),
+    "Permute": _permuted(),
     "Reshape": _reviewed(_reshape_shapes, _reshape_per_image),
     "Silence": LayerType(_silence_shapes, _silence, always, keeps_sign),
     "Slice": LayerType(
@@ -317,7 +330,12 @@ TYPES: dict[str, LayerType] = {
         factors=_slice_factors,
     ),
     "Split": LayerType(
-        _split_shapes, _split, always, keeps_sign, identity=True, factors=keeps_factors
+        _split_shapes,
+        _split,
+        always,
+        keeps_sign,
+        identity=lambda layer: True,
+        factors=keeps_factors,
     ),
     "Tile": LayerType(
         _tile_shapes,
@@ -325,4 +343,5 @@ TYPES: dict[str, LayerType] = {
         lambda layer, rank: layer.param.tile_param.axis % rank != 0,
         keeps_sign,
     ),
+    "Transpose": _permuted(like="Permute"),
 }

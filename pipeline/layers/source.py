@@ -1,4 +1,4 @@
-"""Layers without bottoms: inputs that the caller supplies, DummyData, and Parameter."""
+"""Layers without bottoms: inputs that the caller supplies, DummyData, Parameter, and marks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from caffeio.graph import SOURCE_TYPES, Layer
 from caffeio.proto.caffe_pb2 import FillerParameter
-from pipeline.layers.base import LayerType, Shape, any_sign, never
+from pipeline.layers.base import LayerType, Shape, any_sign, never, not_negative
 from pipeline.layers.check import arity, blob, expect_blobs, fail, need
 from pipeline.layers.fillers import fill
 
@@ -131,7 +131,26 @@ def _parameter(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tupl
     return (blob(layer, 0, tuple(layer.param.parameter_param.shape.dim)).view(),)
 
 
+def _indicator_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    arity(layer, shapes, bottoms=(0, 0))
+    p = layer.param.continuation_indicator_param
+    need(
+        layer,
+        p.time_step > 0 and p.batch_size > 0,
+        "continuation_indicator_param needs time_step > 0 and batch_size > 0",
+    )
+    return ((p.time_step, p.batch_size),)
+
+
+def _indicator(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.ndarray, ...]:
+    """Return the marks of sequences that all begin at the first step (CRNN)."""
+    y = np.ones(_indicator_shapes(layer, [])[0], dtype=np.float32)
+    y[0] = 0
+    return (y,)
+
+
 TYPES: dict[str, LayerType] = {
+    "ContinuationIndicator": LayerType(_indicator_shapes, _indicator, never, not_negative),
     "DummyData": LayerType(_dummy_shapes, _dummy, never, any_sign),
     "Parameter": LayerType(_parameter_shapes, _parameter, never, any_sign),
     **dict.fromkeys(SOURCE_TYPES, LayerType(_input_shapes, _no_forward, never, any_sign)),

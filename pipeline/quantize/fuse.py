@@ -99,14 +99,19 @@ def fuse(
             continue
         at, host = folded
         layers[at] = host
-        fusions.append(Fusion(host.name, (net.layers[i].name, net.layers[pair].name)))
-        del layers[i], layers[pair]
+        gone = dict.fromkeys((i, pair))
+        fusions.append(Fusion(host.name, tuple(net.layers[j].name for j in gone)))
+        for j in gone:
+            del layers[j]
     return Fused(net.with_layers(tuple(layers.values())), tuple(fusions), frozenset(unfolded))
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A BatchNorm and the Scale that is its only reader, in a partly folded net."""
+    """A BatchNorm and the Scale that is its only reader, in a partly folded net.
+
+    Both are one where a layer is a factor and a term by itself (`LayerType.affine`).
+    """
 
     net: Net
     layers: Mapping[int, Layer]
@@ -118,7 +123,11 @@ class _Pair:
         bn, scale = self.net.layers[self.bn], self.net.layers[self.scale]
         if {bn.name, scale.name}.intersection(fixed):
             return None
-        affine = batch_norm_affine(bn.blobs, bn.param.batch_norm_param.eps, scale.blobs)
+        affine = layer_type(bn).affine(bn)
+        if affine is None:
+            affine = batch_norm_affine(bn.blobs, bn.param.batch_norm_param.eps, scale.blobs)
+        elif training:
+            return None
         maker = _maker(self.net, self.bn)
         host = self._host(maker, fixed)
         if maker is not None and host is not None:
@@ -147,8 +156,13 @@ class _Pair:
 
 
 def _pair_at(net: Net, i: int) -> int | None:
-    """Return the position of the Scale layer that makes a foldable pair with BatchNorm i."""
+    """Return the position of the Scale layer that makes a foldable pair with BatchNorm i.
+
+    It is i for a layer that is foldable by itself.
+    """
     bn = net.layers[i]
+    if bn.blobs and layer_type(bn).affine(bn) is not None:
+        return i
     if bn.type != "BatchNorm" or len(bn.blobs) != 3:
         return None
     param = bn.param.batch_norm_param

@@ -19,11 +19,12 @@ from pipeline.layers import layer_type, why_unknown
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.layers.own import read_types, with_types
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
+from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
 from pipeline.quantize.eligibility import Verdict, judge
 from pipeline.quantize.fuse import Fused, fuse
 from pipeline.runtime.schedule import blocked
 
-__all__ = ["Prepared", "prepare", "read_model", "with_blobs"]
+__all__ = ["Prepared", "as_configured", "prepare", "read_model", "with_blobs"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def read_model(config: Config) -> Net:
     m = config.model
     # with training, layers may begin by their fillers
     partial = config.retrain is not None
-    net = caffeio.read_net(m.prototxt, m.caffemodel, m.phase, partial=partial)
+    net = as_configured(
+        config, caffeio.read_net(m.prototxt, m.caffemodel, m.phase, partial=partial)
+    )
     if m.layers is not None:
         net = with_types(net, read_types(m.layers))
     if m.outputs:
@@ -89,6 +92,11 @@ def read_model(config: Config) -> Net:
     if broken := caffeio.nonfinite_blobs(net):
         raise PipelineError(f"{m.caffemodel}: {broken[0]}; the training has diverged?")
     return net
+
+
+def as_configured(config: Config, net: Net) -> Net:
+    """Return a net as ``[model]`` wants its layers to be taken."""
+    return depthwise_as_convolution(net) if config.model.depthwise_as_convolution else net
 
 
 def prepare(config: Config, net: Net) -> Prepared:
@@ -127,7 +135,7 @@ def prepare(config: Config, net: Net) -> Prepared:
     if not plans:
         why = unknown[0] if unknown else "--plan shows the rule for each layer"
         raise PipelineError(f"net '{net.name}' has no layer to quantize; {why}")
-    known = filter(None, (layer_type(x).note(x) for x in net.layers))
+    known = filter(None, (depthwise_note(net), *(layer_type(x).note(x) for x in net.layers)))
     notes = (*_read_notes(net), *notes, *known, *unknown)
     return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
 

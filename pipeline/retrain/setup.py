@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.layers import layer_type
 from pipeline.layers.source import declared_batch
 from pipeline.quantize.feed import Feed, LabelInput, open_feed
+from pipeline.quantize.prepare import as_configured
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
 from pipeline.retrain.layers import Shape
@@ -105,6 +106,7 @@ def set_up(config: Config, group: Group, opened: ExitStack) -> Setup:
     seed = settings.seed if settings.seed is not None else max(solver.param.random_seed, 0)
     torch.manual_seed(seed + group.rank)
     net = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel, partial=True)
+    net = as_configured(config, net)
     feed = _feed(config, net, solver.train_net, "retrain.data", seed, group, opened)
     shapes = _input_shapes(net, feed)
     module = CaffeModule(net, shapes, group, rng=np.random.default_rng(seed))

@@ -21,7 +21,7 @@ from caffeio.proto.caffe_pb2 import EltwiseParameter, LRNParameter
 from kernels import OutputStage
 from pipeline.errors import PipelineError
 from pipeline.layers import layer_type
-from pipeline.layers.activation import natural_log
+from pipeline.layers.activation import dropout_scale, natural_log
 from pipeline.layers.check import blob
 from pipeline.layers.convolution import ConvParams, conv_params, weight_shape
 from pipeline.layers.elementwise import factor_shape
@@ -166,6 +166,25 @@ def _power(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]
         return None  # a constant
     y = r.parts.map_values(bottoms[0], "linear", p.scale, p.shift)
     return (y if p.power == 1 else r.parts.map_values(y, "power", p.power),)
+
+
+def _dropout(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]:
+    scale = dropout_scale(layer)
+    return (bottoms[0] if scale == 1 else r.parts.map_values(bottoms[0], "linear", scale, 0.0),)
+
+
+def _mish(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]:
+    factor = r.parts.map_values(r.parts.map_values(bottoms[0], "bnll"), "tanh")
+    return (r.parts.combine([bottoms[0], factor], "prod", []),)
+
+
+def _bn(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...] | None:
+    affine = layer_type(layer).affine(layer)
+    if affine is None:
+        return None
+    scale = r.keep(layer, "scale", lambda: affine.k)
+    shift = r.keep(layer, "shift", lambda: affine.shift)
+    return (r.parts.affine(bottoms[0], scale, shift, 1),)
 
 
 def _prelu(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...]:
@@ -319,13 +338,14 @@ def _lrn(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...] |
 _FORMS: dict[str, Form] = {
     "AbsVal": _map("abs"),
     "BNLL": _map("bnll"),
+    "BN": _bn,
     "BatchNorm": _batch_norm,
     "Bias": _bias,
     "Clip": _map("clip", lambda x: (x.param.clip_param.min, x.param.clip_param.max)),
     "Concat": _concat,
     "Convolution": _convolution,
     "Deconvolution": _convolution,
-    "Dropout": _same,
+    "Dropout": _dropout,
     "ELU": _map("elu", lambda x: (x.param.elu_param.alpha,)),
     "Eltwise": _eltwise,
     "Exp": _map("exp", _exp),
@@ -333,6 +353,7 @@ _FORMS: dict[str, Form] = {
     "InnerProduct": _inner_product,
     "LRN": _lrn,
     "Log": _log,
+    "Mish": _mish,
     "PReLU": _prelu,
     "Permute": _permute,
     "Pooling": _pooling,

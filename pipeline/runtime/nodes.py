@@ -92,7 +92,7 @@ def make_nodes(
     for i in layers:
         layer, link = net.layers[i], net.links[i]
         reads = tuple(same.get(v, v) for v in link.reads)
-        if layer_type(layer).identity:
+        if layer_type(layer).identity(layer):
             same.update(dict.fromkeys(link.writes, reads[0]))
             continue
         node = None

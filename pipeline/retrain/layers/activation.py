@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from caffeio.graph import Layer
-from pipeline.layers.activation import natural_log
+from pipeline.layers.activation import dropout_scale, natural_log
 from pipeline.retrain.layers.base import BlobSpec, Context, Shape, TorchLayer
 from pipeline.retrain.layers.common import filler_or
 
@@ -41,8 +41,9 @@ def _clip(layer: Layer, x: Tensor) -> Tensor:
 def _dropout(
     layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], context: Context
 ) -> tuple[Tensor, ...]:
-    ratio = layer.param.dropout_param.dropout_ratio
-    return (functional.dropout(bottoms[0], ratio) if context.train else bottoms[0],)
+    ratio, scale = layer.param.dropout_param.dropout_ratio, dropout_scale(layer)
+    y = functional.dropout(bottoms[0], ratio) if context.train else bottoms[0]
+    return (y if scale == 1 else y * scale,)  # in training that undoes what dropout has scaled
 
 
 def _exp(layer: Layer, x: Tensor) -> Tensor:
@@ -97,6 +98,7 @@ TYPES: dict[str, TorchLayer] = {
     "ELU": neuron(lambda layer, x: functional.elu(x, layer.param.elu_param.alpha)),
     "Exp": neuron(_exp),
     "Log": neuron(_log),
+    "Mish": neuron(lambda layer, x: functional.mish(x)),
     "Power": neuron(_power),
     "PReLU": TorchLayer(_prelu, _prelu_blobs),
     "ReLU": neuron(lambda layer, x: leaky(x, layer.param.relu_param.negative_slope)),

@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import LRNParameter
+from pipeline.layers.check import fail, need
 from pipeline.layers.folding import statistics_share
 from pipeline.layers.pooling import PoolParams
 from pipeline.retrain.layers.base import BlobSpec, Context, Shape, TorchLayer
-from pipeline.retrain.layers.common import constant, filler_or, root
+from pipeline.retrain.layers.common import constant, filler_or, numpy_form, root
 from pipeline.retrain.layers.pooling import average
 
 __all__ = ["TYPES"]
@@ -22,6 +23,11 @@ __all__ = ["TYPES"]
 
 def _batch_norm_blobs(layer: Layer, shapes: Sequence[Shape]) -> tuple[BlobSpec, ...]:
     channels = shapes[0][1] if len(shapes[0]) > 1 else 1
+    need(
+        layer,
+        not layer.param.batch_norm_param.scale_bias,
+        "scale_bias is not trained here; put a Scale layer behind it instead",
+    )
     return tuple(BlobSpec(shape, constant(0)) for shape in ((channels,), (channels,), (1,)))
 
 
@@ -126,7 +132,20 @@ def _normalize(
     return (x / length * blobs[0].reshape((-1,) + (1,) * (x.ndim - 2)),)
 
 
+def _bn_blobs(layer: Layer, shapes: Sequence[Shape]) -> tuple[BlobSpec, ...]:
+    fail(
+        layer, "type 'BN' of forks is not trained here; use BatchNorm with a Scale layer behind it"
+    )
+
+
+def _bn(
+    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], context: Context
+) -> tuple[Tensor, ...]:
+    return numpy_form(layer, bottoms, blobs)
+
+
 TYPES: dict[str, TorchLayer] = {
+    "BN": TorchLayer(_bn, _bn_blobs),
     "BatchNorm": TorchLayer(_batch_norm, _batch_norm_blobs, learned=False),
     "LRN": TorchLayer(_lrn),
     "MVN": TorchLayer(_mvn),

@@ -19,6 +19,7 @@ from pipeline.layers.pooling import (
     PoolParams,
     pool_params,
     pool_size,
+    position_bins,
     pyramid_levels,
     region_bins,
 )
@@ -179,7 +180,34 @@ def _roi_pooling(
     return (x.take(torch.stack(places)).masked_fill(torch.stack(empty)[:, None], 0),)
 
 
+def _psroi_pooling(
+    layer: Layer, bottoms: Sequence[Tensor], blobs: Sequence[Tensor], context: Context
+) -> tuple[Tensor, ...]:
+    x, p = bottoms[0], layer.param.psroi_pooling_param
+    n, _, height, width = x.shape
+    rois = bottoms[1].detach().cpu().float().reshape(-1, 5).numpy()
+    images, k = rois[:, 0].astype(int), p.group_size
+    if images.size and not (images.min() >= 0 and images.max() < n):
+        numpy_form(layer, bottoms, blobs)  # raises: it says which image is wrong
+    maps = x.reshape(n, p.output_dim, k, k, height, width)
+    regions = []
+    for image, (_, x1, y1, x2, y2) in zip(images.tolist(), rois, strict=True):
+        rows = position_bins(y1, y2, p.spatial_scale, k, height)
+        columns = position_bins(x1, x2, p.spatial_scale, k, width)
+        cells = [
+            maps[image, :, i, j, slice(*row), slice(*column)].flatten(1)
+            for i, row in enumerate(rows)
+            for j, column in enumerate(columns)
+        ]
+        means = [c.sum(1) / max(c.shape[1], 1) for c in cells]  # an empty bin is 0
+        regions.append(torch.stack(means, dim=1).reshape(p.output_dim, k, k))
+    if not regions:
+        return (x.new_zeros(0, p.output_dim, k, k),)
+    return (torch.stack(regions),)
+
+
 TYPES: dict[str, TorchLayer] = {
+    "PSROIPooling": TorchLayer(_psroi_pooling),
     "Pooling": TorchLayer(_pooling),
     "ROIPooling": TorchLayer(_roi_pooling),
     "SPP": TorchLayer(_spp),

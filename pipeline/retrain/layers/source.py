@@ -24,6 +24,7 @@ def _parameter(
 
 
 TYPES: dict[str, TorchLayer] = {
+    "ContinuationIndicator": without_gradient,
     "DummyData": without_gradient,
     "Parameter": TorchLayer(_parameter, _parameter_blobs),
     **dict.fromkeys(SOURCE_TYPES, without_gradient),
