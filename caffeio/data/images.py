@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 from caffeio.data.decode import decode_image
 from caffeio.data.source import Label, Sample, Source
 from caffeio.errors import CaffeFileError
-from caffeio.prototxt import read_text_file
+from caffeio.files import read_text_file
 
 __all__ = ["IMAGE_ENDINGS", "ImageSource", "open_folder", "open_list"]
 
 IMAGE_ENDINGS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp", ".jp2"}
 )
+
+#: Between path and label.
+_LAST_SPACE = re.compile(r"[ \t]+(?=[^ \t]+$)")
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ def _label(word: str) -> int | float | None:
 def open_list(path: str | Path, root: str | Path | None = None, color: bool = True) -> ImageSource:
     """Open a list of images: a text file with ``path label`` or ``path`` on each line.
 
-    The last space splits path and label, as in Caffe; where no line ends in a number there are
-    no labels and the whole line is the path.
+    The last space splits path and label, as in Caffe, or the last tab; where no line ends in a
+    number there are no labels and the whole line is the path.
 
     Parameters
     ----------
@@ -133,7 +137,7 @@ def open_list(path: str | Path, root: str | Path | None = None, color: bool = Tr
         text = line.strip()
         if not text:
             continue
-        name, _, word = text.rpartition(" ")
+        name, word = _LAST_SPACE.split(text) if _LAST_SPACE.search(text) else ("", text)
         label = _label(word) if name else None
         if label is None:
             name = text
