@@ -279,6 +279,12 @@ def test_layers_of_one_name_are_told_apart_and_the_one_with_weights_keeps_it() -
     assert (again.links, again.notes) == (net.links, ())
 
 
+def test_layers_without_a_name_are_called_by_their_type() -> None:
+    layers = (relu("", "data", "x"), relu("", "x", "y"), relu("", "y", "z"))
+    net = parse_net(net_text(*layers))
+    assert [layer.name for layer in net.layers] == ["in", "", "ReLU_2", "ReLU_3"]
+
+
 def test_a_loss_without_a_top_makes_one() -> None:
     label = 'layer { name: "label" type: "Input" top: "label" }'
     loss = 'layer { name: "%s" type: "SoftmaxWithLoss" bottom: "data" bottom: "label" }'
