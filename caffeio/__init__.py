@@ -14,7 +14,7 @@ from caffeio.attach import nonfinite_blobs
 from caffeio.blob_rules import expected_blobs
 from caffeio.caffemodel import write_caffemodel
 from caffeio.calibration_config import QuantConfig, read_quant_cfg
-from caffeio.errors import CaffeFileError, NetError
+from caffeio.errors import CaffeFileError, MissingFileError, NetError
 from caffeio.graph import SOURCE_TYPES, Layer, Link, Net, Value
 from caffeio.nets import parse_net, read_net, to_prototxt, write_prototxt
 from caffeio.record import (
@@ -37,6 +37,7 @@ __all__ = [
     "Layer",
     "LayerRecord",
     "Link",
+    "MissingFileError",
     "Net",
     "NetError",
     "QuantConfig",

@@ -11,6 +11,7 @@ from caffeio import wire
 from caffeio.atomic import atomic_write
 from caffeio.blobs import FileBlob, decode_blob, encode_blob
 from caffeio.errors import CaffeFileError
+from caffeio.files import decoded, read_bytes
 from caffeio.proto import caffe_pb2 as pb
 
 if TYPE_CHECKING:
@@ -87,10 +88,7 @@ def read_caffemodel(path: str | Path) -> Weights:
         fit its data; it names the layer.
     """
     path = Path(path)
-    try:
-        data = memoryview(path.read_bytes())
-    except OSError as error:
-        raise CaffeFileError(path, f"cannot be read: {error.strerror}") from None
+    data = memoryview(read_bytes(path))
     layers: dict[str, tuple[FileBlob, ...]] = {}
     notes: list[str] = []
     count = 0
@@ -125,10 +123,10 @@ def _layer(data: memoryview, outer: wire.Field, form: _Form, path: Path) -> _Lay
     spans = []
     for item in wire.fields(data, outer.start, outer.end):
         if item.number == form.name:
-            layer.name = bytes(data[item.start : item.end]).decode("utf-8", "replace")
+            layer.name = decoded(bytes(data[item.start : item.end]))
         elif item.number == form.type:
             layer.type = (
-                bytes(data[item.start : item.end]).decode("utf-8", "replace")
+                decoded(bytes(data[item.start : item.end]))
                 if item.wire == wire.LENGTH
                 else str(item.value)
             )

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from caffeio.errors import CaffeFileError
+from caffeio.files import read_proto_text
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import parse_text, read_text_file
+from caffeio.prototxt import parse_text
 
 __all__ = ["HfmgSettings", "IfmrSettings", "LayerSettings", "QuantConfig", "parse_quant_cfg",
            "read_quant_cfg"]  # fmt: skip
@@ -130,7 +131,7 @@ def read_quant_cfg(path: str | Path) -> QuantConfig:
         If the file cannot be read, has a mistake in its text or a value out of range, or is a
         config for retraining.
     """
-    return parse_quant_cfg(read_text_file(path), path)
+    return parse_quant_cfg(read_proto_text(path), path)
 
 
 def parse_quant_cfg(text: str, path: str | Path = "<text>") -> QuantConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CaffeFileError", "NetError"]
+__all__ = ["CaffeFileError", "MissingFileError", "NetError"]
 
 
 class CaffeFileError(ValueError):
@@ -32,6 +32,10 @@ class CaffeFileError(ValueError):
         self.column = column
         place = "".join(f":{n}" for n in (line, column) if n is not None)
         super().__init__(f"{path}{place}: {message}")
+
+
+class MissingFileError(CaffeFileError):
+    """A file or folder that was named does not exist."""
 
 
 class NetError(ValueError):

@@ -18,7 +18,7 @@ def single_names(layers: Sequence[Layer], phase: str) -> tuple[tuple[Layer, ...]
 
     To Caffe names matter where weights are attached only. Here records, settings and reports go
     by names, too: of several layers of one name the one with weights keeps it, else the first;
-    the others are called ``name_2``, ``name_3`` and so on.
+    the others are called ``name_2``, ``name_3`` and so on, those without a name by their type.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def single_names(layers: Sequence[Layer], phase: str) -> tuple[tuple[Layer, ...]
         keeper = (weighted or same)[0]
         others = [i for i in same if i != keeper]
         for i in others:
-            single[i] = _renamed(layers[i], _free(name, used))
+            single[i] = _renamed(layers[i], _free(name or layers[i].type, used))
             used.add(single[i].name)
         listed = ", ".join(f"'{single[i].name}' ({single[i].type})" for i in others)
         notes.append(f"{len(same)} layers have the name '{name}'; but for one they become {listed}")

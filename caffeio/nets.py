@@ -10,12 +10,13 @@ from caffeio.atomic import atomic_write
 from caffeio.attach import attach_weights
 from caffeio.caffemodel import read_caffemodel
 from caffeio.errors import CaffeFileError, NetError
+from caffeio.files import read_proto_text
 from caffeio.graph import Layer, Net
 from caffeio.hdf5 import is_hdf5, read_hdf5_weights
 from caffeio.names import automatic_tops, single_names
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
-from caffeio.prototxt import format_text, parse_text, read_text_file
+from caffeio.prototxt import format_text, parse_text
 from caffeio.unknown import UnknownField, unknown_notes
 from caffeio.upgrade import upgrade_net
 
@@ -73,7 +74,7 @@ def read_net(
         message = prototxt
     else:
         path = prototxt
-        message, notes = parse_text(read_text_file(path), pb.NetParameter(), path)
+        message, notes = parse_text(read_proto_text(path), pb.NetParameter(), path)
     if state is not None:
         message = _with_state(message, state, path, phase)
     net = _net(message, notes, path, phase, level, stages)

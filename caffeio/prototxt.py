@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 
 from caffeio.errors import CaffeFileError
 
-__all__ = ["format_text", "parse_text", "read_text_file"]
+__all__ = ["format_text", "parse_text"]
 
 M = TypeVar("M", bound=Message)
 
@@ -260,24 +260,6 @@ def _unknown_parts(text: str, message: Message) -> list[_Unknown]:
     with contextlib.suppress(_OddText, RecursionError):
         walk.message(message.DESCRIPTOR, "")
     return sorted(walk.unknown, key=lambda part: part.start)
-
-
-def read_text_file(path: str | Path) -> str:
-    """Return a text file's content, without a byte order mark.
-
-    Raises
-    ------
-    CaffeFileError
-        If the file cannot be read or is not UTF-8 text.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaffeFileError(
-            path, f"is not a text file (byte {error.start} is not UTF-8); is it a binary model?"
-        ) from None
-    except OSError as error:
-        raise CaffeFileError(path, f"cannot be read: {error.strerror}") from None
 
 
 def format_text(message: Message, unknown: Mapping[str, Sequence[str]] | None = None) -> str:

@@ -12,8 +12,9 @@ from google.protobuf.text_encoding import CEscape
 
 from caffeio.atomic import atomic_write
 from caffeio.errors import CaffeFileError
+from caffeio.files import read_proto_text
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import parse_text, read_text_file
+from caffeio.prototxt import parse_text
 
 __all__ = ["LayerRecord", "Record", "parse_record", "read_record", "record_to_text",
            "write_record"]  # fmt: skip
@@ -110,7 +111,7 @@ def read_record(path: str | Path) -> Record:
         If the file cannot be read, has a mistake in its text (with line and column), names a
         layer twice or holds a factor out of range (with layer and field).
     """
-    return parse_record(read_text_file(path), path)
+    return parse_record(read_proto_text(path), path)
 
 
 def parse_record(text: str, path: str | Path = "<text>") -> Record:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from caffeio.errors import CaffeFileError
+from caffeio.files import read_text_file
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import parse_text, read_text_file
+from caffeio.prototxt import parse_text
 
 __all__ = ["RetrainLayerSettings", "RetrainQuantConfig", "parse_retrain_cfg", "read_retrain_cfg"]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caffeio.errors import CaffeFileError
+from caffeio.files import read_proto_text
 from caffeio.graph import Net
 from caffeio.nets import read_net
 from caffeio.proto import caffe_pb2 as pb
-from caffeio.prototxt import parse_text, read_text_file
+from caffeio.prototxt import parse_text
 
 __all__ = ["POLICIES", "SOLVERS", "Solver", "read_solver", "read_solver_net"]
 
@@ -88,7 +89,7 @@ def read_solver(path: str | Path, root: str | Path | None = None) -> Solver:
     folders, as solvers are written to be started from Caffe's own folder; then from `root`.
     """
     path = Path(path)
-    param, notes = parse_text(read_text_file(path), pb.SolverParameter(), path)
+    param, notes = parse_text(read_proto_text(path), pb.SolverParameter(), path)
     kind = _type(path, param)
     _check(path, param)
     train, train_param = _train_net(path, param, root)

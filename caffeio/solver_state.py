@@ -12,6 +12,7 @@ from caffeio import wire
 from caffeio.atomic import atomic_write
 from caffeio.blobs import decode_blob, encode_blob
 from caffeio.errors import CaffeFileError
+from caffeio.files import read_bytes
 from caffeio.hdf5 import import_h5py, is_hdf5
 
 if TYPE_CHECKING:
@@ -151,10 +152,7 @@ def _check(state: SolverState, path: Path) -> None:
 
 
 def _read_binary(path: Path) -> SolverState:
-    try:
-        data = memoryview(path.read_bytes())
-    except OSError as error:
-        raise CaffeFileError(path, f"cannot be read: {error.strerror}") from None
+    data = memoryview(read_bytes(path))
     if not data:
         raise CaffeFileError(path, "is empty")
     by_number: dict[int, list[wire.Field]] = {}

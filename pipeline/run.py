@@ -33,7 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.run",
         description="Quantize a Caffe model to INT8, by calibration or by training, and say what "
         "it costs.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong use (command or config), 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong use (the command, the config, or a path in "
+        "them that does not exist), 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"caffe-quant {__version__}")
     parser.add_argument("config", help="TOML file that names the model, the data and the output")
@@ -90,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed, 2 wrong use, 130 interrupted.
+        0 done, 1 failed, 2 wrong use (the command, the config, or a path in them that does not
+        exist), 130 interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -199,7 +201,7 @@ def _wide(console: Console) -> Console:
 
 def _explain(error: Exception) -> int:
     """Print what went wrong as a line, and return the exit code."""
-    from caffeio import CaffeFileError, NetError
+    from caffeio import CaffeFileError, MissingFileError, NetError
     from pipeline.errors import ConfigError, PipelineError
 
     if isinstance(error, ConfigError):
@@ -211,7 +213,8 @@ def _explain(error: Exception) -> int:
     print(f"error: {kind}{error}{hint}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(f"note: {note}", file=sys.stderr)
-    return FAILED
+    # what command or config name is not there
+    return WRONG_USE if isinstance(error, MissingFileError) else FAILED
 
 
 if __name__ == "__main__":

@@ -180,6 +180,63 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         caffeio.read_net(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"\n<!DOCTYPE html>\n<html lang='en'>", "web page"),
+        (b"<HTML><head>", "web page"),
+        (b"\xef\xbb\xbf<html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "git lfs pull"),
+    ],
+)
+def test_what_is_often_found_in_place_of_a_model_is_named(
+    data: bytes, what: str, tmp_path: Path
+) -> None:
+    found = tmp_path / "found"
+    found.write_bytes(data)
+    with pytest.raises(CaffeFileError, match=what):
+        caffeio.read_net(found)
+    net = tmp_path / "net.prototxt"
+    net.write_text(net_text())
+    with pytest.raises(CaffeFileError, match=what):
+        caffeio.read_net(net, found)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_comments_may_be_of_any_encoding(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.prototxt"
+    comment = "# 输入 \"的\" 'data'".encode("gbk")
+    text = net_text(relu("a", "data", "b")).replace("\n", end).encode()
+    path.write_bytes(comment + end.encode() + text + b" " + comment)
+    assert caffeio.read_net(path).layer("a").type == "ReLU"
+    path.write_bytes("名 ".encode("gbk") + text)
+    with pytest.raises(CaffeFileError, match="byte 0 is not UTF-8"):
+        caffeio.read_net(path)
+    path.write_bytes(comment + end.encode() + text + "名".encode("gbk"))
+    at = len(comment) + len(end) + len(text)
+    with pytest.raises(CaffeFileError, match=f"byte {at} is not UTF-8"):
+        caffeio.read_net(path)
+
+
+def test_names_in_other_encodings_are_the_same_in_text_and_weights(tmp_path: Path) -> None:
+    name = "卷积#1".encode("gbk")
+    path, weights = tmp_path / "a.prototxt", tmp_path / "a.caffemodel"
+    path.write_bytes(net_text(conv("NAME", "data", "b")).encode().replace(b"NAME", name))
+    message = pb.NetParameter()
+    layer = message.layer.add(name="x" * len(name), type="Convolution")
+    for shape in ((3, 3, 1, 1), (3,)):
+        blob = layer.blobs.add()
+        blob.shape.dim.extend(shape)
+        blob.data.extend([1.0] * int(np.prod(shape)))
+    weights.write_bytes(message.SerializeToString().replace(b"x" * len(name), name))
+    net = caffeio.read_net(path, weights)
+    assert net.layer(name.decode("latin-1")).blobs[0].shape == (3, 3, 1, 1)
+    caffeio.write_prototxt(net, tmp_path / "b.prototxt")
+    caffeio.write_caffemodel(net, tmp_path / "b.caffemodel")
+    again = caffeio.read_net(tmp_path / "b.prototxt", tmp_path / "b.caffemodel")
+    assert again.layers[-1].name == net.layers[-1].name
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "a.prototxt"
     path.write_text(net_text(), encoding="utf-8-sig")
@@ -220,6 +277,12 @@ def test_layers_of_one_name_are_told_apart_and_the_one_with_weights_keeps_it() -
     )
     again = parse_net(caffeio.to_prototxt(net))
     assert (again.links, again.notes) == (net.links, ())
+
+
+def test_layers_without_a_name_are_called_by_their_type() -> None:
+    layers = (relu("", "data", "x"), relu("", "x", "y"), relu("", "y", "z"))
+    net = parse_net(net_text(*layers))
+    assert [layer.name for layer in net.layers] == ["in", "", "ReLU_2", "ReLU_3"]
 
 
 def test_a_loss_without_a_top_makes_one() -> None:

@@ -125,6 +125,17 @@ def test_weights_go_to_a_net_within(tmp_path: Path) -> None:
     assert read_solver_net(solver, "TRAIN", path, partial=True).layer("fc").blobs == ()
 
 
+def test_a_net_is_found_from_the_root_and_its_error_names_that(tmp_path: Path) -> None:
+    (tmp_path / "caffe" / "models").mkdir(parents=True)
+    (tmp_path / "caffe" / "models" / "n.prototxt").write_text(net("n"))
+    (tmp_path / "job").mkdir()
+    path = write(tmp_path / "job", 'net: "models/n.prototxt"')
+    with pytest.raises(CaffeFileError, match="set root to the folder that Caffe is started from"):
+        read_solver(path)
+    solver = read_solver(path, tmp_path / "caffe")
+    assert solver.train_net == tmp_path / "caffe" / "models" / "n.prototxt"
+
+
 def test_unknown_fields_of_a_net_within_are_noted_with_their_line(tmp_path: Path) -> None:
     text = f"\nnet_param {{ {net('in')}\n foo: 1 }}"
     solver = read_solver(write(tmp_path, text))

@@ -291,7 +291,8 @@ def test_files_that_are_no_state(tmp_path: Path) -> None:
     refused(tmp_path / "missing.solverstate", "cannot be read: No such file")
     refused(tmp_path, "cannot be read: Is a directory")
     refused(binary_file(tmp_path, b""), "is empty")
-    for other in (b"<html>not found</html>", b"PK\x03\x04" + bytes(50), b'net: "net.prototxt"\n'):
+    refused(binary_file(tmp_path, b"<html>not found</html>"), "web page")
+    for other in (b"PK\x03\x04" + bytes(50), b'net: "net.prototxt"\n'):
         refused(binary_file(tmp_path, other), "solver state")
     mean = pb.BlobProto(num=1, channels=3, height=1, width=1, data=[1, 2, 3])
     refused(binary_file(tmp_path, mean.SerializeToString()), "learned_net is of a wrong type")

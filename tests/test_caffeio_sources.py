@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caffeio import CaffeFileError
+from caffeio import CaffeFileError, MissingFileError
 from caffeio.data import Source, detect_kind, open_source, read_mean
 from caffeio.proto import caffe_pb2 as pb
 
@@ -130,6 +130,8 @@ def test_a_list_splits_at_the_last_space(tmp_path: Path) -> None:
         save(tmp_path / "sub" / name, image)
     listing = tmp_path / "list.txt"
     listing.write_text("sub/my cat.png 3\n\nsub/b.png  -1 \nsub/c 7.png 2.5\n")
+    check(open_source(listing), images, [3, -1, 2.5])
+    listing.write_text("sub/my cat.png\t3\nsub/b.png \t -1\nsub/c 7.png\t2.5\n")
     check(open_source(listing), images, [3, -1, 2.5])
     listing.write_text("my cat.png\nc 7.png\n")
     check(open_source(listing, root=tmp_path / "sub"), [images[0], images[2]], [None] * 2)
@@ -312,8 +314,11 @@ def test_raw_batches(tmp_path: Path) -> None:
     assert (len(half), half[0].data.dtype) == (4, np.float32)
     with pytest.raises(ValueError, match="float99"):
         open_source(tmp_path, input_shape=(2, 1, 4, 5), dtype="float99")
-    with pytest.raises(CaffeFileError, match=r"no \.bin files"):
+    with pytest.raises(MissingFileError, match="does not exist"):
         open_source(tmp_path / "none", "raw", input_shape=(1, 1))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaffeFileError, match=r"no \.bin files"):
+        open_source(tmp_path / "empty", "raw", input_shape=(1, 1))
 
 
 def test_hdf5(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_paths_start_from_the_config(tmp_path):
     assert config.output.directory == tmp_path / "quantized"
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load(tmp_path, '[calibrate]\ndata.source = "~/images"\n[transform]\nmean = "a~.npy"')
+    assert config.calibrate.data[0].source == tmp_path / "home" / "images"
+    assert config.transform.mean == tmp_path / "a~.npy"
+
+
 @pytest.mark.parametrize(
     ("lines", "scale"),
     [
@@ -92,6 +99,8 @@ def test_defaults_are_the_tools_own(tmp_path):
         ("[calibrate.common_config]\nifmr_quantize = {}\nhfmg_quantize = {}", ["exclude each other"]),
         ("[[calibrate.override_layer_types]]\nlayer_type = 'Poling'", ["layer_type", "'Pooling'"]),
         ("[calibrate]\n[transform]\nresize = 'big'", ["'transform.resize'", "shorter side", "'big'"]),
+        ("[calibrate]\n[transform]\nstd = [0]", ["'transform.std'", "above 0", "[0]"]),
+        ("[calibrate]\n[transform]\nstd = [1, -2, 3]", ["'transform.std'", "above 0", "-2"]),
         ("[calibrate]\n[output]\nprefix = 'a/b'", ["'output.prefix'", "'a/b'"]),
         ("[calibrat]", ["unknown key 'calibrat'", "did you mean 'calibrate'"]),
         ("", ["'calibrate' is missing"]),

@@ -12,8 +12,8 @@ from typing import Any
 from caffeio.data.arrays import as_label, as_sample
 from caffeio.data.source import Order, Sample, Source
 from caffeio.errors import CaffeFileError
+from caffeio.files import read_text_file
 from caffeio.hdf5 import import_h5py
-from caffeio.prototxt import read_text_file
 
 __all__ = ["HDF5Source", "open_hdf5", "open_hdf5_list"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,16 @@ import numpy as np
 from caffeio.data.decode import decode_image
 from caffeio.data.source import Label, Sample, Source, unread_files
 from caffeio.errors import CaffeFileError
-from caffeio.prototxt import read_text_file
+from caffeio.files import read_text_file
 
 __all__ = ["IMAGE_ENDINGS", "ImageSource", "open_folder", "open_list"]
 
 IMAGE_ENDINGS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp", ".jp2"}
 )
+
+#: Between path and label.
+_LAST_SPACE = re.compile(r"[ \t]+(?=[^ \t]+$)")
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ def open_list(
 ) -> ImageSource:
     """Open a list of images: a text file with ``path label`` or ``path`` on each line.
 
-    The last space splits path and label, as in Caffe; where there is no such image, the longest
-    beginning of the line that is one (``path 4 0 11 9``, as lists for detection are written). A
-    label of several numbers is an array; what is no number is no label.
+    The last space or tab splits path and label, as in Caffe; where there is no such image, the
+    longest beginning of the line that is one (``path 4 0 11 9``, as lists for detection are
+    written). A label of several numbers is an array; what is no number is no label.
 
     Parameters
     ----------
@@ -149,8 +153,8 @@ def open_list(
             continue
         found = _split(base, text)
         if found is None:
-            name, _, word = text.rpartition(" ")
-            file = base / (name.strip() if name and _number(word) is not None else text)
+            name, word = _last_word(text)
+            file = base / (name if name and _number(word) is not None else text)
             raise CaffeFileError(path, f"names the image '{file}', which does not exist", number)
         files.append(found[0])
         labels.append(found[1] if labelled else None)
@@ -161,15 +165,21 @@ def open_list(
 
 def _split(base: Path, text: str) -> tuple[Path, Label] | None:
     """Return the image that a line names, and its label; None if there is no such image."""
-    name, _, word = text.rpartition(" ")
+    name, word = _last_word(text)
     last = _number(word) if name else None
-    if last is not None and (base / name.strip()).is_file():
-        return base / name.strip(), last
+    if last is not None and (base / name).is_file():
+        return base / name, last
     name = text
     while name:
         if (base / name).is_file():
             numbers = [_number(word) for word in text[len(name) :].split()]
             whole = bool(numbers) and None not in numbers
             return base / name, np.array(numbers, np.float32) if whole else None
-        name = name.rpartition(" ")[0].rstrip()
+        name = _last_word(name)[0]
     return None
+
+
+def _last_word(text: str) -> tuple[str, str]:
+    """Split a line before its last word."""
+    name, *word = _LAST_SPACE.split(text, maxsplit=1)
+    return (name, word[0]) if word else ("", text)

@@ -8,7 +8,8 @@ import numpy as np
 
 from caffeio import wire
 from caffeio.blobs import decode_blob
-from caffeio.errors import CaffeFileError
+from caffeio.errors import CaffeFileError, MissingFileError
+from caffeio.files import read_bytes
 
 __all__ = ["read_mean"]
 
@@ -32,14 +33,18 @@ def read_mean(path: str | Path) -> np.ndarray:
         If the file cannot be read, is not of its format, or has another shape.
     """
     path = Path(path)
+    if not path.exists():
+        raise MissingFileError(path, "does not exist")
     try:
         if path.suffix.lower() == ".npy":
             mean = np.load(path, allow_pickle=False).astype(np.float32)
         else:
-            data = memoryview(path.read_bytes())
+            data = memoryview(read_bytes(path))
             mean = decode_blob(data, 0, len(data)).array.astype(np.float32, copy=False)
     except wire.WireError as error:
         raise CaffeFileError(path, f"is not a mean file: {error}") from None
+    except CaffeFileError:
+        raise
     except (ValueError, EOFError) as error:
         raise CaffeFileError(path, f"is not an array: {error}") from None
     except OSError as error:

@@ -10,9 +10,9 @@ from caffeio.data.databases import LevelDBSource, LMDBSource
 from caffeio.data.hdf5 import open_hdf5, open_hdf5_list
 from caffeio.data.images import open_folder, open_list
 from caffeio.data.source import Order, Source
-from caffeio.errors import CaffeFileError
+from caffeio.errors import MissingFileError
+from caffeio.files import read_text_file
 from caffeio.hdf5 import is_hdf5
-from caffeio.prototxt import read_text_file
 
 __all__ = ["KINDS", "detect_kind", "open_source"]
 
@@ -37,7 +37,7 @@ def detect_kind(path: str | Path) -> str:
     if path.is_dir():
         return _folder_kind(path)
     if not path.is_file():
-        raise CaffeFileError(path, "does not exist")
+        raise MissingFileError(path, "does not exist")
     ending = path.suffix.lower()
     if ending in _ENDINGS:
         return _ENDINGS[ending]
@@ -109,6 +109,8 @@ def open_source(
     """
     if kind != "auto" and kind not in KINDS:
         raise ValueError(f"kind is '{kind}'; it must be auto or one of {', '.join(KINDS)}")
+    if not Path(path).exists():
+        raise MissingFileError(path, "does not exist")
     kind = detect_kind(path) if kind == "auto" else kind
     name = None if labels is None else str(labels)
     openers: dict[str, Callable[[], Source]] = {

@@ -61,6 +61,12 @@ def _quantizable(name: str) -> str:
 QuantizableType = Annotated[str, AfterValidator(_quantizable)]
 
 
+def _positive(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(value > 0 for value in values):
+        raise ValueError("each must be above 0")
+    return values
+
+
 class TransformConfig(Table):
     """``[transform]``: how an image becomes the net's input, ``(x - mean) * scale / std``."""
 
@@ -71,7 +77,9 @@ class TransformConfig(Table):
     channel_order: Literal["BGR", "RGB", "GRAY"] = "BGR"
     mean: Numbers | FilePath | None = Field(None, description="one per channel, or a file")
     scale: Number | Numbers = Field(1.0, description="one number, or one per channel")
-    std: Numbers | None = Field(None, description="one per channel, divides")
+    std: Annotated[Numbers, AfterValidator(_positive)] | None = Field(
+        None, description="one per channel, above 0, divides"
+    )
     transpose: bool = Field(False, description="swap height and width")
     mirror: bool = Field(False, description="in training: half of the images, at random")
 

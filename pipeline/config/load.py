@@ -122,7 +122,7 @@ def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Confi
 def _resolve(value: Any, base: Path) -> Any:
     """Return `value` with every path in it joined to `base`."""
     if isinstance(value, Path):
-        return base / value
+        return base / _expanded(value)
     if isinstance(value, tuple):
         return tuple(_resolve(v, base) for v in value)
     if isinstance(value, BaseModel):
@@ -130,6 +130,14 @@ def _resolve(value: Any, base: Path) -> Any:
         changed = {name: _resolve(getattr(value, name), base) for name in fields}
         return value.model_copy(update=changed)
     return value
+
+
+def _expanded(path: Path) -> Path:
+    """Return a path with ~ and ~name as the home folders that they stand for."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody of that name
+        return path
 
 
 def _explain(error: ValidationError, table: dict[str, Any]) -> list[str]:

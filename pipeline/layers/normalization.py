@@ -99,11 +99,16 @@ def _bn_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
     x = shapes[0]
     need(layer, len(x) >= 2, f"bottom has shape {x}; BN needs a channel axis")
+    p = layer.param.bn_param
+    if not layer.blobs:
+        segnet = any(map(p.HasField, ("bn_mode", "scale_filler", "shift_filler")))
+        names = ("slope", "bias") if segnet else ("slope", "bias", "mean", "variance")
+        expect_blobs(layer, **dict.fromkeys(names, (x[1],)))
     sizes = [b.size for b in layer.blobs]
     need(
         layer,
         sizes in ([x[1]] * 2, [x[1]] * 4),
-        f"has blobs of {sizes or 'no'} values; BN needs slope and bias, or slope, bias, mean and "
+        f"has blobs of {sizes} values; BN needs slope and bias, or slope, bias, mean and "
         f"variance, of {x[1]} values each",
     )
     return (x,)
