@@ -152,7 +152,7 @@ WRONG = [
     ("Reorg", "reorg_param { stride: 2 }", [(1, 4, 5, 4)], [], 1, "must divide the 5 x 4"),
     ("BN", "", [X], [], 1, "needs 4 weight blobs"),
     ("BN", "bn_param { bn_mode: INFERENCE }", [X], [], 1, "needs 2 weight blobs"),
-    ("BN", "", [X], [np.ones(3)], 1, "slope, bias, mean and variance"),
+    ("BN", "", [X], [(3,)], 1, "slope, bias, mean and variance"),
     ("Upsample", "", [X], [], 1, "needs scale or stride"),
     ("Upsample", "upsample_param { scale: 1.5 }", [X], [], 1, "whole numbers"),
     ("Interp", "", [X], [], 1, "needs height and width"),
