@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from caffeio.errors import NetError
 from caffeio.proto import caffe_pb2 as pb
+from caffeio.prototxt import parse_text
 from caffeio.upgrade_v0 import upgrade_v0_layers
 
 __all__ = ["upgrade_net"]
@@ -48,7 +49,7 @@ def upgrade_net(net: pb.NetParameter) -> tuple[pb.NetParameter, tuple[str, ...]]
     """
     upgraded = pb.NetParameter()
     upgraded.CopyFrom(net)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if net.layers:
         if net.layer:
             raise NetError("the net mixes 'layer' and the older 'layers'; use one of them")
@@ -58,10 +59,20 @@ def upgrade_net(net: pb.NetParameter) -> tuple[pb.NetParameter, tuple[str, ...]]
             current, notes = upgrade_v0_layers(layers)
         else:
             current = [_from_v1(layer) for layer in layers]
+            notes = [
+                _crop_note(x.name) for x in current if x.type == "Crop" and not x.crop_param.offset
+            ]
         upgraded.layer.extend(current)
     if net.input:
         _upgrade_inputs(upgraded)
-    return upgraded, notes
+    return upgraded, tuple(notes)
+
+
+def _crop_note(layer: str) -> str:
+    return (
+        f"layer '{layer}': the fork that has CROP finds the offset by itself, from the layers "
+        "before; here it is 0, as in Caffe's Crop: give crop_param { offset: ... }"
+    )
 
 
 def _v1_type(old: pb.V1LayerParameter) -> str:
@@ -94,8 +105,19 @@ def _from_v1(old: pb.V1LayerParameter) -> pb.LayerParameter:
         if i < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[i]
     _move_transform(layer)
-    layer.unknown_field.extend(old.unknown_field)
+    for unknown in old.unknown_field:
+        if not unknown.path and unknown.name in pb.LayerParameter.DESCRIPTOR.fields_by_name:
+            layer.MergeFrom(_of_the_current_format(unknown))
+        else:
+            layer.unknown_field.append(unknown)
     return layer
+
+
+def _of_the_current_format(unknown: pb.UnknownField) -> pb.LayerParameter:
+    """Return a layer with a field that V1 lacks: forks gave it to old layers (bn_param)."""
+    lines = "\n" * (unknown.line - 1)  # so that errors and notes name the right one
+    net, _ = parse_text(f"{lines}layer {{ {unknown.text} }}", pb.NetParameter(), unknown.file)
+    return net.layer[0]
 
 
 def _move_transform(layer: pb.LayerParameter) -> None:

@@ -56,7 +56,7 @@ _GENERAL = {"name", "type", "blobs", "blobs_lr", "weight_decay", "unknown_field"
 
 def upgrade_v0_layers(
     layers: Sequence[pb.V1LayerParameter],
-) -> tuple[list[pb.LayerParameter], tuple[str, ...]]:
+) -> tuple[list[pb.LayerParameter], list[str]]:
     """Upgrade V0 layers, merging each padding layer into the convolutions that read it.
 
     Parameters
@@ -67,7 +67,7 @@ def upgrade_v0_layers(
     Returns
     -------
     layers : list of LayerParameter
-    notes : tuple of str
+    notes : list of str
         V0 parameters that mean nothing for their layer's type.
 
     Raises
@@ -95,7 +95,7 @@ def upgrade_v0_layers(
         for blob in layer.top:
             padding.pop(blob, None)
         upgraded.append(layer)
-    return upgraded, tuple(notes)
+    return upgraded, notes
 
 
 def _merge_padding(layer: pb.LayerParameter, index: int, source: str, pad: int) -> None:

@@ -130,6 +130,19 @@ def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
         ("", "crop { x: 1 }"),
         ("pooling_param", "deep: 2"),
     ]
+    segnet = parse_net(
+        'input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
+        'layers { name: "b" type: BN bottom: "data" top: "b"\n'
+        "  bn_param { bn_mode: INFERENCE\n odd: 1 } }\n"
+        'layers { name: "c" type: CROP bottom: "b" bottom: "data" top: "c" crop_param { offset: 0 } }'
+    )
+    assert segnet.layer("b").param.bn_param.bn_mode == pb.BNParameter.INFERENCE
+    assert segnet.layer("c").param.crop_param.offset == [0]
+    assert [(u.path, u.text, u.line) for u in segnet.layer("b").unknown] == [
+        ("bn_param", "odd: 1", 4)
+    ]
+    assert ["CROP" in note for note in v1.notes] == [True, False, False]
+    assert not any("CROP" in note for note in segnet.notes)
     v0 = parse_net(
         'input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
         'layers { layer { name: "c" type: "relu" soft: 1 } bottom: "data" top: "c" }'

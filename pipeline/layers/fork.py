@@ -14,6 +14,9 @@ from pipeline.layers.check import arity, fail, need, rank
 __all__ = ["TYPES", "zoom_size"]
 
 _f32 = np.float32
+#: The names that forks have for an Upsample layer's zoom.
+_ZOOMS = ("scale", "scale_h", "scale_w", "stride", "stride_h", "stride_w", "height_scale",
+          "width_scale")  # fmt: skip
 
 
 def _interp_size(layer: Layer, size: int, target: int) -> int:
@@ -154,7 +157,7 @@ def _unpooled_size(layer: Layer, h: int, w: int) -> tuple[int, int]:
     if p.HasField("upsample_h") and p.HasField("upsample_w"):
         return p.upsample_h, p.upsample_w
     zoom = (2, 2)
-    if any(map(p.HasField, ("scale", "scale_h", "scale_w", "stride", "stride_h", "stride_w"))):
+    if any(map(p.HasField, _ZOOMS)):
         zoom = zoom_size(layer)
     for flag, z in ((p.pad_out_h, zoom[0]), (p.pad_out_w, zoom[1])):
         need(layer, not flag or z == 2, "pad_out_h and pad_out_w need a scale of 2")

@@ -3,7 +3,8 @@
 With ``k = gamma / sqrt(var/sf + eps)``, ``W' = W * k`` and ``b' = (b - mean/sf) * k + beta``
 (sf is BatchNorm's third blob; 0 means mean = var = 0). Conv + BN + Scale, Deconv + BN +
 Scale and InnerProduct + BN + Scale fold forwards, over output channels. BN + Scale + Conv
-folds backwards, over input channels, which is exact only where nothing is padded.
+folds backwards, over input channels, which is exact only where nothing is padded. A layer that
+normalizes and scales by itself (forks' BN, BatchNorm with `scale_bias`) is folded like the pair.
 
 Only values that nobody else reads are folded away, and only weights that no other layer
 shares are changed.
@@ -65,7 +66,7 @@ class Fused:
 def fuse(
     net: Net, skip: Collection[str] = (), *, training: bool = False, fold: bool = True
 ) -> Fused:
-    """Fold every BatchNorm + Scale pair that can be.
+    """Fold every BatchNorm + Scale pair that can be, and every layer that is such a pair by itself.
 
     Parameters
     ----------
