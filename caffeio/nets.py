@@ -14,6 +14,7 @@ from caffeio.files import read_proto_text
 from caffeio.graph import Layer, Net
 from caffeio.hdf5 import is_hdf5, read_hdf5_weights
 from caffeio.names import automatic_tops, single_names
+from caffeio.padding import even_padding
 from caffeio.phases import filter_layers
 from caffeio.proto import caffe_pb2 as pb
 from caffeio.prototxt import format_text, parse_text
@@ -81,7 +82,7 @@ def read_net(
     if weights is None:
         return net
     read = read_hdf5_weights if is_hdf5(weights) else read_caffemodel
-    return attach_weights(net, read(weights), partial=partial)
+    return even_padding(attach_weights(net, read(weights), partial=partial))
 
 
 def parse_net(

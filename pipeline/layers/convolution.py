@@ -90,6 +90,11 @@ def conv_params(layer: Layer, bottom: Shape) -> ConvParams:
         If a parameter is missing, given twice, or does not fit the bottom.
     """
     p = layer.param.convolution_param
+    need(
+        layer,
+        not any(map(p.HasField, ("pad_l", "pad_r", "pad_t", "pad_b"))),
+        "pad_l, pad_r, pad_t and pad_b are for nets that are read with their weights",
+    )
     axis = axis_index(layer, p.axis, len(bottom))
     axes = len(bottom) - axis - 1
 

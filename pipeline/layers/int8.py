@@ -173,6 +173,8 @@ def _pooling_rule(layer: Layer) -> str:
     param = layer.param.pooling_param
     if param.pool != PoolingParameter.AVE:
         return f"pooling is {PoolingParameter.PoolMethod.Name(param.pool)}, not AVE"
+    if any(map(param.HasField, ("pad_l", "pad_r", "pad_t", "pad_b"))):
+        return "its padding is given side by side"
     return "global_pooling is true" if param.global_pooling else ""
 
 

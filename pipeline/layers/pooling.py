@@ -15,6 +15,7 @@ from caffeio.proto.caffe_pb2 import PoolingParameter, SPPParameter
 from kernels.rounding import round_half_away
 from pipeline.layers.base import Factors, LayerType, Shape, Step, always, keeps_sign, never
 from pipeline.layers.check import arity, need, rank
+from pipeline.layers.padded_pooling import Margins, padded_pool
 
 __all__ = [
     "AVE",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _MAX, AVE, STOCHASTIC = "MAX", "AVE", "STOCHASTIC"
+_SIDES = ("pad_t", "pad_b", "pad_l", "pad_r")
 FLT_MAX = np.finfo(np.float32).max
 
 
@@ -41,12 +43,14 @@ class PoolParams:
     Attributes
     ----------
     method : str
-        ``"MAX"``, ``"AVE"`` or ``"STOCHASTIC"``.
+        ``"MAX"``, ``"AVE"`` or ``"STOCHASTIC"``; of a fork also ``"AVE_EXC_PAD"``.
     kernel, stride, pad : (int, int)
     ceil_mode : bool
         Round the output size up (Caffe's way) or down.
     global_pooling : bool
         The window is the whole image.
+    margins : tuple of four int, or None
+        In place of `pad`, as a fork has it: rows above and below, columns left and right.
     """
 
     method: str
@@ -55,6 +59,7 @@ class PoolParams:
     pad: tuple[int, int]
     ceil_mode: bool = True
     global_pooling: bool = False
+    margins: Margins | None = None
 
 
 def _pair(layer: Layer, name: str, single: str, required: bool = False) -> tuple[int, int]:
@@ -96,12 +101,20 @@ def pool_params(layer: Layer, bottom: Shape) -> PoolParams:
         f"kernel {kernel} and stride {stride} must be positive",
     )
     need(layer, method != STOCHASTIC or pad == (0, 0), "STOCHASTIC pooling takes no pad")
+    margins = tuple(getattr(p, side) for side in _SIDES) if any(map(p.HasField, _SIDES)) else None
+    if method == "AVE_EXC_PAD" and margins is None:
+        margins = (pad[0], pad[0], pad[1], pad[1])
+    if margins is not None:
+        need(layer, method != STOCHASTIC, "STOCHASTIC pooling takes no pad")
+        pad = (0, 0)
     floor = p.round_mode == PoolingParameter.FLOOR or not p.ceil_mode
-    return PoolParams(method, kernel, stride, pad, not floor, p.global_pooling)
+    return PoolParams(method, kernel, stride, pad, not floor, p.global_pooling, margins)
 
 
 def pool_size(layer: Layer, p: PoolParams, height: int, width: int) -> tuple[int, int]:
     """Return the height and width of the top, or raise `NetError`."""
+    if p.margins is not None:
+        height, width = height + sum(p.margins[:2]), width + sum(p.margins[2:])
     try:
         sizes = [
             kernels.pool_output_size(n, k, s, b, p.ceil_mode, padded=any(p.pad))
@@ -121,7 +134,7 @@ def _pool_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     p = pool_params(layer, shapes[0])
     need(
         layer,
-        len(layer.tops) == 1 or p.method == _MAX,
+        len(layer.tops) == 1 or (p.method == _MAX and p.margins is None),
         "only MAX pooling has a second top (where each maximum was)",
     )
     top = (n, c, *pool_size(layer, p, h, w))
@@ -141,6 +154,8 @@ def _stochastic(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
 
 
 def _pool(x: np.ndarray, p: PoolParams, device: str) -> np.ndarray:
+    if p.margins is not None:
+        return padded_pool(x, p.method, p.kernel, p.stride, p.margins, p.ceil_mode, device)
     if p.method == STOCHASTIC:
         return _stochastic(x, p, device)
     if p.method == AVE:
@@ -336,7 +351,10 @@ def _macs(layer: Layer, bottom: Shape, top: Shape) -> int:
 
 def _step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:
     """Return the windows' kind, if all of them meet the image."""
-    bottom, g = bottoms[0], pool_geometry(layer, bottoms[0], top)
+    bottom = bottoms[0]
+    if pool_params(layer, bottom).margins is not None:
+        return None
+    g = pool_geometry(layer, bottom, top)
     for axis, size in enumerate(bottom[2:]):
         start = np.arange(g.out_size[axis]) * g.stride[axis] - g.pad[axis]
         if (np.minimum(start + g.kernel[axis], size) <= np.maximum(start, 0)).any():

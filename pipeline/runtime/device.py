@@ -319,7 +319,7 @@ def _inner_product(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[A
 def _pooling(r: Resident, layer: Layer, bottoms: Sequence[Any]) -> tuple[Any, ...] | None:
     x = bottoms[0]
     p = pool_params(layer, x.shape)
-    if len(layer.tops) > 1 or p.method not in (AVE, "MAX"):
+    if len(layer.tops) > 1 or p.method not in (AVE, "MAX") or p.margins is not None:
         return None
     operation = kernels.avg_pool2d if p.method == AVE else kernels.max_pool2d
     y: Any = operation(

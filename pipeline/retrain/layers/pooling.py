@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from caffeio.errors import NetError
 from caffeio.graph import Layer
 from kernels.pool import PoolGeometry, divisors
 from kernels.rounding import round_half_away
@@ -110,6 +111,8 @@ def _pooling(
 ) -> tuple[Tensor, ...]:
     x = bottoms[0]
     p = pool_params(layer, tuple(x.shape))
+    if p.margins is not None:
+        raise NetError("padding given side by side has no form for training", layer.name)
     if len(layer.tops) == 1:
         return (_pool(layer, x, p, context),)
     y, where = _max(x, p, pool_size(layer, p, x.shape[2], x.shape[3]))
