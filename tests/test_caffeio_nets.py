@@ -150,6 +150,19 @@ def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
     assert [(u.path, u.text, u.line) for u in v0.layer("c").unknown] == [("", "soft: 1", 2)]
 
 
+def test_a_field_that_is_unknown_in_many_layers_does_not_bury_the_other_notes() -> None:
+    def layers(count: int) -> list[str]:
+        return [relu(f"r{i}", "data", f"t{i}", "relu_param { six: 1 }") for i in range(count)]
+
+    assert len(parse_net(net_text(*layers(4))).notes) == 4
+    net = parse_net(net_text(*layers(9), relu("s", "data", "u", "own { a: 1 }")), "n.prototxt")
+    assert [note.split(":")[1] for note in net.notes] == ["3", "4", "5", "6", "12"]
+    assert net.notes[3] == (
+        "n.prototxt:6: the same field 'six' stands in 6 more places, from layer 'r3' to line 11, "
+        "layer 'r8'"
+    )
+
+
 def test_many_unknown_fields_are_read_in_linear_time() -> None:
     layer = 'layer { name: "r%d" type: "ReLU" bottom: "data" top: "t%d" x_param { a: 1 } }'
 
