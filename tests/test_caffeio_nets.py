@@ -150,6 +150,18 @@ def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
     assert [(u.path, u.text, u.line) for u in v0.layer("c").unknown] == [("", "soft: 1", 2)]
 
 
+@pytest.mark.parametrize(
+    ("holes", "dilation"),
+    [("hole: 2", [2]), ("hole_h: 2 hole_w: 4", [2, 4]), ("hole: 1", []), ("hole_w: 3", [1, 3])],
+)
+def test_holes_of_deeplab_are_dilation(holes: str, dilation: list[int]) -> None:
+    text = conv("c", "data", "c").replace("kernel_size", f"{holes} kernel_size")
+    net = parse_net(net_text(text))
+    assert list(net.layer("c").param.convolution_param.dilation) == dilation
+    assert "hole" not in caffeio.to_prototxt(net)
+    assert net.notes == ()
+
+
 def test_a_field_that_is_unknown_in_many_layers_does_not_bury_the_other_notes() -> None:
     def layers(count: int) -> list[str]:
         return [relu(f"r{i}", "data", f"t{i}", "relu_param { six: 1 }") for i in range(count)]
