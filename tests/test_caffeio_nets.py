@@ -130,6 +130,7 @@ def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
         ("", "crop { x: 1 }"),
         ("pooling_param", "deep: 2"),
     ]
+    assert parse_net('layers { name: "d" type: 29 top: "d" }').layers[0].type == "MemoryData"
     segnet = parse_net(
         'input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
         'layers { name: "b" type: BN bottom: "data" top: "b"\n'
