@@ -154,12 +154,14 @@ class _Walk:
                 token = self._take()
         elif token.kind not in {"word", "number"}:
             raise _OddText
-        elif field and field.enum_type and token.text not in field.enum_type.values_by_name:
-            self._odd_value(field, token)
+        elif field and field.enum_type and token.kind == "word":
+            self._enum_value(field, token)
         return token.end
 
-    def _odd_value(self, field: Any, token: _Token) -> None:
+    def _enum_value(self, field: Any, token: _Token) -> None:
         """Record a value that an enum lacks, where forks are known to have more of them."""
+        if token.text in field.enum_type.values_by_name:
+            return
         if field.name == "engine":
             what = f"engine '{token.text}' is not known"
             self.unknown.append(_Unknown(token.start, token.end, what))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ __all__ = ["UnknownField", "unknown_notes"]
 
 #: Parts of a layer that say when it is there and how it is trained, not what it computes.
 _OTHER_PARTS = ("include", "exclude", "param")
+#: Places of one field that are noted one by one.
+_APART = 3
 #: Where data comes from and how it is made ready: a config says that here.
 _DATA_PARTS = ("data_param", "transform_param")
 
@@ -69,9 +72,22 @@ def unknown_notes(net: Net, *, matters: bool = False) -> tuple[str, ...]:
     matters : bool
         Only of fields that a result may depend on.
     """
-    return tuple(
-        field.note(layer.name)
-        for layer in net.layers
-        for field in layer.unknown
-        if field.matters() or not matters
-    )
+    places: dict[tuple[str, str], list[tuple[UnknownField, str]]] = {}
+    for layer in net.layers:
+        for field in layer.unknown:
+            if field.matters() or not matters:
+                places.setdefault((field.message, field.name), []).append((field, layer.name))
+    return tuple(note for same in places.values() for note in _notes(same))
+
+
+def _notes(places: Sequence[tuple[UnknownField, str]]) -> Iterator[str]:
+    """Yield a sentence for each of a field's places; from the fourth on one for all of them."""
+    apart = len(places) if len(places) <= _APART + 1 else _APART
+    for field, layer in places[:apart]:
+        yield field.note(layer)
+    if rest := places[apart:]:
+        (first, layer), (last, last_layer) = rest[0], rest[-1]
+        yield (
+            f"{first.file}:{first.line}: the same field '{first.name}' stands in {len(rest)} more "
+            f"places, from layer '{layer}' to line {last.line}, layer '{last_layer}'"
+        )

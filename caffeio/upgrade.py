@@ -63,9 +63,21 @@ def upgrade_net(net: pb.NetParameter) -> tuple[pb.NetParameter, tuple[str, ...]]
                 _crop_note(x.name) for x in current if x.type == "Crop" and not x.crop_param.offset
             ]
         upgraded.layer.extend(current)
+    for layer in upgraded.layer:
+        if layer.HasField("convolution_param"):
+            _upgrade_holes(layer.convolution_param)
     if net.input:
         _upgrade_inputs(upgraded)
     return upgraded, tuple(notes)
+
+
+def _upgrade_holes(p: pb.ConvolutionParameter) -> None:
+    """Say DeepLab's `hole` as Caffe does: dilation."""
+    holes = [p.hole_h or p.hole or 1, p.hole_w or p.hole or 1]
+    if max(holes) > 1 and not p.dilation:
+        p.dilation.extend(holes[:1] if holes[0] == holes[1] else holes)
+    for name in ("hole", "hole_h", "hole_w"):
+        p.ClearField(name)
 
 
 def _crop_note(layer: str) -> str:

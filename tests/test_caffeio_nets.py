@@ -130,6 +130,7 @@ def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
         ("", "crop { x: 1 }"),
         ("pooling_param", "deep: 2"),
     ]
+    assert parse_net('layers { name: "d" type: 29 top: "d" }').layers[0].type == "MemoryData"
     segnet = parse_net(
         'input: "data" input_dim: 1 input_dim: 3 input_dim: 4 input_dim: 4\n'
         'layers { name: "b" type: BN bottom: "data" top: "b"\n'
@@ -148,6 +149,31 @@ def test_unknown_fields_and_types_of_old_nets_are_kept() -> None:
         'layers { layer { name: "c" type: "relu" soft: 1 } bottom: "data" top: "c" }'
     )
     assert [(u.path, u.text, u.line) for u in v0.layer("c").unknown] == [("", "soft: 1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("holes", "dilation"),
+    [("hole: 2", [2]), ("hole_h: 2 hole_w: 4", [2, 4]), ("hole: 1", []), ("hole_w: 3", [1, 3])],
+)
+def test_holes_of_deeplab_are_dilation(holes: str, dilation: list[int]) -> None:
+    text = conv("c", "data", "c").replace("kernel_size", f"{holes} kernel_size")
+    net = parse_net(net_text(text))
+    assert list(net.layer("c").param.convolution_param.dilation) == dilation
+    assert "hole" not in caffeio.to_prototxt(net)
+    assert net.notes == ()
+
+
+def test_a_field_that_is_unknown_in_many_layers_does_not_bury_the_other_notes() -> None:
+    def layers(count: int) -> list[str]:
+        return [relu(f"r{i}", "data", f"t{i}", "relu_param { six: 1 }") for i in range(count)]
+
+    assert len(parse_net(net_text(*layers(4))).notes) == 4
+    net = parse_net(net_text(*layers(9), relu("s", "data", "u", "own { a: 1 }")), "n.prototxt")
+    assert [note.split(":")[1] for note in net.notes] == ["3", "4", "5", "6", "12"]
+    assert net.notes[3] == (
+        "n.prototxt:6: the same field 'six' stands in 6 more places, from layer 'r3' to line 11, "
+        "layer 'r8'"
+    )
 
 
 def test_many_unknown_fields_are_read_in_linear_time() -> None:

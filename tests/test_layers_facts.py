@@ -81,6 +81,7 @@ FORKS = [
      [_rand(2, 8, 5, 6), np.float32([[1, 0, 1, 8, 7]])], []),
     ("ContinuationIndicator", "continuation_indicator_param { time_step: 3 batch_size: 2 }", [], []),
     ("Upsample", "upsample_param { height_scale: 2 width_scale: 3 }", [_rand(2, 6, 3, 4)], []),
+    ("UpsampleDarknet", "upsample_darknet_param { stride: 2 }", [_rand(2, 6, 3, 4)], []),
     ("ConvolutionDepthwise", "convolution_param { num_output: 9 kernel_size: 3 bias_term: false }",
      [_rand(2, 6, 3, 4)], [_rand(6, 1, 3, 3)]),
 ]  # fmt: skip

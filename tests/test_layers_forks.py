@@ -351,6 +351,10 @@ def test_upsample_by_height_and_width_scale():
     params = "upsample_param { height_scale: 1 width_scale: 2 mode: %s }"
     (got,) = forward("Upsample", params % "NEAREST", [x])
     np.testing.assert_array_equal(got[0, 0], [[0, 0, 1, 1], [2, 2, 3, 3]])
+    (own,) = forward("UpsampleDarknet", "upsample_darknet_param { stride: 2 }", [x])
+    np.testing.assert_array_equal(own, forward("Upsample", "upsample_param { scale: 2 }", [x])[0])
+    with pytest.raises(NetError, match="needs stride"):
+        forward("UpsampleDarknet", "", [x])
     with pytest.raises(NetError, match="BILINEAR"):
         forward("Upsample", params % "BILINEAR", [x])
 

@@ -238,7 +238,7 @@ def test_all_types_of_caffe_are_known():
     SPP Swish TanH Threshold Tile WindowData"""
     forks = """ReLU6 DepthwiseConvolution ConvolutionDepthwise Permute Normalize PriorBox
     DetectionOutput Upsample Interp ShuffleChannel Axpy ROIPooling Reorg Quant DeQuant AntiQuant
-    BN Mish PSROIPooling Transpose ContinuationIndicator"""
+    BN Mish PSROIPooling Transpose ContinuationIndicator UpsampleDarknet"""
     assert set(TABLE) >= {*caffe.split(), *forks.split()}
 
 

@@ -294,6 +294,7 @@ GRADIENTS = [
     Case("Reorg", "reorg_param { stride: 2 }", ((2, 4, 2, 4),)),
     Case("Reorg", "reorg_param { stride: 2 reverse: true }", ((2, 4, 2, 3),)),
     Case("ShuffleChannel", "shuffle_channel_param { group: 3 }", ((2, 6, 2, 2),)),
+    Case("UpsampleDarknet", "upsample_darknet_param { stride: 2 }", ((1, 2, 2, 3),)),
     Case("Upsample", "upsample_param { scale: 2 }", ((1, 2, 2, 3),)),
     Case("Upsample", "upsample_param { stride: 3 scale: 0.5 }", ((1, 2, 2, 3),)),
     Case("Upsample", "", ((1, 1, 1, 3), np.array([[[[5, 0, 9.0]]]]))),

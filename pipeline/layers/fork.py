@@ -126,8 +126,11 @@ def _shuffle(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
 def zoom_size(layer: Layer) -> tuple[int, int]:
     """Return the zoom of an Upsample layer with one bottom, (vertical, horizontal)."""
     p = layer.param.upsample_param
-    if p.HasField("stride_h") or p.HasField("stride_w"):
-        zoom: tuple[float, float] = (p.stride_h, p.stride_w)
+    if layer.type == "UpsampleDarknet":
+        zoom: tuple[float, float] = (layer.param.upsample_darknet_param.stride,) * 2
+        need(layer, zoom[0] >= 1, "upsample_darknet_param needs stride >= 1")
+    elif p.HasField("stride_h") or p.HasField("stride_w"):
+        zoom = (p.stride_h, p.stride_w)
     elif p.HasField("stride"):
         zoom = (p.stride, p.stride)
     elif p.HasField("height_scale") or p.HasField("width_scale"):
@@ -165,7 +168,7 @@ def _unpooled_size(layer: Layer, h: int, w: int) -> tuple[int, int]:
 
 
 def _upsample_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-    arity(layer, shapes, bottoms=(1, 2))
+    arity(layer, shapes, bottoms=(1, 1 if layer.type == "UpsampleDarknet" else 2))
     rank(layer, shapes[0], 4)
     n, c, h, w = shapes[0]
     if len(shapes) == 1:
@@ -214,4 +217,5 @@ TYPES: dict[str, LayerType] = {
         always,
         lambda layer: Sign.KEPT if layer.param.upsample_param.scale >= 0 else Sign.ANY,
     ),
+    "UpsampleDarknet": LayerType(_upsample_shapes, _upsample, always, keeps_sign, like="Upsample"),
 }
