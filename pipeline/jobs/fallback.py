@@ -10,8 +10,7 @@ from caffeio.record import Record
 from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
-from pipeline.errors import ConfigError
-from pipeline.jobs.data import evaluation, evaluation_feed
+from pipeline.jobs.data import evaluation, evaluation_feed, no_accuracy
 from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
@@ -134,11 +133,7 @@ class _Metric:
             return
         rank = getattr(scores[0], self._name)
         if rank is None:
-            why = f" ({scores[0].unranked})" if scores[0].unranked else ""
-            raise ConfigError(
-                f"fallback.metric = '{self._name}' needs labels in evaluate.data, and an output "
-                f"with a score for each class{why}"
-            )
+            raise no_accuracy(self._name, scores[0].unranked)
         self.exact = float(rank)
 
     def __call__(self, result: Corrected) -> float:
