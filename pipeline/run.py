@@ -119,16 +119,15 @@ def _run(options: argparse.Namespace) -> int:
 
     from kernels import best_device
     from pipeline.config.load import load_config
-    from pipeline.jobs.calibration import plan_model, quantize_model
+    from pipeline.jobs.calibration import quantize_model
+    from pipeline.jobs.plan import plan_model
     from pipeline.report.progress import Reporter
     from pipeline.report.tables import show_plan, show_report
 
     console = Console(quiet=options.quiet)
     config = load_config(options.config, retrain=options.retrain)
     if options.plan:
-        cost, planned = plan_model(config)
-        c = planned.calibrate
-        show_plan(cost, c.batch_size, c.batch_size * c.batch_num, _wide(console))
+        show_plan(plan_model(config, output=options.output), _wide(console))
         return DONE
     reporter = Reporter(quiet=options.quiet)
     if options.device == "auto":

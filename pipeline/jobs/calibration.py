@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
-from pipeline.jobs.data import Looked, look_at_data
+from pipeline.jobs.data import looked_at
 from pipeline.jobs.evaluation import check_evaluator
 from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import MODEL_FILES, output_files
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.jobs.unknown import names_unknown_fields
-from pipeline.quantize.feed import open_feed
-from pipeline.quantize.prepare import Prepared, prepare, read_model
-from pipeline.report.cost import NetCost, net_cost
+from pipeline.quantize.prepare import prepare, read_model
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
 from pipeline.runtime.executor import FloatNet
 
-__all__ = ["plan_model", "quantize_model"]
+__all__ = ["quantize_model"]
 
 
 @names_unknown_fields
@@ -64,7 +61,7 @@ def quantize_model(
     with on_compile(device, reporter.compiling):
         with clock.stage("read"):
             work = prepare(config, read_model(config))
-            work = _looked_at(config, work)[0]
+            work = looked_at(config, work)[0]
             check_evaluator(config, work)
             for warning in work.warnings:  # now, too: the rest may take long
                 reporter.say(f"WARNING: {warning}", style="bold red")
@@ -87,31 +84,3 @@ def quantize_model(
             improvements=better,
             fallback=tried,
         )
-
-
-def _looked_at(config: Config, work: Prepared) -> tuple[Prepared, Looked]:
-    """Look at the data, and add what it tells to notes and warnings."""
-    looked = look_at_data(config, work)
-    notes = [*work.notes, *looked.notes]
-    if config.evaluate is None:
-        notes.append("no [evaluate] in the config: compared on the calibration samples")
-    warnings = (*work.warnings, *looked.warnings)
-    return replace(work, notes=tuple(notes), warnings=warnings), looked
-
-
-@names_unknown_fields
-def plan_model(config: str | Path | Config) -> tuple[NetCost, Config]:
-    """Return what a run would do, without computing; errors as `quantize_model`."""
-    config = config if isinstance(config, Config) else load_config(config)
-    work = prepare(config, read_model(config))
-    net = FloatNet(work.fused.net)
-    shapes: dict[str, tuple[int, ...]] = {}
-    if any(x.is_source and x.type != "Input" for x in net.net.layers):
-        # a data layer does not give the shapes of its tops: the first sample does
-        feed = open_feed(work.net, config.calibrate.data, config.transform, "calibrate.data")
-        try:
-            shapes = {name: x.shape for name, x in next(feed.batches(1, 1)).inputs.items()}
-        finally:
-            feed.close()
-    cost = net_cost(net, work.verdicts, work.plans, shapes, work.notes)
-    return cost, config.model_copy(update={"calibrate": work.calibrate})

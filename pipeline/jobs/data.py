@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from caffeio import CaffeFileError, NetError
 from caffeio.data import Choice
 from pipeline.config.load import Config, EvaluateConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.layers import Shape, layer_type
+from pipeline.quantize.accuracy import Accuracy
 from pipeline.quantize.batch_norm import NormSeen, first_norms, norms_seen
 from pipeline.quantize.data_check import check_data
 from pipeline.quantize.feed import Feed, open_feed
+from pipeline.quantize.improve import judged_blobs
 from pipeline.quantize.outputs import compared_blobs
 from pipeline.quantize.prepare import Prepared
 from pipeline.runtime.executor import FloatNet
@@ -26,6 +30,8 @@ __all__ = [
     "fits",
     "input_shapes",
     "look_at_data",
+    "looked_at",
+    "no_accuracy",
 ]
 
 NO_SAMPLES = "evaluate.data holds no samples from 'start' on"
@@ -157,6 +163,7 @@ def look_at_data(config: Config, work: Prepared, *, device: str = "cpu") -> Look
             feed.batches(e.batch_size, e.batch_num)
             count = e.batch_size * e.batch_num
         second = check_data(net, feed, e.batch_size, "evaluate.data")
+        _check_metric(config, work, feed, second.shapes)
         shared = _shared(observed, feed, count)
     finally:
         feed.close()
@@ -173,6 +180,39 @@ def look_at_data(config: Config, work: Prepared, *, device: str = "cpu") -> Look
         (*first.notes, *second.notes),
         (*first.warnings, *second.warnings, *doubts),
     )
+
+
+def looked_at(config: Config, work: Prepared) -> tuple[Prepared, Looked]:
+    """Look at the data, and add what it tells to notes and warnings."""
+    looked = look_at_data(config, work)
+    notes = [*work.notes, *looked.notes]
+    if config.evaluate is None:
+        notes.append("no [evaluate] in the config: compared on the calibration samples")
+    warnings = (*work.warnings, *looked.warnings)
+    return replace(work, notes=tuple(notes), warnings=warnings), looked
+
+
+def no_accuracy(metric: str, reason: str) -> ConfigError:
+    """Return the error of a `[fallback]` whose metric cannot be measured."""
+    why = f" ({reason})" if reason else ""
+    return ConfigError(
+        f"fallback.metric = '{metric}' needs labels in evaluate.data, and an output "
+        f"with a score for each class{why}"
+    )
+
+
+def _check_metric(config: Config, work: Prepared, feed: Feed, shapes: dict[str, Shape]) -> None:
+    """Raise if the metric of ``[fallback]`` cannot be measured on the first sample."""
+    if config.fallback is None or config.fallback.metric not in ("top1", "top5"):
+        return
+    values = FloatNet(work.net).shapes(shapes)
+    last = {value.blob: shape for value, shape in sorted(values.items())}
+    blobs = evaluation(config, work).outputs or judged_blobs(work.net)
+    outputs = {b: np.zeros((1, *last[b][1:]), np.float32) for b in blobs if last.get(b)}
+    accuracy = Accuracy()
+    accuracy.update(outputs, next(feed.batches(1, 1)))
+    if accuracy.top1 is None:
+        raise no_accuracy(config.fallback.metric, accuracy.reason)
 
 
 def _shared(observed: Feed, evaluated: Feed, count: int) -> int:

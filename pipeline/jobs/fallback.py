@@ -11,7 +11,7 @@ from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError
-from pipeline.jobs.data import evaluation, evaluation_feed
+from pipeline.jobs.data import evaluation, evaluation_feed, no_accuracy
 from pipeline.jobs.evaluation import evaluator_of
 from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
@@ -162,10 +162,7 @@ class _Metric:
         if rank is not None:
             return float(rank)
         if self._name in ("top1", "top5"):
-            raise ConfigError(
-                f"fallback.metric = '{self._name}' needs labels in evaluate.data, and an output "
-                "with a score for each class"
-            )
+            raise no_accuracy(self._name, score.unranked)
         names = ", ".join(("top1", "top5", "sqnr", *score.metrics))
         because = f" ({score.problem})" if score.problem else ""
         raise ConfigError(f"fallback.metric = '{self._name}' is none of {names}{because}")

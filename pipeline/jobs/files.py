@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -19,7 +20,15 @@ from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.report.values import Report, to_json
 
-__all__ = ["MODEL_FILES", "Writer", "model_writers", "output_files", "write_files", "write_text"]
+__all__ = [
+    "MODEL_FILES",
+    "Writer",
+    "check_output",
+    "model_writers",
+    "output_files",
+    "write_files",
+    "write_text",
+]
 
 #: Writes one file.
 Writer = Callable[[Path], None]
@@ -34,6 +43,19 @@ MODEL_FILES = {
     "node_map": "_quant.json",
     "report": "report.json",
 }
+
+
+def check_output(
+    config: Config, output: str | Path | None, names: dict[str, str]
+) -> dict[str, Path]:
+    """Return what would be written; as `output_files`, but nothing is touched."""
+    folder = Path(output) if output is not None else config.output.directory
+    files = _paths(config, folder, names)
+    above = next(p for p in (folder, *folder.parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        code = errno.EACCES if above.is_dir() else errno.ENOTDIR
+        raise PipelineError(f"{folder}: cannot be written: {os.strerror(code)}")
+    return files
 
 
 def output_files(
@@ -57,6 +79,17 @@ def output_files(
         If the folder cannot be made or written.
     """
     folder = Path(output) if output is not None else config.output.directory
+    files = _paths(config, folder, names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+    return files
+
+
+def _paths(config: Config, folder: Path, names: dict[str, str]) -> dict[str, Path]:
+    """Return the files by kind; raise if one is there that must stay."""
     prefix = config.output.prefix
     files = {
         kind: folder / (prefix + ending if ending.startswith("_") else ending)
@@ -68,11 +101,6 @@ def output_files(
             f"{existing_paths[0]} exists already; set output.overwrite = true, or write to "
             "another folder"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
     return files
 
 

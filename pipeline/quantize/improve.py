@@ -30,6 +30,7 @@ from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.schedule import schedule
 
 __all__ = [
+    "TOO_FEW_SAMPLES",
     "Calibration",
     "Improved",
     "Samples",
@@ -50,6 +51,10 @@ _FEW_BATCHES = 4
 #: Equalized, the float net must be closer to the original than the quantized one by so many dB.
 _FLOAT_MARGIN = 15.0
 
+TOO_FEW_SAMPLES = (
+    "too few calibration samples to hold some back: corrections are judged on those that "
+    "they are computed from; give 10 or more (4 batches, where batches must stay whole)"
+)
 #: The steps of a correction, in the order in which a report shows them.
 _LABELS = {
     "search": "ranges by the layers' outputs",
@@ -232,10 +237,7 @@ def improve(
         else:
             trials.append(Trial("ranges by the layers' outputs", searched.score, False))
     if not any(samples.held):
-        notes.append(
-            "too few calibration samples to hold some back: corrections were judged on those that "
-            "they were computed from; give 10 or more (4 batches, where batches must stay whole)"
-        )
+        notes.append(TOO_FEW_SAMPLES)
     return Improved(begun.fused, best.result, (*trials, *tried), tuple(notes))
 
 

@@ -56,13 +56,10 @@ class NetCost:
     layers : tuple of LayerCost
     peak_values : int
         Most numbers alive at once for one sample, in the float net.
-    notes : tuple of str
-        What reading the model found.
     """
 
     layers: tuple[LayerCost, ...]
     peak_values: int
-    notes: tuple[str, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -80,7 +77,6 @@ def net_cost(
     verdicts: tuple[Verdict, ...],
     plans: Mapping[str, LayerPlan],
     input_shapes: Mapping[str, Shape],
-    notes: tuple[str, ...] = (),
 ) -> NetCost:
     """Work out what a net costs for one sample.
 
@@ -94,8 +90,6 @@ def net_cost(
         Of the layers to quantize.
     input_shapes : mapping of blob name to shape
         Of inputs whose shape the prototxt does not give.
-    notes : tuple of str
-        To be shown with it.
     """
     shapes = _one_sample(net, input_shapes)
     layers = []
@@ -116,7 +110,7 @@ def net_cost(
                 sum(blob.size for blob in layer.blobs),
             )
         )
-    return NetCost(tuple(layers), _peak(net, shapes), notes)
+    return NetCost(tuple(layers), _peak(net, shapes))
 
 
 def _one_sample(net: FloatNet, input_shapes: Mapping[str, Shape]) -> dict[Value, Shape]:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
-from pipeline.report.cost import NetCost
 from pipeline.report.data_tables import show_data, show_notes, show_warnings
+from pipeline.report.plan import Plan
 from pipeline.report.values import Report
 
 __all__ = ["show_files", "show_plan", "show_report", "show_sensitivity"]
@@ -196,8 +196,9 @@ def _share(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1%}"
 
 
-def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) -> None:
+def show_plan(plan: Plan, console: Console) -> None:
     """Print what would be done to each layer, and what the net costs."""
+    cost = plan.cost
     table = _table("Plan", "layer", "type", "INT8", "output", "MACs", "weights", left=4)
     for c in cost.layers:
         table.add_row(
@@ -212,12 +213,14 @@ def show_plan(cost: NetCost, batch_size: int, samples: int, console: Console) ->
     for line in (
         f"{cost.macs:,} MACs a sample, {share:.1%} of them in INT8.",
         f"Weights: {weights * 4 / 2**20:.1f} MiB in float, about {small / 2**20:.1f} MiB in INT8.",
-        f"Blobs alive at once: at most {cost.peak_values * 4 * batch_size / 2**20:.1f} MiB "
-        f"in batches of {batch_size}.",
-        f"Calibration would observe {samples} samples.",
+        f"Blobs alive at once: at most {cost.peak_values * 4 * plan.batch_size / 2**20:.1f} MiB "
+        f"in batches of {plan.batch_size}.",
+        f"Memory of the whole run: about {plan.memory / 2**20:.0f} MiB.",
+        f"Calibration would observe {plan.samples} samples ({plan.choice}).",
     ):
         console.print(line, highlight=False)
-    show_notes(cost.notes, console)
+    show_notes(plan.notes, console)
+    show_warnings(plan.warnings, console)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,81 @@
+"""What a run would do, found by looking at all that it will look at: the job behind ``--plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.improve import EFFORTS, memory_bytes
+from pipeline.config.load import Config, load_config
+from pipeline.jobs.data import chosen_how, evaluation, looked_at
+from pipeline.jobs.evaluation import check_evaluator
+from pipeline.jobs.files import MODEL_FILES, check_output
+from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.layers import Shape
+from pipeline.quantize.improve import TOO_FEW_SAMPLES, samples_of, wanted_improvements
+from pipeline.quantize.prepare import Prepared, prepare, read_model
+from pipeline.report.cost import net_cost
+from pipeline.report.memory import machine_memory, needed_memory
+from pipeline.report.plan import Plan
+from pipeline.runtime.executor import FloatNet
+
+__all__ = ["plan_model"]
+
+
+@names_unknown_fields
+def plan_model(config: str | Path | Config, *, output: str | Path | None = None) -> Plan:
+    """Return what a run would do, without doing it: a sample of all data is read, none is run.
+
+    But for a few, which go through the net down to its first BatchNorm layers. Of a training only
+    the calibration before it and the evaluation after it are looked at.
+
+    Parameters
+    ----------
+    config : path-like or Config
+    output : path-like, optional
+        Folder to write to, instead of the config's. Nothing is written.
+
+    Raises
+    ------
+    ConfigError, PipelineError, caffeio.CaffeFileError, caffeio.NetError
+        As the run would.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    if config.retrain is None:
+        check_output(config, output, MODEL_FILES)
+    work = prepare(config, read_model(config))
+    shapes: dict[str, Shape] = {}
+    batch_size = work.calibrate.batch_size
+    if config.calibrate.data or config.retrain is None:
+        work, looked = looked_at(config, work)
+        check_evaluator(config, work)
+        shapes = looked.shapes
+        batch_size = max(batch_size, evaluation(config, work).batch_size)
+    net = FloatNet(work.fused.net)
+    cost = net_cost(net, work.verdicts, work.plans, shapes)
+    wanted = wanted_improvements(config.improve, work)
+    improves = wanted != EFFORTS["original"].model_copy(update={"memory": wanted.memory})
+    memory = needed_memory(cost, batch_size, memory_bytes(wanted.memory) if improves else 0)
+    notes, warnings = list(work.notes), list(work.warnings)
+    if improves and not _holds_back(work, shapes):
+        notes.append(TOO_FEW_SAMPLES)
+    available = machine_memory()
+    if available is not None and memory > available:
+        warnings.append(
+            f"the run needs about {memory / 2**20:.0f} MiB, but there are {available / 2**20:.0f}: "
+            "lower batch_size of [calibrate] and [evaluate], or improve.memory"
+        )
+    c = work.calibrate
+    return Plan(
+        cost, c.batch_size, c.batch_size * c.batch_num, chosen_how(work), memory,
+        tuple(notes), tuple(warnings),
+    )  # fmt: skip
+
+
+def _holds_back(work: Prepared, shapes: dict[str, Shape]) -> bool:
+    """Whether enough samples are calibrated on to hold some back."""
+    number = np.zeros((), np.float32)
+    batch = {name: np.broadcast_to(number, shape) for name, shape in shapes.items()}
+    few = min(work.calibrate.batch_num, 5)  # with more of them it is the same
+    return not shapes or any(samples_of(work.fused.net, [batch] * few).held)
