@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -23,10 +24,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def machine_memory() -> int | None:
     """Return the bytes that this process may use at most; None where it cannot be told."""
     sizes = []
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not on every system
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # not on every system
-        pass
     for name in _LIMITS:  # of a container, which sees the memory of the whole machine
         try:
             sizes.append(int(Path(name).read_text(encoding="ascii")))
