@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"caffe-quant {__version__}")
     parser.add_argument("config", help="TOML file that names the model, the data and the output")
     parser.add_argument(
-        "--plan", action="store_true", help="show what would be done, without computing"
+        "--plan",
+        action="store_true",
+        help="look at model, data and settings, and show what would be done",
     )
     parser.add_argument(
         "--sensitivity", action="store_true",

@@ -173,10 +173,14 @@ def test_the_machine_has_the_least_of_its_limits(tmp_path, monkeypatch):
 def test_memory_grows_with_all_that_needs_it():
     layer = LayerCost("c", "Convolution", True, "", "mse", (1,), (1,), 0, 10 << 20)
     cost = NetCost((layer,), 1 << 20)
-    base = memory.needed_memory(cost, 1, 0)
-    assert memory.needed_memory(cost, 9, 0) - base >= 8 * (4 << 20)
-    assert memory.needed_memory(NetCost((layer, layer), 1 << 20), 1, 0) - base >= 40 << 20
-    assert memory.needed_memory(cost, 1, 4 << 30) > 4 << 30
+
+    def need(cost: NetCost = cost, size: int = 8, apart: bool = True, improve: int = 0) -> int:
+        return memory.needed_memory(cost, 1000, size, apart=apart, improve=improve)
+
+    assert need(size=64) - need() == pytest.approx(4 * 1000 * 56 * 4)  # samples, run in parts
+    assert need(size=64, apart=False) - need(apart=False) > 56 * (4 << 20)
+    assert need(NetCost((layer, layer), 1 << 20)) - need() >= 40 << 20
+    assert need(improve=4 << 30) > 4 << 30
 
 
 def test_small_net_is_planned_by_the_size_of_its_data(tmp_path):

@@ -54,6 +54,7 @@ def check_output(
     above = next(p for p in (folder, *folder.parents) if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         code = errno.EACCES if above.is_dir() else errno.ENOTDIR
+        code = errno.EEXIST if above == folder and not above.is_dir() else code
         raise PipelineError(f"{folder}: cannot be written: {os.strerror(code)}")
     return files
 

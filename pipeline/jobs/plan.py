@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from pipeline.quantize.prepare import Prepared, prepare, read_model
 from pipeline.report.cost import net_cost
 from pipeline.report.memory import machine_memory, needed_memory
 from pipeline.report.plan import Plan
+from pipeline.runtime.batching import splits
 from pipeline.runtime.executor import FloatNet
+from pipeline.runtime.schedule import schedule
 
 __all__ = ["plan_model"]
 
@@ -56,7 +59,11 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
     cost = net_cost(net, work.verdicts, work.plans, shapes)
     wanted = wanted_improvements(config.improve, work)
     improves = wanted != EFFORTS["original"].model_copy(update={"memory": wanted.memory})
-    memory = needed_memory(cost, batch_size, memory_bytes(wanted.memory) if improves else 0)
+    sample = sum(prod(shape[1:]) for shape in shapes.values())
+    memory = needed_memory(
+        cost, sample, batch_size, apart=_apart(net, shapes),
+        improve=memory_bytes(wanted.memory) if improves else 0,
+    )  # fmt: skip
     notes, warnings = list(work.notes), list(work.warnings)
     if improves and not _holds_back(work, shapes):
         notes.append(TOO_FEW_SAMPLES)
@@ -71,6 +78,12 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
         cost, c.batch_size, c.batch_size * c.batch_num, chosen_how(work), memory,
         tuple(notes), tuple(warnings),
     )  # fmt: skip
+
+
+def _apart(net: FloatNet, shapes: dict[str, Shape]) -> bool:
+    """Whether a net treats every sample alone."""
+    layers = schedule(net.net, set(shapes) or set(net.net.inputs), None, everything=True).layers
+    return not net.remembers and splits(net.net, layers, net.shapes(shapes))
 
 
 def _holds_back(work: Prepared, shapes: dict[str, Shape]) -> bool:

@@ -101,14 +101,16 @@ class _Sums:
     values: int = 0
 
     def add(self, rows: np.ndarray) -> None:
-        """Add one sample, float64 (channels, values)."""
+        """Add one sample (channels, values)."""
         self.low = np.minimum(self.low, rows.min(axis=1))
         self.high = np.maximum(self.high, rows.max(axis=1))
         count = rows.shape[1]
-        mean = rows.mean(axis=1)
+        exact = rows.astype(np.float64)
+        mean = exact.mean(axis=1)
+        exact -= mean[:, None]
         whole = self.values + count
         distance = mean - self.mean
-        self.squares += np.square(rows - mean[:, None]).sum(axis=1)
+        self.squares += np.einsum("ij,ij->i", exact, exact)
         self.squares += distance**2 * (self.values * count / whole)
         self.mean += distance * (count / whole)
         self.values = whole
@@ -146,7 +148,7 @@ class DataWatch:
             nothing = np.zeros((2, channels))
             self._sums[blob] = _Sums(low, high, nothing[0], nothing[1], x.shape[1:])
         for sample in x:
-            self._sums[blob].add(sample.reshape(channels, -1).astype(np.float64))
+            self._sums[blob].add(sample.reshape(channels, -1))
 
     def seen(self, choice: str, declared: Mapping[str, Shape | None]) -> DataSeen:
         """Return what went by.
