@@ -166,7 +166,7 @@ def test_a_loss_that_is_lost_names_iteration_layer_and_rate(quantize, tmp_path, 
 
 
 BROKEN = [
-    ("no such solver", edit("config.toml", "solver.prototxt", "silver.prototxt"), 1,
+    ("no such solver", edit("config.toml", "solver.prototxt", "silver.prototxt"), 2,
      ["silver.prototxt"]),
     ("solver without max_iter", edit("solver.prototxt", "max_iter: 60", ""), 1,
      ["solver.prototxt", "max_iter"]),
@@ -175,7 +175,7 @@ BROKEN = [
     ("a layer that training lacks", edit("train_test.prototxt", '"conv1" type', '"conv" type'), 1,
      ["'conv1'", "training net"]),
     ("no data", edit("config.toml", 'data.source = "train.npz"\n', ""), 2, ["retrain.data"]),
-    ("no such data", edit("config.toml", "train.npz", "trein.npz"), 1, ["trein.npz"]),
+    ("no such data", edit("config.toml", "train.npz", "trein.npz"), 2, ["trein.npz"]),
     ("no such layer to skip", edit("config.toml", "batch_size = 16", 'skip_layers = ["conv2"]'), 2,
      ["retrain.skip_layers", "'conv2'", "'conv1'"]),
     ("no such metric", edit("config.toml", "batch_size = 16", 'metric = "top5"'), 2,
