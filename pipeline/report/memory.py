@@ -19,7 +19,9 @@ _PART = 8
 #: Batches of samples decoded at a time: two ahead, one that runs, and one that is compared.
 _DECODED = 4
 #: What improvements hold beside the values that are counted, as a factor of these.
-_IMPROVE = 1.3
+_IMPROVE = 2
+#: Evaluation samples that are held from one model to the next.
+_EVALUATION = 64 << 20
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -53,9 +55,10 @@ def needed_memory(cost: NetCost, sample: int, batch_size: int, *, apart: bool, i
 
     Notes
     -----
-    Within a tenth of what SqueezeNet and MobileNetV2 take at all efforts; see bench/README.md.
+    Between 0.7 and 1.3 of what real nets take; see bench/README.md.
     """
     weights = 4 * sum(layer.weights for layer in cost.layers)
     blobs = 4 * cost.peak_values * (min(batch_size, _PART) if apart else batch_size)
     decoded = 4 * sample * batch_size * _DECODED
-    return round(_PROGRAM + _WEIGHTS * weights + blobs + decoded + _IMPROVE * improve)
+    fixed = _PROGRAM + _EVALUATION + _IMPROVE * improve
+    return round(fixed + _WEIGHTS * weights + blobs + decoded)
