@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_nets import with_blobs
-from small_nets import write_job
+from small_nets import samples, write_job
 
 import caffeio
+import pipeline
 from pipeline.errors import ConfigError
 from pipeline.evaluators.overlap import overlaps
 from pipeline.quantize.detections import Agreement
@@ -55,6 +56,14 @@ def test_detections_are_compared_by_what_they_are_made_of():
     with pytest.raises(ConfigError, match="rows cannot be compared; name locf, conff, prior"):
         compared_blobs(ssd(), ("out",))
     assert compared_blobs(ssd(), ("loc",)) == ("loc",)
+
+
+def test_images_as_a_fourth_bottom_change_nothing():
+    drawn = SSD.replace('bottom: "prior" top: "out"', 'bottom: "prior" bottom: "data" top: "out"')
+    net = with_blobs(caffeio.parse_net(drawn), {x.name: x.blobs for x in ssd().layers})
+    x = {"data": samples(2)}
+    want = pipeline.FloatNet(ssd()).forward(x)["out"]
+    np.testing.assert_array_equal(pipeline.FloatNet(net).forward(x)["out"], want)
 
 
 def test_so_is_what_follows_from_them():

@@ -179,7 +179,7 @@ def _keep_best(class_boxes: list[_ClassBoxes], most: int) -> list[_ClassBoxes]:
 def _detection_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     """As in SSD, the number of boxes is unknown beforehand: one stands for it."""
     arity(layer, shapes, bottoms=(3, 4))
-    loc, conf, prior = shapes
+    loc, conf, prior = shapes[:3]  # a fourth, the images, is for drawing
     p = layer.param.detection_output_param
     need(layer, p.num_classes > 0, "detection_output_param needs num_classes > 0")
     need(
