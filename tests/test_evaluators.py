@@ -44,7 +44,9 @@ def scene(seed: int, images: int = 3, difficult: bool = True):
             box = np.concatenate([low, low + rng.uniform(0.1, 0.4, 2)])
             truth.append((image, label, box, difficult and rng.random() < 0.25))
             for _ in range(rng.integers(0, 3)):
-                found.append((image, label, rng.random(), box + rng.normal(0, 0.03, 4)))
+                moved = box + rng.normal(0, 0.03, 4)
+                moved[2:] = np.maximum(moved[2:], moved[:2] + 0.01)  # COCO ignores empty boxes
+                found.append((image, label, rng.random(), moved))
         for _ in range(rng.integers(0, 3)):
             low = rng.uniform(0, 0.6, 2)
             found.append(
