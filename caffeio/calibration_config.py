@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from caffeio.errors import CaffeFileError
 from caffeio.files import read_proto_text
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import parse_text
+from caffeio.prototxt import as_written, parse_text
 
 __all__ = ["HfmgSettings", "IfmrSettings", "LayerSettings", "QuantConfig", "parse_quant_cfg",
            "read_quant_cfg"]  # fmt: skip
@@ -191,11 +189,6 @@ def _by_name(message: pb.CalibrationConfig) -> dict[str, LayerSettings]:
     return settings
 
 
-def _plain(value: float) -> float:
-    """Return the decimal that was written: 0.7, not the float32 nearest to it."""
-    return float(str(np.float32(value)))
-
-
 def _settings(message: pb.CalibrationParameter, where: str) -> LayerSettings:
     ifmr, hfmg = message.HasField("ifmr_quantize"), message.HasField("hfmg_quantize")
     if ifmr and hfmg:
@@ -205,8 +198,9 @@ def _settings(message: pb.CalibrationParameter, where: str) -> LayerSettings:
         if ifmr:
             i = message.ifmr_quantize
             activation = IfmrSettings(
-                _plain(i.search_range_start), _plain(i.search_range_end), _plain(i.search_step),
-                _plain(i.max_percentile), _plain(i.min_percentile),
+                as_written(i.search_range_start), as_written(i.search_range_end),
+                as_written(i.search_step),
+                as_written(i.max_percentile), as_written(i.min_percentile),
                 i.asymmetric if i.HasField("asymmetric") else None,
             )  # fmt: skip
         elif hfmg:

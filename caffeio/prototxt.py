@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
 from caffeio.errors import CaffeFileError
 
-__all__ = ["format_text", "parse_text"]
+__all__ = ["as_written", "format_text", "parse_text"]
 
 M = TypeVar("M", bound=Message)
 
@@ -301,3 +302,8 @@ def _with_unknown(text: str, schema: Any, unknown: Mapping[str, Sequence[str]]) 
             open_messages.pop()
         lines.append(line)
     return "\n".join([*lines, ""])
+
+
+def as_written(value: float) -> float:
+    """Return the decimal that a text gave a float field: 0.7, not the float32 nearest to it."""
+    return float(str(np.float32(value)))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from caffeio.errors import CaffeFileError
-from caffeio.files import read_text_file
+from caffeio.files import read_proto_text
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import parse_text
+from caffeio.prototxt import as_written, parse_text
 
 __all__ = ["RetrainLayerSettings", "RetrainQuantConfig", "parse_retrain_cfg", "read_retrain_cfg"]
 
@@ -53,8 +51,8 @@ class RetrainQuantConfig:
 
     Attributes
     ----------
-    batch_num : int
-        Test batches that the original tool calibrates on after the training.
+    batch_num : int or None
+        Test batches that the original tool calibrates on; None: not given.
     skip_layers, skip_layer_types : tuple of str
         With those of quant_skip_layers and quant_skip_types.
     common : RetrainLayerSettings
@@ -63,7 +61,7 @@ class RetrainQuantConfig:
         What the file holds that the format does not know.
     """
 
-    batch_num: int = 1
+    batch_num: int | None = None
     skip_layers: tuple[str, ...] = ()
     skip_layer_types: tuple[str, ...] = ()
     common: RetrainLayerSettings = RetrainLayerSettings()
@@ -89,7 +87,7 @@ def read_retrain_cfg(path: str | Path) -> RetrainQuantConfig:
     CaffeFileError
         If the file cannot be read, has a mistake in its text or a value out of range.
     """
-    return parse_retrain_cfg(read_text_file(path), path)
+    return parse_retrain_cfg(read_proto_text(path), path)
 
 
 def parse_retrain_cfg(text: str, path: str | Path = "<text>") -> RetrainQuantConfig:
@@ -97,7 +95,7 @@ def parse_retrain_cfg(text: str, path: str | Path = "<text>") -> RetrainQuantCon
     message, notes = parse_text(text, pb.RetrainConfig(), path)
     try:
         return RetrainQuantConfig(
-            message.batch_num,
+            message.batch_num if message.HasField("batch_num") else None,
             tuple(dict.fromkeys([*message.skip_layers, *message.quant_skip_layers])),
             tuple(dict.fromkeys([*message.skip_layer_types, *message.quant_skip_types])),
             _settings(message, "the settings for all layers"),
@@ -112,9 +110,11 @@ def parse_retrain_cfg(text: str, path: str | Path = "<text>") -> RetrainQuantCon
 _Message = pb.RetrainConfig | pb.RetrainOverrideLayerType | pb.RetrainOverrideLayer
 
 
-def _named(items: object, key: str) -> dict[str, RetrainLayerSettings]:
+def _named(
+    items: Iterable[pb.RetrainOverrideLayerType | pb.RetrainOverrideLayer], key: str
+) -> dict[str, RetrainLayerSettings]:
     settings: dict[str, RetrainLayerSettings] = {}
-    for item in items:  # type: ignore[attr-defined]
+    for item in items:
         name = getattr(item, key)
         where = f"override_{key.replace('layer_name', 'layer_config')}s '{name}'"
         if not name or name in settings:
@@ -123,18 +123,13 @@ def _named(items: object, key: str) -> dict[str, RetrainLayerSettings]:
     return settings
 
 
-def _plain(value: float) -> float:
-    """Return the decimal that was written: 0.6, not the float32 nearest to it."""
-    return float(str(np.float32(value)))
-
-
 def _settings(message: _Message, where: str) -> RetrainLayerSettings:
     ulq = message.retrain_data_quant_config.ulq_quantize
     arq = message.retrain_weight_quant_config.arq_retrain
     clip = None
     if ulq.HasField("clip_max_min"):
         c = ulq.clip_max_min
-        clip = (_plain(c.clip_min), _plain(c.clip_max))
+        clip = (as_written(c.clip_min), as_written(c.clip_max))
     try:
         return RetrainLayerSettings(
             clip,

@@ -195,7 +195,7 @@ retrain_weight_quant_config: { arq_retrain: { channel_wise: true } }
 skip_layers: "a" quant_skip_layers: "b"
 override_layer_types : { layer_type: "InnerProduct" retrain_weight_quant_config: { arq_retrain: { channel_wise: false } } }
 override_layer_configs { layer_name: "c" retrain_data_quant_config { ulq_quantize { fixed_min: true } } }
-strange: 1
+strange: 1 batch_num: 2
 """
 
 
@@ -219,8 +219,9 @@ def test_a_retrain_config_of_the_original_tool_acts(tmp_path):
         """.replace('quant_cfg = "none"\n', ""),
     ).retrain
     assert retrain.model_dump(exclude={"quant_cfg"}) == same.model_dump(exclude={"quant_cfg"})
-    assert len(retrain.notes) == 1
+    assert len(retrain.notes) == 2
     assert "field 'strange'" in retrain.notes[0]
+    assert "batch_num is not used" in retrain.notes[1]
     (tmp_path / "r.cfg").write_text('override_layer_types { layer_type: "ReLU" }')
     with pytest.raises(ConfigError, match=r"r.cfg: override_layer_types: must be one of 'Conv"):
         load(tmp_path, '[retrain]\nsolver = "s.prototxt"\nquant_cfg = "r.cfg"')

@@ -115,7 +115,7 @@ def test_what_stands_behind_an_unknown_layer_is_left_in_float(tmp_path: Path, ca
     assert [o["blob"] for o in report["accuracy"][2]["outputs"]] == ["max"]
     printed = " ".join(capsys.readouterr().out.split())
     assert "[model] layers" in printed
-    assert "1 layers behind it stay in float: fc" in printed
+    assert "1 layer behind it stays in float: fc" in printed
 
 
 def test_with_nothing_before_it_the_reason_is_the_type(tmp_path: Path):

@@ -112,7 +112,13 @@ def with_retrain_cfg(config: RetrainConfig) -> RetrainConfig:
             **_retrained(settings.common),
         }
     )
-    changed._notes = settings.notes
+    unused = ""
+    if settings.batch_num is not None:
+        unused = (
+            f"{config.quant_cfg}: batch_num is not used: ranges begin by [calibrate], or on the "
+            "first batch of the training"
+        )
+    changed._notes = (*settings.notes, *filter(None, (unused,)))
     return changed
 
 

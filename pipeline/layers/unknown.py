@@ -11,7 +11,7 @@ from caffeio.graph import Layer
 from pipeline.layers.base import LayerType, Shape, any_sign, never
 from pipeline.layers.check import fail
 
-__all__ = ["TYPE", "explanation"]
+__all__ = ["TYPE", "explanation", "statement"]
 
 #: How alike two names are, of 1, for one to be a slip of the other.
 _ALIKE = 0.87
@@ -25,13 +25,16 @@ _CURES = (
 )
 
 
+def statement(layer: Layer) -> str:
+    """Say why a layer's type cannot run."""
+    return f"type '{layer.type}' {_OUTSIDE.get(layer.type, 'is not known')}"
+
+
 def explanation(layer: Layer, known: Collection[str]) -> str:
-    """Say that a layer's type is not known, what it may have been meant to be, and the cures."""
+    """Say why a layer's type cannot run, what it may have been meant to be, and the cures."""
     near = get_close_matches(layer.type, known, n=1, cutoff=_ALIKE)
     hint = f" (is '{near[0]}' meant?)" if near and len(layer.type) > 3 else ""
-    if layer.type in _OUTSIDE:
-        return f"type '{layer.type}' {_OUTSIDE[layer.type]}; {_CURES}"
-    return f"type '{layer.type}' is not known{hint}; {_CURES}"
+    return f"{statement(layer)}{hint}; {_CURES}"
 
 
 def _no_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:

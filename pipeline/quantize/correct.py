@@ -179,7 +179,7 @@ class _Corrector:
     def __init__(
         self, pair: _Pair, i: int, record: LayerRecord, steps: Steps, held: Sequence[bool]
     ) -> None:
-        self._pair, self._i, self._steps, self._held = pair, i, steps, held
+        self._pair, self._i, self._steps = pair, i, steps
         self._layer, self._record = pair.net.layers[i], record
         self._read, self._write = pair.net.links[i].reads[0], pair.net.links[i].writes[0]
         self._device = pair.model.device

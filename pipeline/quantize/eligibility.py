@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from caffeio import Layer, Net
 from pipeline.layers.int8 import INT8_TYPES
+from pipeline.layers.unknown import statement
 from pipeline.runtime.schedule import blocked
 
 __all__ = ["Verdict", "judge"]
@@ -65,8 +66,8 @@ def _judge(
 
 def _blocked_by(layer: Layer, why: Layer) -> str:
     if layer is why:
-        return f"type '{layer.type}' is not known"
-    return f"it depends on layer '{why.name}', whose type '{why.type}' is not known"
+        return statement(layer)
+    return f"it depends on layer '{why.name}', whose {statement(why)}"
 
 
 def _rule(layer: Layer) -> str:

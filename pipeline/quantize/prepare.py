@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.layers import layer_type, why_unknown
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.layers.own import read_types, with_types
+from pipeline.layers.unknown import statement
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
 from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
 from pipeline.quantize.eligibility import Verdict, judge
@@ -162,14 +163,15 @@ def _unknown_layers(net: Net) -> Iterator[str]:
         kept = "it is in the exported models as it is"
         if not able:
             yield (
-                f"layer '{layer.name}': type '{layer.type}' is not known; {kept}, and nothing that "
+                f"layer '{layer.name}': {statement(layer)}; {kept}, and nothing that "
                 "could be quantized depends on it"
             )
         else:
             names = ", ".join(able[:3]) + (", ..." if len(able) > 3 else "")
+            left = "1 layer behind it stays" if len(able) == 1 else f"{len(able)} behind it stay"
             yield (
-                f"layer '{layer.name}': {why_unknown(layer)}. For now {kept}, and {len(able)} "
-                f"layers behind it stay in float: {names}"
+                f"layer '{layer.name}': {why_unknown(layer)}. For now {kept}, and {left} in float: "
+                f"{names}"
             )
 
 

@@ -42,13 +42,16 @@ class Executor:
     Raises
     ------
     caffeio.NetError
-        If a layer's type is unknown or cannot run.
+        If a layer's type is refused, or known in another case.
     ValueError
         If the device is unknown.
 
     Notes
     -----
     `forward` changes nothing that it shares: one net may serve several threads at once.
+
+    Layers of an unknown type, and what depends on them, never run: without `blobs` the outputs are
+    those of the net without them, and asking for one of theirs is an error (see `schedule`).
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class FloatNet(Executor):
     Raises
     ------
     caffeio.NetError
-        If a layer's type is unknown or cannot run.
+        If a layer's type is refused, or known in another case.
     ValueError
         If the device is unknown.
     """

@@ -68,7 +68,7 @@ class Model:
     Raises
     ------
     caffeio.NetError
-        If a layer's type is unknown or cannot run.
+        If a layer's type is refused, or known in another case.
     """
 
     def __init__(self, net: Net, numbers: Mapping[str, QuantizedLayer], device: str) -> None:
