@@ -18,10 +18,11 @@ from rich.console import Console
 import caffeio
 from pipeline.config.load import load_config
 from pipeline.quantize.assign import layer_plan
-from pipeline.quantize.calibrate import observe, search
+from pipeline.quantize.calibrate import search
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.feed import open_feed
 from pipeline.quantize.fuse import fuse
+from pipeline.quantize.observe import observe
 from pipeline.runtime.executor import FloatNet
 
 

@@ -18,10 +18,11 @@ from caffeio.record import Record
 from pipeline import FloatNet, Int8Net
 from pipeline.config.calibrate import Algorithm, CalibrateConfig, MinmaxQuantize
 from pipeline.quantize.assign import layer_plan
-from pipeline.quantize.calibrate import observe, search
+from pipeline.quantize.calibrate import search
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.integers import layer_record
+from pipeline.quantize.observe import observe
 
 __all__ = ["nncf_int8", "on_cores", "ort_int8", "our_int8", "our_record"]
 

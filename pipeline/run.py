@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         "--from-qat", nargs=2, metavar=("PROTOTXT", "CAFFEMODEL"),
         help="quantize by what such a net has learned",
     )  # fmt: skip
+    parser.add_argument(
+        "--from-record", metavar="RECORD",
+        help="quantize by the factors of this record, without calibration, as [record] in the "
+        "config",
+    )  # fmt: skip
     parser.add_argument("--threads", type=_positive, help="threads to use (default: all cores)")
     parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -127,7 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     from pipeline.report.tables import show_plan, show_report
 
     console = Console(quiet=options.quiet)
-    config = load_config(options.config, retrain=options.retrain)
+    config = load_config(options.config, retrain=options.retrain, record=options.from_record)
     if options.plan:
         show_plan(plan_model(config, output=options.output), _wide(console))
         return DONE
@@ -147,6 +152,12 @@ def _run(options: argparse.Namespace) -> int:
         return _qat(config, options, reporter, console)
     if config.retrain is not None:
         return _retrain(config, options, reporter, console)
+    if config.record is not None:
+        from pipeline.jobs.record import quantize_from_record
+
+        where = {"device": options.device, "output": options.output, "reporter": reporter}
+        show_report(quantize_from_record(config, **where), _wide(console))
+        return DONE
     if options.resume:
         from pipeline.errors import ConfigError
 

@@ -15,10 +15,10 @@ from test_layers_goldens import load
 import kernels
 import pipeline
 from pipeline.quantize.assign import LayerPlan
-from pipeline.quantize.calibrate import observe
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.observe import observe
 from pipeline.runtime.batching import in_halves
 from pipeline.runtime.executor import FloatNet
 

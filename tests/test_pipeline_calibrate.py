@@ -12,9 +12,10 @@ import kernels
 from caffeio import Value
 from pipeline.errors import PipelineError
 from pipeline.quantize.assign import LayerPlan
-from pipeline.quantize.calibrate import observe, observe_shards, search, search_exactly
+from pipeline.quantize.calibrate import search, search_exactly
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.fuse import fuse
+from pipeline.quantize.observe import observe, observe_shards
 from pipeline.runtime.executor import FloatNet
 
 

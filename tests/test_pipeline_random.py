@@ -16,7 +16,7 @@ from pipeline import FloatNet, Int8Net
 from pipeline.errors import PipelineError
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.quantize.assign import LayerPlan
-from pipeline.quantize.calibrate import candidate_ranges, observe, search
+from pipeline.quantize.calibrate import candidate_ranges, search
 from pipeline.quantize.correct import correct
 from pipeline.quantize.corrections import Steps
 from pipeline.quantize.eligibility import judge
@@ -24,6 +24,7 @@ from pipeline.quantize.equalize import equalize
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.improve import _channel_ranges, judged_blobs
 from pipeline.quantize.integers import layer_record
+from pipeline.quantize.observe import observe
 from pipeline.quantize.sensitivity import sensitivities
 
 Part = dict[str, np.ndarray]

@@ -14,7 +14,8 @@ from caffeio import NetError
 from caffeio.record import LayerRecord, Record
 from pipeline import FloatNet, Int8Net, State
 from pipeline.quantize.assign import layer_plan
-from pipeline.quantize.calibrate import observe, search_exactly
+from pipeline.quantize.calibrate import search_exactly
+from pipeline.quantize.observe import observe
 
 STEPS, STREAMS, SIZE = 6, 3, 4
 RNG = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from pipeline.config.base import Data, FilePath, Names, Table, TransformConfig
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import ImproveConfig
+from pipeline.config.record import RecordConfig
 from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
 
@@ -53,7 +54,7 @@ class OutputConfig(Table):
     """``[output]``."""
 
     directory: FilePath = Path("quantized")
-    prefix: str = Field("net", pattern=r"^[\w.-]+$")
+    prefix: str = Field("net", pattern=r"^[\w.-]*$")
     overwrite: bool = False
 
 
@@ -65,20 +66,30 @@ class Config(Table):
     calibrate: CalibrateConfig = CalibrateConfig()
     improve: ImproveConfig = ImproveConfig()
     fallback: FallbackConfig | None = None
+    record: RecordConfig | None = None
     retrain: RetrainConfig | None = None
     evaluate: EvaluateConfig | None = None
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="after")
     def _complete(self) -> Config:
-        if self.retrain is None and "calibrate" not in self.model_fields_set:
+        if self.record is not None:
+            for other in ("retrain", "fallback"):
+                if getattr(self, other) is not None:
+                    raise ValueError(f"'record' and '{other}' exclude each other: keep one")
+        elif self.retrain is None and "calibrate" not in self.model_fields_set:
             raise ValueError("'calibrate' is missing: it says how to quantize")
         if self.retrain is None and self.model.caffemodel is None:
             raise ValueError("'model.caffemodel' is missing: there is nothing to quantize")
         return self
 
 
-def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Config:
+def load_config(
+    path: str | Path,
+    *,
+    retrain: str | Path | None = None,
+    record: str | Path | None = None,
+) -> Config:
     """Read and check a config file.
 
     Parameters
@@ -86,6 +97,8 @@ def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Confi
     path : path-like
     retrain : path-like, optional
         A solver, which takes the place of ``retrain.solver``.
+    record : path-like, optional
+        A record, which takes the place of ``record.file``.
 
     Returns
     -------
@@ -109,6 +122,8 @@ def load_config(path: str | Path, *, retrain: str | Path | None = None) -> Confi
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     if retrain is not None:
         table["retrain"] = {**table.get("retrain", {}), "solver": str(Path(retrain).resolve())}
+    if record is not None:
+        table["record"] = {**table.get("record", {}), "file": str(Path(record).resolve())}
     try:
         config = Config.model_validate(table)
     except ValidationError as error:

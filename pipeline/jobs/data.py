@@ -28,6 +28,7 @@ __all__ = [
     "evaluation",
     "evaluation_feed",
     "fits",
+    "has_evaluation",
     "input_shapes",
     "look_at_data",
     "looked_at",
@@ -89,6 +90,11 @@ def evaluation(config: Config, work: Prepared) -> EvaluateConfig:
     if not c.data:
         raise ConfigError("[evaluate] is missing: it names the samples to compare models on")
     return EvaluateConfig(data=c.data, batch_size=c.batch_size, batch_num=c.batch_num)
+
+
+def has_evaluation(config: Config) -> bool:
+    """Whether there are samples to compare models on: only a record's conversion needs none."""
+    return config.record is None or config.evaluate is not None or bool(config.calibrate.data)
 
 
 def _on_calibration(config: Config, work: Prepared) -> bool:

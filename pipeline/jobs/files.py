@@ -6,13 +6,13 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
 import caffeio
 from caffeio import Net
-from caffeio.record import write_record
+from caffeio.record import Record, write_record
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
@@ -24,8 +24,10 @@ __all__ = [
     "MODEL_FILES",
     "Writer",
     "check_output",
+    "integer_writers",
     "model_writers",
     "output_files",
+    "prefixed_files",
     "write_files",
     "write_text",
 ]
@@ -81,21 +83,13 @@ def output_files(
     """
     folder = Path(output) if output is not None else config.output.directory
     files = _paths(config, folder, names)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+    _writable(folder)
     return files
 
 
 def _paths(config: Config, folder: Path, names: dict[str, str]) -> dict[str, Path]:
     """Return the files by kind; raise if one is there that must stay."""
-    prefix = config.output.prefix
-    files = {
-        kind: folder / (prefix + ending if ending.startswith("_") else ending)
-        for kind, ending in names.items()
-    }
+    files = {kind: folder / _named(config.output.prefix, end) for kind, end in names.items()}
     existing_paths = [path for path in files.values() if path.exists()]
     if existing_paths and not config.output.overwrite:
         raise ConfigError(
@@ -105,21 +99,67 @@ def _paths(config: Config, folder: Path, names: dict[str, str]) -> dict[str, Pat
     return files
 
 
+def _named(prefix: str, ending: str) -> str:
+    """Return a file's name: endings that begin with _ follow the prefix, if there is one."""
+    if not ending.startswith("_"):
+        return ending
+    return prefix + ending if prefix else ending[1:]
+
+
+def prefixed_files(save_path: str | Path, kinds: Collection[str]) -> dict[str, Path]:
+    """Return files of `MODEL_FILES` named as the original tool names them.
+
+    Parameters
+    ----------
+    save_path : path-like
+        Folder and prefix: ``"results/resnet_"`` makes ``results/resnet__deploy_model.prototxt``,
+        ``"results/"`` makes ``results/deploy_model.prototxt``.
+    kinds : collection of str
+
+    Raises
+    ------
+    PipelineError
+        If the folder cannot be made or written.
+    """
+    folder, prefix = os.path.split(str(save_path))
+    _writable(Path(folder))
+    return {
+        kind: Path(folder) / _named(prefix, ending)
+        for kind, ending in MODEL_FILES.items()
+        if kind in kinds
+    }
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
 def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writer]:
-    """Return what writes each file of a quantized model; a net is made when it is written."""
+    """Return what writes each file of `MODEL_FILES`."""
+    return {
+        **integer_writers(report.record, fused, int8),
+        "report": lambda path: write_text(path, to_json(report)),
+    }
+
+
+def integer_writers(record: Record, fused: Fused, int8: Int8Net) -> dict[str, Writer]:
+    """Return what writes a quantized model, by kind; a net is made when it is written."""
 
     def written(make: Callable, write: Callable[[Net, Path], None]) -> Writer:
         return lambda path: write(make(int8.net, int8.layers), path)
 
     nodes = [asdict(pair) for pair in node_map(fused, int8.layers)]
     return {
-        "record": lambda path: write_record(report.record, path),
+        "record": lambda path: write_record(record, path),
         "fakequant_prototxt": written(fakequant_net, caffeio.write_prototxt),
         "fakequant_weights": written(fakequant_net, caffeio.write_caffemodel),
         "deploy_prototxt": written(deploy_net, caffeio.write_prototxt),
         "deploy_weights": written(deploy_net, caffeio.write_caffemodel),
         "node_map": lambda path: write_text(path, json.dumps({"nodes": nodes}, indent=1) + "\n"),
-        "report": lambda path: write_text(path, to_json(report)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -9,9 +10,16 @@ import numpy as np
 
 from pipeline.config.improve import EFFORTS, memory_bytes
 from pipeline.config.load import Config, load_config
-from pipeline.jobs.data import chosen_how, evaluation, looked_at
+from pipeline.jobs.data import (
+    chosen_how,
+    evaluation,
+    evaluation_feed,
+    has_evaluation,
+    looked_at,
+)
 from pipeline.jobs.evaluation import check_evaluator
 from pipeline.jobs.files import MODEL_FILES, check_output
+from pipeline.jobs.record import prepare_from_record
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.layers import Shape
 from pipeline.quantize.improve import TOO_FEW_SAMPLES, samples_of, wanted_improvements
@@ -47,6 +55,8 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
     config = config if isinstance(config, Config) else load_config(config)
     if config.retrain is None:
         check_output(config, output, MODEL_FILES)
+    if config.record is not None:
+        return _plan_of_record(config)
     work = prepare(config, read_model(config))
     shapes: dict[str, Shape] = {}
     batch_size = work.calibrate.batch_size
@@ -78,6 +88,25 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
         cost, c.batch_size, c.batch_size * c.batch_num, chosen_how(work), memory,
         tuple(notes), tuple(warnings),
     )  # fmt: skip
+
+
+def _plan_of_record(config: Config) -> Plan:
+    """Return what a conversion by a record would do; see `plan_model`."""
+    work, _ = prepare_from_record(config)
+    net, shapes, batch_size = FloatNet(work.fused.net), {}, 1
+    if has_evaluation(config):
+        batch_size = evaluation(config, work).batch_size
+        feed = evaluation_feed(config, work)
+        try:
+            first = feed.for_net(next(feed.batches(min(batch_size, len(feed)), 1)))
+        finally:
+            feed.close()
+        shapes = {name: x.shape for name, x in first.items()}
+    cost = net_cost(net, work.verdicts, work.plans, shapes)
+    layers = tuple(replace(c, method="record" if c.quantize else "") for c in cost.layers)
+    sample = sum(prod(shape[1:]) for shape in shapes.values())
+    memory = needed_memory(cost, sample, batch_size, apart=_apart(net, shapes), improve=0)
+    return Plan(replace(cost, layers=layers), batch_size, 0, "", memory, work.notes, work.warnings)
 
 
 def _apart(net: FloatNet, shapes: dict[str, Shape]) -> bool:

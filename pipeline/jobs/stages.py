@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,19 +15,13 @@ import kernels
 from caffeio import Net
 from caffeio.record import Record
 from kernels import QuantParams
-from pipeline.config.improve import EFFORTS
+from pipeline.config.improve import EFFORTS, ImproveConfig
 from pipeline.config.load import Config
-from pipeline.jobs.data import calibration_feed, chosen_how
+from pipeline.jobs.data import calibration_feed, chosen_how, has_evaluation
 from pipeline.jobs.evaluation import evaluate
 from pipeline.jobs.files import Writer, model_writers, write_files
 from pipeline.layers import Shape
-from pipeline.quantize.calibrate import (
-    Observations,
-    candidate_ranges,
-    observe_shards,
-    search,
-    search_exactly,
-)
+from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.data_seen import DataSeen, DataWatch
 from pipeline.quantize.evaluate import (
@@ -36,7 +30,7 @@ from pipeline.quantize.evaluate import (
 )
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import (
-    Calibration,
+    Calibrated,
     Improved,
     Samples,
     improve,
@@ -45,6 +39,7 @@ from pipeline.quantize.improve import (
 )
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
+from pipeline.quantize.observe import Observations, observe_shards
 from pipeline.quantize.prepare import Prepared
 from pipeline.report.progress import Reporter
 from pipeline.report.values import LayerReport, Report
@@ -58,8 +53,10 @@ __all__ = [
     "calibrate",
     "finish",
     "improved",
+    "improved_by",
     "make_record",
     "make_report",
+    "ranges_of",
     "read_samples",
 ]
 
@@ -129,9 +126,16 @@ def calibrate(
             params = search(net.net, work.plans, seen, net.device, bits=bits)
     finally:
         feed.close()
-    shapes = {name: seen.shapes[value] for name, value in work.reads(net.net).items()}
-    data = watch.seen(chosen_how(work), declared_shapes(work.net))
-    return Ranges(params, shapes, seen.samples, seen, data)
+    ranges = ranges_of(work, net.net, seen, params)
+    return replace(ranges, data=watch.seen(chosen_how(work), declared_shapes(work.net)))
+
+
+def ranges_of(
+    work: Prepared, net: Net, seen: Observations, params: dict[str, QuantParams]
+) -> Ranges:
+    """Put together what was observed of a fused net and what was found in it."""
+    shapes = {name: seen.shapes[value] for name, value in work.reads(net).items()}
+    return Ranges(params, shapes, seen.samples, seen)
 
 
 def make_record(work: Prepared, ranges: Ranges) -> Record:
@@ -172,36 +176,73 @@ def improved(
     device: str,
 ) -> Improved:
     """Do what the effort asks for beyond ranges; see `pipeline.quantize.improve`."""
-    first = _calibration(work, ranges, device)
-    wanted = wanted_improvements(config.improve, work)
-    if wanted == EFFORTS["original"].model_copy(update={"memory": wanted.memory}):
-        return Improved(work.fused, Corrected(work.fused.net, first.record), (), ())
-    samples = read_samples(config, work)
 
-    def recalibrated(net: Net) -> Calibration:
-        changed = replace(work, fused=replace(work.fused, net=net))
-        again = calibrate(config, changed, FloatNet(net, device=device), reporter)
-        return _calibration(changed, again, device)
+    def again(changed: Prepared) -> Ranges:
+        return calibrate(config, changed, FloatNet(changed.fused.net, device=device), reporter)
 
     with clock.stage("improve"):
-        return improve(
+        return improved_by(
+            config.improve,
             work,
-            first,
-            samples,
-            wanted,
-            recalibrated,
+            ranges,
+            lambda: read_samples(config, work),
+            again,
+            reporter,
             device=device,
-            progress=lambda what, names: reporter.track(
-                names, what, len(first.record.layers), "layers"
-            ),
         )
 
 
-def _calibration(work: Prepared, ranges: Ranges, device: str) -> Calibration:
+def improved_by(
+    settings: ImproveConfig,
+    work: Prepared,
+    ranges: Ranges,
+    samples: Callable[[], Samples],
+    again: Callable[[Prepared], Ranges],
+    reporter: Reporter,
+    *,
+    device: str,
+) -> Improved:
+    """As `improved`, on samples from anywhere.
+
+    Parameters
+    ----------
+    settings : ImproveConfig
+    work : Prepared
+    ranges : Ranges
+    samples : callable
+        Returns the calibration samples in parts.
+    again : callable
+        ``again(work) -> Ranges``: calibrates a net of other weights on the same samples.
+    reporter : Reporter
+    device : str
+    """
+    first = _calibrated(work, ranges, device)
+    wanted = wanted_improvements(settings, work)
+    if wanted == EFFORTS["original"].model_copy(update={"memory": wanted.memory}):
+        return Improved(work.fused, Corrected(work.fused.net, first.record), (), ())
+
+    def recalibrated(net: Net) -> Calibrated:
+        changed = replace(work, fused=replace(work.fused, net=net))
+        return _calibrated(changed, again(changed), device)
+
+    return improve(
+        work,
+        first,
+        samples(),
+        wanted,
+        recalibrated,
+        device=device,
+        progress=lambda what, names: reporter.track(
+            names, what, len(first.record.layers), "layers"
+        ),
+    )
+
+
+def _calibrated(work: Prepared, ranges: Ranges, device: str) -> Calibrated:
     """Return what improvements begin with."""
     assert ranges.seen is not None
     candidates = partial(candidate_ranges, work.fused.net, work.plans, ranges.seen, device)
-    return Calibration(make_record(work, ranges), candidates)
+    return Calibrated(make_record(work, ranges), candidates)
 
 
 def finish(
@@ -249,8 +290,10 @@ def finish(
         result = improvements.result
         record = result.record
         int8 = Int8Net.of_fused(result.net, record, device=device)
-    with clock.stage("evaluate"):
-        scores = evaluate(config, work, before or work.net, int8, device, reporter)
+    scores: tuple[tuple[ModelScore, ...], dict[str, LayerError]] = ((), {})
+    if has_evaluation(config):
+        with clock.stage("evaluate"):
+            scores = evaluate(config, work, before or work.net, int8, device, reporter)
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
     notes, warnings = said_of(work, ranges.data, ranges.seen, scores[0])

@@ -63,7 +63,7 @@ class QuantizedLayer:
         return self.bias.astype(np.float32) * self.deq_scale
 
     def fake_blobs(self, layer: Layer) -> tuple[np.ndarray, ...]:
-        """Return a float layer's blobs quantized and dequantized, in its shapes.
+        """Return a layer's blobs quantized and dequantized, in its shapes.
 
         Weights that are so already, as those of corrected layers, are shared: they may be large.
         """
@@ -71,7 +71,7 @@ class QuantizedLayer:
             return layer.blobs
         weights = self.fake_weights
         own = layer.blobs[0]
-        if np.array_equal(weights.view(np.uint32), own.view(np.uint32)):
+        if own.dtype == np.float32 and np.array_equal(weights.view("u4"), own.view("u4")):
             weights = own
         if self.bias is None:
             return (weights,)

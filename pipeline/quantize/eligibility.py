@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from caffeio import Layer, Net
+import numpy as np
+
+from caffeio import Layer, Net, NetError
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.layers.unknown import statement
 from pipeline.runtime.schedule import blocked
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "check_float", "judge"]
+
+#: Layers that only a quantized net has.
+_QUANTIZED = ("Quant", "DeQuant", "AntiQuant", "LSTMQuant")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,31 @@ class Verdict:
     type: str
     quantize: bool
     reason: str = ""
+
+
+def check_float(net: Net) -> None:
+    """Raise if a net is quantized already: what would be quantized must be float.
+
+    Raises
+    ------
+    caffeio.NetError
+        Naming the first layer of a quantized net (Quant, DeQuant, AntiQuant), or with integer
+        weights.
+    """
+    for layer in net.layers:
+        if layer.type in _QUANTIZED:
+            raise NetError(
+                f"is a {layer.type} layer: the net is quantized already; give the float net that "
+                "it was made from",
+                layer.name,
+            )
+        for blob in layer.blobs:
+            if blob.dtype != np.float32:
+                raise NetError(
+                    f"has {blob.dtype} weights: the net is quantized already; give the float net "
+                    "that it was made from",
+                    layer.name,
+                )
 
 
 def judge(

@@ -31,7 +31,7 @@ from pipeline.runtime.schedule import schedule
 
 __all__ = [
     "TOO_FEW_SAMPLES",
-    "Calibration",
+    "Calibrated",
     "Improved",
     "Samples",
     "Trial",
@@ -67,7 +67,7 @@ Inputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibrated:
     """What calibration found for a net.
 
     Attributes
@@ -186,10 +186,10 @@ def _apart(runner: FloatNet, batch: Inputs) -> bool:
 
 def improve(
     work: Prepared,
-    first: Calibration,
+    first: Calibrated,
     samples: Samples,
     wanted: ImproveConfig,
-    recalibrated: Callable[[Net], Calibration],
+    recalibrated: Callable[[Net], Calibrated],
     *,
     device: str = "cpu",
     progress: Callable[[str, Iterable[str]], Iterator[str]] = lambda what, names: iter(names),
@@ -199,13 +199,13 @@ def improve(
     Parameters
     ----------
     work : Prepared
-    first : Calibration
+    first : Calibrated
         Of the net as it is.
     samples : Samples
     wanted : ImproveConfig
         All set.
     recalibrated : callable
-        ``recalibrated(net) -> Calibration``, for a fused net with other weights.
+        ``recalibrated(net) -> Calibrated``, for a fused net with other weights.
     device : str
     progress : callable
         ``progress(what, names)`` yields the names while it shows how far the work is.
@@ -246,11 +246,11 @@ class _Begun:
     """A float net with its calibration, and how close its plain quantization is."""
 
     fused: Fused
-    calibration: Calibration
+    calibration: Calibrated
     score: float
 
     @classmethod
-    def of(cls, fused: Fused, calibration: Calibration, judge: _Judge) -> _Begun:
+    def of(cls, fused: Fused, calibration: Calibrated, judge: _Judge) -> _Begun:
         return cls(fused, calibration, judge.score(Corrected(fused.net, calibration.record)))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from caffeio import Net
 from caffeio.record import Record
+from pipeline.layers.int8 import QuantizedLayer
 from pipeline.quantize.fuse import fuse
 from pipeline.quantize.integers import quantize_layers
 from pipeline.runtime.executor import Executor
@@ -54,19 +55,27 @@ class Int8Net:
     """
 
     def __init__(self, net: Net, record: Record, *, device: str = "cpu") -> None:
-        self._set_up(fuse(net, unfused(record)).net, record, device)
+        fused = fuse(net, unfused(record)).net
+        self._set_up(fused, quantize_layers(fused, record), device)
 
     @classmethod
     def of_fused(cls, net: Net, record: Record, *, device: str = "cpu") -> Int8Net:
         """Return the integer net of a net that is fused already."""
+        return cls.of_layers(net, quantize_layers(net, record), device=device)
+
+    @classmethod
+    def of_layers(
+        cls, net: Net, layers: Mapping[str, QuantizedLayer], *, device: str = "cpu"
+    ) -> Int8Net:
+        """Return the integer net of a fused net whose layers have been quantized."""
         int8_net = cls.__new__(cls)
-        int8_net._set_up(net, record, device)
+        int8_net._set_up(net, layers, device)
         return int8_net
 
-    def _set_up(self, net: Net, record: Record, device: str) -> None:
+    def _set_up(self, net: Net, layers: Mapping[str, QuantizedLayer], device: str) -> None:
         self.net = net
-        self.layers = quantize_layers(net, record)
-        self._executor = Executor(net, self.layers, device=device)
+        self.layers = layers
+        self._executor = Executor(net, layers, device=device)
 
     def forward(
         self,

@@ -120,7 +120,13 @@ def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
         return QuantizedLayer(layer.name, layer.type, data, scale_w, None, None, shift)
     if not scale_w.size:
         raise PipelineError(f"layer '{layer.name}': its record has no scale_w, but it has weights")
-    axis = INT8_TYPES[layer.type].channel_axis
+    kind = INT8_TYPES[layer.type]
+    axis = kind.channel_axis
+    if scale_w.size > 1 and not kind.per_channel:
+        raise PipelineError(
+            f"layer '{layer.name}': its record has {scale_w.size} scale_w, but {layer.type} has "
+            "one for all its weights"
+        )
     try:
         weights = kernels.quantize_weights(layer.blobs[0], scale_w, channel_axis=axis)
     except ValueError as error:

@@ -14,6 +14,7 @@ from pipeline.config.amct import with_quant_cfg
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.improve import Effort
 from pipeline.config.load import Config
+from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.layers import layer_type, why_unknown
 from pipeline.layers.int8 import INT8_TYPES
@@ -21,11 +22,19 @@ from pipeline.layers.own import read_types, with_types
 from pipeline.layers.unknown import statement
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
 from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
-from pipeline.quantize.eligibility import Verdict, judge
+from pipeline.quantize.eligibility import Verdict, check_float, judge
 from pipeline.quantize.fuse import Fused, fuse
 from pipeline.runtime.schedule import blocked
 
-__all__ = ["Prepared", "as_configured", "prepare", "read_model", "with_blobs"]
+__all__ = [
+    "Prepared",
+    "as_configured",
+    "notes_on",
+    "prepare",
+    "prepare_layers",
+    "read_model",
+    "with_blobs",
+]
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def as_configured(config: Config, net: Net) -> Net:
 
 
 def prepare(config: Config, net: Net) -> Prepared:
-    """Fuse the net and say for each layer what is to be done.
+    """Fuse the net and say for each layer what is to be done; see `prepare_layers`.
 
     Parameters
     ----------
@@ -109,6 +118,22 @@ def prepare(config: Config, net: Net) -> Prepared:
         Its ``[retrain]`` decides what to skip and to fuse where there is one.
     net : Net
         With weights.
+    """
+    return prepare_layers(net, config.calibrate, config.retrain)
+
+
+def prepare_layers(
+    net: Net, settings: CalibrateConfig, retrain: RetrainConfig | None = None
+) -> Prepared:
+    """Fuse the net and say for each layer what is to be done.
+
+    Parameters
+    ----------
+    net : Net
+        With weights.
+    settings : CalibrateConfig
+    retrain : RetrainConfig, optional
+        Decides what to skip and to fuse.
 
     Raises
     ------
@@ -116,15 +141,18 @@ def prepare(config: Config, net: Net) -> Prepared:
         If a setting names what the net has not.
     PipelineError
         If there is nothing to quantize.
+    caffeio.NetError
+        If the net is quantized already.
     """
-    calibrate, notes = with_quant_cfg(config.calibrate)
-    if config.retrain is not None:
-        notes = (*notes, *config.retrain.notes)
-    chosen = config.retrain or calibrate
-    check_names("retrain" if config.retrain else "calibrate", chosen, net)
-    training = config.retrain is not None
+    check_float(net)
+    calibrate, notes = with_quant_cfg(settings)
+    if retrain is not None:
+        notes = (*notes, *retrain.notes)
+    chosen = retrain or calibrate
+    check_names("retrain" if retrain else "calibrate", chosen, net)
+    training = retrain is not None
     fused = fuse(net, chosen.skip_fusion_layers, training=training, fold=chosen.do_fusion)
-    effort = _effort(config)
+    effort = _effort(settings, training)
     verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types)
     quantized_names = {v.layer for v in verdicts if v.quantize}
     plans = {
@@ -132,13 +160,18 @@ def prepare(config: Config, net: Net) -> Prepared:
         for x in fused.net.layers
         if x.name in quantized_names
     }
-    unknown = tuple(_unknown_layers(fused.net))
     if not plans:
+        unknown = tuple(_unknown_layers(fused.net))
         why = unknown[0] if unknown else "--plan shows the rule for each layer"
         raise PipelineError(f"net '{net.name}' has no layer to quantize; {why}")
-    known = filter(None, (depthwise_note(net), *(layer_type(x).note(x) for x in net.layers)))
-    notes = (*_read_notes(net), *notes, *known, *unknown)
+    notes = (*notes_on(net, fused.net), *notes)
     return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
+
+
+def notes_on(net: Net, fused: Net) -> tuple[str, ...]:
+    """Return what there is to say of a net, of reading it and of its types, read and fused."""
+    known = filter(None, (depthwise_note(net), *(layer_type(x).note(x) for x in net.layers)))
+    return (*_read_notes(net), *known, *_unknown_layers(fused))
 
 
 def _read_notes(net: Net) -> Iterator[str]:
@@ -175,12 +208,11 @@ def _unknown_layers(net: Net) -> Iterator[str]:
             )
 
 
-def _effort(config: Config) -> Effort:
-    """Return the effort that a config means."""
-    if config.calibrate.effort is not None:
-        return config.calibrate.effort
-    taken_over = config.retrain is not None or config.calibrate.quant_cfg is not None
-    return "original" if taken_over else "standard"
+def _effort(settings: CalibrateConfig, training: bool) -> Effort:
+    """Return the effort that settings mean."""
+    if settings.effort is not None:
+        return settings.effort
+    return "original" if training or settings.quant_cfg is not None else "standard"
 
 
 def with_blobs(net: Net, blobs: Mapping[str, tuple[np.ndarray, ...]]) -> Net:

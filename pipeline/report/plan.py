@@ -17,9 +17,9 @@ class Plan:
     ----------
     cost : NetCost
     batch_size, samples : int
-        Of the calibration.
+        Of the calibration; no samples: the factors are those of a record.
     choice : str
-        How its samples are chosen.
+        How its samples are chosen; empty without calibration.
     memory : int
         Bytes needed, as an estimate.
     notes, warnings : tuple of str

@@ -216,7 +216,9 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"Blobs alive at once: at most {cost.peak_values * 4 * plan.batch_size / 2**20:.1f} MiB "
         f"in batches of {plan.batch_size}.",
         f"Memory of the whole run: about {plan.memory / 2**20:.0f} MiB.",
-        f"Calibration would observe {plan.samples} samples ({plan.choice}).",
+        f"Calibration would observe {plan.samples} samples ({plan.choice})."
+        if plan.samples
+        else "No calibration: the factors are those of the record.",
     ):
         console.print(line, highlight=False)
     show_notes(plan.notes, console)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.quantize.accuracy import near_chance
-from pipeline.quantize.calibrate import Observations
 from pipeline.quantize.data_seen import DataSeen, constant_inputs
 from pipeline.quantize.evaluate import ModelScore
+from pipeline.quantize.observe import Observations
 from pipeline.quantize.prepare import Prepared
 
 __all__ = ["said_of"]
