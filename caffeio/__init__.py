@@ -13,10 +13,11 @@ from caffeio.atomic import atomic_write
 from caffeio.attach import nonfinite_blobs
 from caffeio.blob_rules import expected_blobs
 from caffeio.caffemodel import write_caffemodel
-from caffeio.calibration_config import QuantConfig, read_quant_cfg
+from caffeio.calibration_config import QuantConfig
 from caffeio.errors import CaffeFileError, MissingFileError, NetError
 from caffeio.graph import SOURCE_TYPES, Layer, Link, Net, Value
 from caffeio.nets import parse_net, read_net, to_prototxt, write_prototxt
+from caffeio.quant_configs import read_quant_cfg, read_retrain_cfg
 from caffeio.record import (
     LayerRecord,
     Record,
@@ -54,6 +55,7 @@ __all__ = [
     "read_net",
     "read_quant_cfg",
     "read_record",
+    "read_retrain_cfg",
     "read_solver",
     "read_solver_net",
     "read_solver_state",

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caffeio.errors import CaffeFileError
-from caffeio.files import read_proto_text
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import as_written, parse_text
+from caffeio.prototxt import as_written, format_text, parse_text
 
 __all__ = ["HfmgSettings", "IfmrSettings", "LayerSettings", "QuantConfig", "parse_quant_cfg",
-           "read_quant_cfg"]  # fmt: skip
+           "quant_cfg_to_text"]  # fmt: skip
 
 _BINS = (1024, 2048, 4096, 8192)
 _PER_CHANNEL = ("Convolution", "Deconvolution")
@@ -89,7 +88,25 @@ class LayerSettings:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """A calibration config; of common, layer_types and layers the nearest counts."""
+    """A calibration config; of common, layer_types and layers the nearest counts.
+
+    Attributes
+    ----------
+    batch_num : int
+    activation_offset, joint_quant, do_fusion : bool
+    skip_layers, skip_layer_types, skip_fusion_layers : tuple of str
+    only_layers : tuple of str
+        The layers that a config.json enables; empty: all that can be quantized.
+    common : LayerSettings
+    layer_types, layers : mapping of str to LayerSettings
+    notes : tuple of str
+        What the file holds that has no effect here.
+
+    Raises
+    ------
+    ValueError
+        If batch_num is less than 1.
+    """
 
     batch_num: int = 1
     activation_offset: bool = True
@@ -98,6 +115,7 @@ class QuantConfig:
     skip_layer_types: tuple[str, ...] = ()
     do_fusion: bool = True
     skip_fusion_layers: tuple[str, ...] = ()
+    only_layers: tuple[str, ...] = ()
     common: LayerSettings = LayerSettings()
     layer_types: Mapping[str, LayerSettings] = field(default_factory=dict)
     layers: Mapping[str, LayerSettings] = field(default_factory=dict)
@@ -110,30 +128,8 @@ class QuantConfig:
             object.__setattr__(self, name, dict(getattr(self, name)))
 
 
-def read_quant_cfg(path: str | Path) -> QuantConfig:
-    """Read a simplified calibration config.
-
-    Parameters
-    ----------
-    path : path-like
-        A text file.
-
-    Returns
-    -------
-    QuantConfig
-        Its notes name, with their lines, the blocks that are not known.
-
-    Raises
-    ------
-    CaffeFileError
-        If the file cannot be read, has a mistake in its text or a value out of range, or is a
-        config for retraining.
-    """
-    return parse_quant_cfg(read_proto_text(path), path)
-
-
 def parse_quant_cfg(text: str, path: str | Path = "<text>") -> QuantConfig:
-    """Make a config of its text; errors as for `read_quant_cfg`."""
+    """Make a config of a simplified config's text; errors as for `caffeio.read_quant_cfg`."""
     message, notes = parse_text(text, pb.CalibrationConfig(), path)
     for name in _RETRAIN:
         if any(f"field '{name}' " in note for note in notes):
@@ -146,8 +142,8 @@ def parse_quant_cfg(text: str, path: str | Path = "<text>") -> QuantConfig:
             message.batch_num, message.activation_offset, message.joint_quant,
             tuple(message.skip_layers), tuple(message.skip_layer_types), message.do_fusion,
             tuple(message.skip_fusion_layers),
-            _settings(message.common_config, "common_config"),
-            _by_type(message), _by_name(message), notes,
+            common=_settings(message.common_config, "common_config"),
+            layer_types=_by_type(message), layers=_by_name(message), notes=notes,
         )  # fmt: skip
     except ValueError as error:
         raise CaffeFileError(path, str(error)) from None
@@ -212,3 +208,36 @@ def _settings(message: pb.CalibrationParameter, where: str) -> LayerSettings:
         raise ValueError(f"{where}: {error}") from None
     arq = message.arq_quantize
     return LayerSettings(arq.channel_wise if arq.HasField("channel_wise") else None, activation)
+
+
+def quant_cfg_to_text(config: QuantConfig) -> str:
+    """Return a calibration config as a simplified config's text, which has no `only_layers`."""
+    message = pb.CalibrationConfig(
+        batch_num=config.batch_num,
+        activation_offset=config.activation_offset,
+        joint_quant=config.joint_quant,
+        skip_layers=config.skip_layers,
+        skip_layer_types=config.skip_layer_types,
+        do_fusion=config.do_fusion,
+        skip_fusion_layers=config.skip_fusion_layers,
+    )
+    if config.common != LayerSettings():
+        message.common_config.CopyFrom(_message(config.common))
+    for name, settings in config.layer_types.items():
+        message.override_layer_types.add(layer_type=name, calibration_config=_message(settings))
+    for name, settings in config.layers.items():
+        message.override_layer_configs.add(layer_name=name, calibration_config=_message(settings))
+    return format_text(message)
+
+
+def _message(settings: LayerSettings) -> pb.CalibrationParameter:
+    message = pb.CalibrationParameter()
+    if settings.channel_wise is not None:
+        message.arq_quantize.channel_wise = settings.channel_wise
+    activation = settings.activation
+    if activation is not None:
+        name = "ifmr_quantize" if isinstance(activation, IfmrSettings) else "hfmg_quantize"
+        for key, value in vars(activation).items():
+            if value is not None:
+                setattr(getattr(message, name), key, value)
+    return message

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caffeio.errors import CaffeFileError
-from caffeio.files import read_proto_text
 from caffeio.proto import quant_pb2 as pb
-from caffeio.prototxt import as_written, parse_text
+from caffeio.prototxt import as_written, format_text, parse_text
 
-__all__ = ["RetrainLayerSettings", "RetrainQuantConfig", "parse_retrain_cfg", "read_retrain_cfg"]
+__all__ = ["RetrainLayerSettings", "RetrainQuantConfig", "parse_retrain_cfg",
+           "retrain_cfg_to_text"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class RetrainQuantConfig:
         Test batches that the original tool calibrates on; None: not given.
     skip_layers, skip_layer_types : tuple of str
         With those of quant_skip_layers and quant_skip_types.
+    only_layers : tuple of str
+        The layers that a config.json enables; empty: all that can be quantized.
     common : RetrainLayerSettings
     layer_types, layers : mapping of str to RetrainLayerSettings
     notes : tuple of str
@@ -64,44 +66,25 @@ class RetrainQuantConfig:
     batch_num: int | None = None
     skip_layers: tuple[str, ...] = ()
     skip_layer_types: tuple[str, ...] = ()
+    only_layers: tuple[str, ...] = ()
     common: RetrainLayerSettings = RetrainLayerSettings()
     layer_types: Mapping[str, RetrainLayerSettings] = field(default_factory=dict)
     layers: Mapping[str, RetrainLayerSettings] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
-def read_retrain_cfg(path: str | Path) -> RetrainQuantConfig:
-    """Read a simplified retrain config.
-
-    Parameters
-    ----------
-    path : path-like
-        A text file.
-
-    Returns
-    -------
-    RetrainQuantConfig
-
-    Raises
-    ------
-    CaffeFileError
-        If the file cannot be read, has a mistake in its text or a value out of range.
-    """
-    return parse_retrain_cfg(read_proto_text(path), path)
-
-
 def parse_retrain_cfg(text: str, path: str | Path = "<text>") -> RetrainQuantConfig:
-    """Make a config of its text; errors as for `read_retrain_cfg`."""
+    """Make a config of a simplified config's text; errors as for `caffeio.read_retrain_cfg`."""
     message, notes = parse_text(text, pb.RetrainConfig(), path)
     try:
         return RetrainQuantConfig(
             message.batch_num if message.HasField("batch_num") else None,
             tuple(dict.fromkeys([*message.skip_layers, *message.quant_skip_layers])),
             tuple(dict.fromkeys([*message.skip_layer_types, *message.quant_skip_types])),
-            _settings(message, "the settings for all layers"),
-            _named(message.override_layer_types, "layer_type"),
-            _named(message.override_layer_configs, "layer_name"),
-            notes,
+            common=_settings(message, "the settings for all layers"),
+            layer_types=_named(message.override_layer_types, "layer_type"),
+            layers=_named(message.override_layer_configs, "layer_name"),
+            notes=notes,
         )
     except ValueError as error:
         raise CaffeFileError(path, str(error)) from None
@@ -138,3 +121,32 @@ def _settings(message: _Message, where: str) -> RetrainLayerSettings:
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def retrain_cfg_to_text(config: RetrainQuantConfig) -> str:
+    """Return a retrain config as a simplified config's text, which has no `only_layers`."""
+    message = pb.RetrainConfig(
+        batch_num=config.batch_num or 1,
+        skip_layers=config.skip_layers,
+        skip_layer_types=config.skip_layer_types,
+    )
+    # both blocks must be there, even empty
+    message.retrain_data_quant_config.ulq_quantize.SetInParent()
+    message.retrain_weight_quant_config.arq_retrain.SetInParent()
+    _fill(message, config.common)
+    for name, settings in config.layer_types.items():
+        _fill(message.override_layer_types.add(layer_type=name), settings)
+    for name, settings in config.layers.items():
+        _fill(message.override_layer_configs.add(layer_name=name), settings)
+    return format_text(message)
+
+
+def _fill(message: _Message, settings: RetrainLayerSettings) -> None:
+    if settings.clip is not None:
+        ends = pb.ClipMaxMin(clip_min=settings.clip[0], clip_max=settings.clip[1])
+        message.retrain_data_quant_config.ulq_quantize.clip_max_min.CopyFrom(ends)
+    if settings.fixed_min is not None:
+        message.retrain_data_quant_config.ulq_quantize.fixed_min = settings.fixed_min
+    if settings.channel_wise is not None:
+        arq = message.retrain_weight_quant_config.arq_retrain
+        arq.channel_wise = settings.channel_wise

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
+from pipeline.commands import positive
 from pipeline.installed import check_kernels
 
 if TYPE_CHECKING:
@@ -33,11 +34,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.run",
         description="Quantize a Caffe model to INT8, by calibration or by training, and say what "
         "it costs.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong use (the command, the config, or a path in "
+        epilog="Other commands: 'init PROTOTXT [CAFFEMODEL]' writes a first config; 'calibration' "
+        "and 'convert' take the options of the Ascend tool for Caffe (each with --help). "
+        "Exit codes: 0 done, 1 failed, 2 wrong use (the command, the config, or a path in "
         "them that does not exist), 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"caffe-quant {__version__}")
-    parser.add_argument("config", help="TOML file that names the model, the data and the output")
+    parser.add_argument(
+        "config", nargs="?", help="TOML file that names the model, the data and the output"
+    )
     parser.add_argument(
         "--plan",
         action="store_true",
@@ -73,18 +78,19 @@ def _parser() -> argparse.ArgumentParser:
         help="quantize by the factors of this record, without calibration, as [record] in the "
         "config",
     )  # fmt: skip
-    parser.add_argument("--threads", type=_positive, help="threads to use (default: all cores)")
+    parser.add_argument(
+        "--write-config", choices=("json", "cfg"),
+        help="write the settings as the Ascend tool's config.json or .cfg, too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--convert-config", metavar="FILE",
+        help="print a config.json or .cfg of the Ascend tool as TOML, and do nothing else",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=positive, help="threads to use (default: all cores)")
     parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--verbose", action="store_true", help="print tracebacks of errors")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 wrong use (the command, the config, or a path in them that does not
         exist), 130 interrupted.
     """
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = _command(arguments)
+    parser = _parser()
+    options = argparse.Namespace(verbose="--verbose" in arguments, threads=None)
+    if command is None:
+        options = parser.parse_args(arguments)
+        if (options.config is None) == (options.convert_config is None):
+            parser.error("one config is needed: TOML, or --convert-config with one to convert")
     try:
         check_kernels()
     except ImportError as error:
@@ -111,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # read when the libraries are loaded, which has not happened yet
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
     try:
-        return _run(options)
+        return _run(options) if command is None else command(arguments[1:])
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
@@ -121,20 +134,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _explain(error)
 
 
+def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+    """Return the command that the first word names; None: the main one."""
+    name = arguments[0] if arguments else ""
+    if name == "init":
+        from pipeline.commands.init import init
+
+        return init
+    if name in ("calibration", "convert"):
+        from pipeline.commands import original
+
+        return original.calibration if name == "calibration" else original.convert
+    return None
+
+
 def _run(options: argparse.Namespace) -> int:
+    if options.convert_config is not None:
+        from pipeline.jobs.convert_config import converted_config
+
+        sys.stdout.write(converted_config(options.convert_config))
+        return DONE
     from rich.console import Console
 
     from kernels import best_device
     from pipeline.config.load import load_config
-    from pipeline.jobs.calibration import quantize_model
     from pipeline.jobs.plan import plan_model
     from pipeline.report.progress import Reporter
-    from pipeline.report.tables import show_plan, show_report
+    from pipeline.report.tables import show_plan, wide
 
-    console = Console(quiet=options.quiet)
+    console = wide(Console(quiet=options.quiet))
     config = load_config(options.config, retrain=options.retrain, record=options.from_record)
+    if options.write_config is not None:
+        output = config.output.model_copy(update={"write_config": options.write_config})
+        config = config.model_copy(update={"output": output})
     if options.plan:
-        show_plan(plan_model(config, output=options.output), _wide(console))
+        show_plan(plan_model(config, output=options.output), console)
         return DONE
     reporter = Reporter(quiet=options.quiet)
     if options.device == "auto":
@@ -142,28 +176,37 @@ def _run(options: argparse.Namespace) -> int:
         if options.device != "cpu":
             reporter.say(f"running on {name}; --device cpu does not")
     if options.sensitivity:
-        from pipeline.jobs.sensitivity import layer_sensitivity
-        from pipeline.report.tables import show_sensitivity
-
-        found = layer_sensitivity(config, device=options.device, reporter=reporter)
-        show_sensitivity(found, _wide(console))
-        return DONE
+        return _sensitivity(config, options, reporter, console)
     if options.emit_qat or options.from_qat:
         return _qat(config, options, reporter, console)
     if config.retrain is not None:
         return _retrain(config, options, reporter, console)
-    if config.record is not None:
-        from pipeline.jobs.record import quantize_from_record
+    return _quantize(config, options, reporter, console)
 
-        where = {"device": options.device, "output": options.output, "reporter": reporter}
-        show_report(quantize_from_record(config, **where), _wide(console))
-        return DONE
+
+def _quantize(
+    config: Config, options: argparse.Namespace, reporter: Reporter, console: Console
+) -> int:
+    from pipeline.errors import ConfigError
+    from pipeline.jobs.calibration import quantize_model
+    from pipeline.jobs.record import quantize_from_record
+    from pipeline.report.tables import show_report
+
     if options.resume:
-        from pipeline.errors import ConfigError
-
         raise ConfigError("--resume is for training: the config has no [retrain]")
-    report = quantize_model(config, device=options.device, output=options.output, reporter=reporter)
-    show_report(report, _wide(console))
+    job = quantize_model if config.record is None else quantize_from_record
+    report = job(config, device=options.device, output=options.output, reporter=reporter)
+    show_report(report, console)
+    return DONE
+
+
+def _sensitivity(
+    config: Config, options: argparse.Namespace, reporter: Reporter, console: Console
+) -> int:
+    from pipeline.jobs.sensitivity import layer_sensitivity
+    from pipeline.report.tables import show_sensitivity
+
+    show_sensitivity(layer_sensitivity(config, device=options.device, reporter=reporter), console)
     return DONE
 
 
@@ -173,7 +216,7 @@ def _qat(config: Config, options: argparse.Namespace, reporter: Reporter, consol
 
     where = {"device": options.device, "output": options.output, "reporter": reporter}
     if options.from_qat:
-        show_report(quantize_trained(config, *options.from_qat, **where), _wide(console))
+        show_report(quantize_trained(config, *options.from_qat, **where), console)
         return DONE
     show_files(emit_qat(config, **where), console)
     return DONE
@@ -196,19 +239,12 @@ def _retrain(
             resume=options.resume,
         )
         if report is not None:
-            show_report(report, _wide(console))
+            show_report(report, console)
         return DONE
     trained = train_model(config, output=options.output, reporter=reporter, resume=options.resume)
     if trained is not None:
         show_trained(trained, console)
     return DONE
-
-
-def _wide(console: Console) -> Console:
-    """Give tables room where the output is not a terminal, so that nothing is cut off."""
-    if not console.is_terminal:
-        console.width = 120
-    return console
 
 
 def _explain(error: Exception) -> int:

@@ -16,11 +16,11 @@ from caffeio.calibration_config import (
     IfmrSettings,
     LayerSettings,
     parse_quant_cfg,
-    read_quant_cfg,
 )
 from caffeio.proto import quant_pb2
+from caffeio.quant_configs import read_quant_cfg, read_retrain_cfg
 from caffeio.record import read_record, write_record
-from caffeio.retrain_config import RetrainLayerSettings, parse_retrain_cfg, read_retrain_cfg
+from caffeio.retrain_config import RetrainLayerSettings, parse_retrain_cfg
 
 ONE = 'record { key: "a" value { scale_d: 0.5 offset_d: -3 scale_w: 0.25 offset_w: 0 %s } }'
 

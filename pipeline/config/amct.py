@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from caffeio.calibration_config import HfmgSettings, IfmrSettings, LayerSettings, read_quant_cfg
-from caffeio.retrain_config import RetrainLayerSettings, read_retrain_cfg
+from caffeio.calibration_config import HfmgSettings, IfmrSettings, LayerSettings, QuantConfig
+from caffeio.quant_configs import read_quant_cfg, read_retrain_cfg
+from caffeio.retrain_config import RetrainLayerSettings, RetrainQuantConfig
 from pipeline.config.calibrate import (
     Algorithm,
     ArqQuantize,
@@ -21,6 +23,7 @@ from pipeline.config.calibrate import (
 from pipeline.config.retrain import (
     ArqRetrain,
     ClipMaxMin,
+    RetrainAlgorithm,
     RetrainConfig,
     RetrainDataQuantConfig,
     RetrainLayerOverride,
@@ -30,7 +33,7 @@ from pipeline.config.retrain import (
 )
 from pipeline.errors import ConfigError
 
-__all__ = ["with_quant_cfg", "with_retrain_cfg"]
+__all__ = ["quant_cfg_of", "retrain_cfg_of", "with_quant_cfg", "with_retrain_cfg"]
 
 
 def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str, ...]]:
@@ -52,18 +55,30 @@ def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str,
             "activation_offset": settings.activation_offset,
             "skip_layers": settings.skip_layers,
             "skip_layer_types": settings.skip_layer_types,
+            "only_layers": settings.only_layers,
             "do_fusion": settings.do_fusion,
             "skip_fusion_layers": settings.skip_fusion_layers,
             "common_config": Algorithm(**_algorithm(settings.common)),
-            "override_layer_types": _overrides(settings.layer_types, TypeOverride, "layer_type"),
-            "override_layer_configs": _overrides(settings.layers, LayerOverride, "layer_name"),
+            "override_layer_types": _by_type(settings.layer_types, config.quant_cfg),
+            "override_layer_configs": tuple(
+                LayerOverride(layer_name=name, **_algorithm(s))
+                for name, s in settings.layers.items()
+            ),
         }
     )
     return changed, settings.notes
 
 
-def _overrides(settings: Mapping[str, LayerSettings], table: type, key: str) -> tuple:
-    return tuple(table(**{key: name}, **_algorithm(s)) for name, s in settings.items())
+def _by_type(settings: Mapping[str, LayerSettings], path: Path) -> tuple[TypeOverride, ...]:
+    try:
+        return tuple(TypeOverride(layer_type=name, **_algorithm(s)) for name, s in settings.items())
+    except ValidationError as error:
+        raise _wrong_type(path, error) from None
+
+
+def _wrong_type(path: Path, error: ValidationError) -> ConfigError:
+    what = error.errors()[0]["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{path}: override_layer_types: {what}")
 
 
 def _algorithm(settings: LayerSettings) -> dict[str, Any]:
@@ -97,8 +112,7 @@ def with_retrain_cfg(config: RetrainConfig) -> RetrainConfig:
             for name, s in settings.layer_types.items()
         )
     except ValidationError as error:
-        what = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{config.quant_cfg}: override_layer_types: {what}") from None
+        raise _wrong_type(config.quant_cfg, error) from None
     layers = tuple(
         RetrainLayerOverride(layer_name=name, **_retrained(s))
         for name, s in settings.layers.items()
@@ -107,6 +121,7 @@ def with_retrain_cfg(config: RetrainConfig) -> RetrainConfig:
         update={
             "skip_layers": settings.skip_layers,
             "skip_layer_types": settings.skip_layer_types,
+            "only_layers": settings.only_layers,
             "override_layer_types": types,
             "override_layer_configs": layers,
             **_retrained(settings.common),
@@ -135,3 +150,66 @@ def _retrained(settings: RetrainLayerSettings) -> dict[str, Any]:
     if weights != ArqRetrain():
         out["retrain_weight_quant_config"] = RetrainWeightQuantConfig(arq_retrain=weights)
     return out
+
+
+def quant_cfg_of(config: CalibrateConfig) -> QuantConfig:
+    """Return the original tool's config that says the same.
+
+    Raises
+    ------
+    ConfigError
+        If a search is set that the original tool has not.
+    """
+    return QuantConfig(
+        config.batch_num,
+        config.activation_offset,
+        config.joint_quant,
+        config.skip_layers,
+        config.skip_layer_types,
+        config.do_fusion,
+        config.skip_fusion_layers,
+        config.only_layers,
+        layer_settings("common_config", config.common_config),
+        {o.layer_type: layer_settings(o.layer_type, o) for o in config.override_layer_types},
+        {o.layer_name: layer_settings(o.layer_name, o) for o in config.override_layer_configs},
+    )
+
+
+def layer_settings(where: str, algorithm: Algorithm) -> LayerSettings:
+    """Return what an `Algorithm` says in the original tool's terms; errors as `quant_cfg_of`."""
+    activation: IfmrSettings | HfmgSettings | None = None
+    for name, search in algorithm.data_searches.items():
+        if name == "ifmr":
+            activation = IfmrSettings(**search.model_dump())
+        elif name == "hfmg":
+            activation = HfmgSettings(**search.model_dump())
+        else:
+            raise ConfigError(
+                f"{where}: the original tool has no {name}_quantize; choose ifmr_quantize"
+            )
+    arq = algorithm.arq_quantize
+    return LayerSettings(None if arq is None else arq.channel_wise, activation)
+
+
+def retrain_cfg_of(config: RetrainConfig) -> RetrainQuantConfig:
+    """Return the original tool's retrain config that says the same."""
+    return RetrainQuantConfig(
+        None,
+        config.skip_layers,
+        config.skip_layer_types,
+        config.only_layers,
+        _trained_settings(config),
+        {o.layer_type: _trained_settings(o) for o in config.override_layer_types},
+        {o.layer_name: _trained_settings(o) for o in config.override_layer_configs},
+    )
+
+
+def _trained_settings(algorithm: RetrainAlgorithm) -> RetrainLayerSettings:
+    data, weights = algorithm.retrain_data_quant_config, algorithm.retrain_weight_quant_config
+    ulq = UlqQuantize() if data is None else data.ulq_quantize
+    clip = ulq.clip_max_min
+    return RetrainLayerSettings(
+        None if clip is None else (clip.clip_min, clip.clip_max),
+        ulq.fixed_min,
+        None if weights is None else weights.arq_retrain.channel_wise,
+    )

@@ -145,6 +145,7 @@ class CalibrateConfig(Table):
     joint_quant: Literal[False] = False
     skip_layers: Names = ()
     skip_layer_types: Names = ()
+    only_layers: Names = Field((), description="quantize no others; default: all that can be")
     do_fusion: bool = True
     skip_fusion_layers: Names = ()
     effort: Effort | None = Field(
@@ -155,7 +156,7 @@ class CalibrateConfig(Table):
     override_layer_types: Annotated[tuple[TypeOverride, ...], BeforeValidator(as_tuple)] = ()
     override_layer_configs: Annotated[tuple[LayerOverride, ...], BeforeValidator(as_tuple)] = ()
     quant_cfg: FilePath | None = Field(
-        None, description="a simplified config of the Ascend tool, instead of the settings here"
+        None, description="a config of the Ascend tool (.cfg, .json), instead of the settings here"
     )
 
     @model_validator(mode="after")

@@ -56,6 +56,9 @@ class OutputConfig(Table):
     directory: FilePath = Path("quantized")
     prefix: str = Field("net", pattern=r"^[\w.-]*$")
     overwrite: bool = False
+    write_config: Literal["json", "cfg"] | None = Field(
+        None, description="write the settings as the Ascend tool's config.json or .cfg, too"
+    )
 
 
 class Config(Table):
@@ -77,6 +80,8 @@ class Config(Table):
             for other in ("retrain", "fallback"):
                 if getattr(self, other) is not None:
                     raise ValueError(f"'record' and '{other}' exclude each other: keep one")
+            if self.output.write_config is not None:
+                raise ValueError("output.write_config: a record holds no settings to write")
         elif self.retrain is None and "calibrate" not in self.model_fields_set:
             raise ValueError("'calibrate' is missing: it says how to quantize")
         if self.retrain is None and self.model.caffemodel is None:

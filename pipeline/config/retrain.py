@@ -92,6 +92,7 @@ class RetrainConfig(RetrainAlgorithm):
     weight_bits: int = Field(8, ge=2, le=8)
     skip_layers: Names = ()
     skip_layer_types: Names = ()
+    only_layers: Names = Field((), description="quantize no others; default: all that can be")
     do_fusion: bool = True
     skip_fusion_layers: Names = ()
     override_layer_types: Annotated[tuple[RetrainTypeOverride, ...], BeforeValidator(as_tuple)] = ()
@@ -99,7 +100,8 @@ class RetrainConfig(RetrainAlgorithm):
         tuple[RetrainLayerOverride, ...], BeforeValidator(as_tuple)
     ] = ()
     quant_cfg: FilePath | None = Field(
-        None, description="a retrain config of the Ascend tool, instead of the settings here"
+        None,
+        description="a retrain config of the Ascend tool, instead of the settings here",
     )
     metric: str | None = Field(
         None, description="the test net's output to judge by; left out: its first Accuracy"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
+from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import looked_at
 from pipeline.jobs.evaluation import check_evaluator
 from pipeline.jobs.fallback import fall_back
-from pipeline.jobs.files import MODEL_FILES, output_files
+from pipeline.jobs.files import model_files, output_files
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.prepare import prepare, read_model
@@ -56,11 +57,12 @@ def quantize_model(
     config = config if isinstance(config, Config) else load_config(config)
     config = config.model_copy(update={"retrain": None})
     reporter = reporter or Reporter(quiet=True)
-    files = output_files(config, output, MODEL_FILES)
+    files = output_files(config, output, model_files(config))
     clock = Clock()
     with on_compile(device, reporter.compiling):
         with clock.stage("read"):
             work = prepare(config, read_model(config))
+            original_config(config, work)  # raises what it would after the work
             work = looked_at(config, work)[0]
             check_evaluator(config, work)
             for warning in work.warnings:  # now, too: the rest may take long

@@ -21,10 +21,12 @@ from pipeline.quantize.int8_net import Int8Net
 from pipeline.report.values import Report, to_json
 
 __all__ = [
+    "CONFIG_FILES",
     "MODEL_FILES",
     "Writer",
     "check_output",
     "integer_writers",
+    "model_files",
     "model_writers",
     "output_files",
     "prefixed_files",
@@ -45,6 +47,15 @@ MODEL_FILES = {
     "node_map": "_quant.json",
     "report": "report.json",
 }
+
+#: The original tool's config, if it is asked for.
+CONFIG_FILES = {"json": "_config.json", "cfg": "_quant.cfg"}
+
+
+def model_files(config: Config) -> dict[str, str]:
+    """Return the files of a run: those of `MODEL_FILES`, and others that the config asks for."""
+    kind = config.output.write_config
+    return MODEL_FILES if kind is None else {**MODEL_FILES, "original_config": CONFIG_FILES[kind]}
 
 
 def check_output(

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config.improve import EFFORTS, memory_bytes
 from pipeline.config.load import Config, load_config
+from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import (
     chosen_how,
     evaluation,
@@ -18,7 +19,7 @@ from pipeline.jobs.data import (
     looked_at,
 )
 from pipeline.jobs.evaluation import check_evaluator
-from pipeline.jobs.files import MODEL_FILES, check_output
+from pipeline.jobs.files import check_output, model_files
 from pipeline.jobs.record import prepare_from_record
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.layers import Shape
@@ -54,10 +55,11 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
     """
     config = config if isinstance(config, Config) else load_config(config)
     if config.retrain is None:
-        check_output(config, output, MODEL_FILES)
+        check_output(config, output, model_files(config))
     if config.record is not None:
         return _plan_of_record(config)
     work = prepare(config, read_model(config))
+    original_config(config, work)  # raises what the run would
     shapes: dict[str, Shape] = {}
     batch_size = work.calibrate.batch_size
     if config.calibrate.data or config.retrain is None:

@@ -15,8 +15,8 @@ from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.jobs.data import input_shapes
 from pipeline.jobs.files import (
-    MODEL_FILES,
     Writer,
+    model_files,
     output_files,
     write_files,
     write_text,
@@ -140,7 +140,7 @@ def quantize_trained(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = output_files(config, output, MODEL_FILES)
+    files = output_files(config, output, model_files(config))
     clock = Clock()
     with on_compile(device, reporter.compiling):
         with clock.stage("read"):

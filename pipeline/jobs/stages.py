@@ -17,9 +17,10 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig
 from pipeline.config.load import Config
+from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import calibration_feed, chosen_how, has_evaluation
 from pipeline.jobs.evaluation import evaluate
-from pipeline.jobs.files import Writer, model_writers, write_files
+from pipeline.jobs.files import Writer, model_writers, write_files, write_text
 from pipeline.layers import Shape
 from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly
 from pipeline.quantize.corrections import Corrected
@@ -301,7 +302,10 @@ def finish(
         report, trials=improvements.trials, fallback=fallback, net_quantized=result.net,
         data=ranges.data, notes=notes, warnings=warnings,
     )  # fmt: skip
-    write_files(files, {**model_writers(report, work.fused, int8), **(more or {})})
+    writers = {**model_writers(report, work.fused, int8), **(more or {})}
+    if (settings := original_config(config, work)) is not None:
+        writers["original_config"] = lambda path: write_text(path, settings)
+    write_files(files, writers)
     return report
 
 

@@ -41,6 +41,7 @@ def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -
     types = {layer.type for layer in net.layers}
     named = {
         "skip_layers": config.skip_layers,
+        "only_layers": config.only_layers,
         "skip_fusion_layers": config.skip_fusion_layers,
         "override_layer_configs": tuple(o.layer_name for o in config.override_layer_configs),
     }

@@ -28,12 +28,15 @@ class Verdict:
     quantize : bool
     reason : str
         The rule that keeps it in float; empty if it is quantized.
+    by_setting : bool
+        It could be quantized, but a setting keeps it in float.
     """
 
     layer: str
     type: str
     quantize: bool
     reason: str = ""
+    by_setting: bool = False
 
 
 def check_float(net: Net) -> None:
@@ -62,7 +65,10 @@ def check_float(net: Net) -> None:
 
 
 def judge(
-    net: Net, skip_layers: Collection[str] = (), skip_types: Collection[str] = ()
+    net: Net,
+    skip_layers: Collection[str] = (),
+    skip_types: Collection[str] = (),
+    only_layers: Collection[str] = (),
 ) -> tuple[Verdict, ...]:
     """Say for every layer whether it is quantized.
 
@@ -71,6 +77,8 @@ def judge(
     net : Net
     skip_layers, skip_types : collection of str
         What the user keeps in float.
+    only_layers : collection of str
+        If there are any, all others stay in float.
 
     Returns
     -------
@@ -79,19 +87,29 @@ def judge(
     """
     unable = blocked(net)
     return tuple(
-        _judge(layer, skip_layers, skip_types, unable.get(i)) for i, layer in enumerate(net.layers)
+        _judge(layer, skip_layers, skip_types, only_layers, unable.get(i))
+        for i, layer in enumerate(net.layers)
     )
 
 
 def _judge(
-    layer: Layer, skip_layers: Collection[str], skip_types: Collection[str], why: Layer | None
+    layer: Layer,
+    skip_layers: Collection[str],
+    skip_types: Collection[str],
+    only_layers: Collection[str],
+    why: Layer | None,
 ) -> Verdict:
-    reason = _rule(layer) if why is None else _blocked_by(layer, why)
-    if not reason and layer.name in skip_layers:
+    rule = _rule(layer) if why is None else _blocked_by(layer, why)
+    if rule:
+        return Verdict(layer.name, layer.type, False, rule)
+    reason = ""
+    if layer.name in skip_layers:
         reason = "named in skip_layers"
-    if not reason and layer.type in skip_types:
+    elif layer.type in skip_types:
         reason = f"{layer.type} is named in skip_layer_types"
-    return Verdict(layer.name, layer.type, not reason, reason)
+    elif only_layers and layer.name not in only_layers:
+        reason = "not among only_layers"
+    return Verdict(layer.name, layer.type, not reason, reason, bool(reason))
 
 
 def _blocked_by(layer: Layer, why: Layer) -> str:

@@ -153,7 +153,7 @@ def prepare_layers(
     training = retrain is not None
     fused = fuse(net, chosen.skip_fusion_layers, training=training, fold=chosen.do_fusion)
     effort = _effort(settings, training)
-    verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types)
+    verdicts = judge(fused.net, chosen.skip_layers, chosen.skip_layer_types, chosen.only_layers)
     quantized_names = {v.layer for v in verdicts if v.quantize}
     plans = {
         x.name: layer_plan(x, calibrate, effort)

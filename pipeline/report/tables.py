@@ -16,7 +16,7 @@ from pipeline.report.data_tables import show_data, show_notes, show_warnings
 from pipeline.report.plan import Plan
 from pipeline.report.values import Report
 
-__all__ = ["show_files", "show_plan", "show_report", "show_sensitivity"]
+__all__ = ["show_files", "show_plan", "show_report", "show_sensitivity", "wide"]
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -38,6 +38,13 @@ def show_report(report: Report, console: Console) -> None:
     show_notes(report.notes, console)
     show_files(report.files, console)
     show_warnings(report.warnings, console)
+
+
+def wide(console: Console) -> Console:
+    """Give tables room where the output is not a terminal, so that nothing is cut off."""
+    if not console.is_terminal:
+        console.width = 120
+    return console
 
 
 def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:

@@ -12,9 +12,10 @@ from caffeio import Net
 from kernels import QuantParams, on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import input_shapes
 from pipeline.jobs.evaluation import check_evaluation
-from pipeline.jobs.files import MODEL_FILES, Writer, output_files, write_files
+from pipeline.jobs.files import Writer, model_files, output_files, write_files
 from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.plan import fake_plan, trained_channel_wise
@@ -162,7 +163,7 @@ def retrain_model(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = _files(config, output, {**MODEL_FILES, **_COURSE_FILES}, resume)
+    files = _files(config, output, {**model_files(config), **_COURSE_FILES}, resume)
     clock = Clock()
     with on_compile(device, reporter.compiling):
         with clock.stage("train"), join(_device(config)) as group:
@@ -205,6 +206,7 @@ def _train(
         if settings.quantize:
             before = with_blobs(read_model(config), setup.module.trained_blobs())
             work = _prepared(config, before)
+            original_config(config, work)  # raises what it would after the training
             if settings.deployable:
                 check_evaluation(config, work)
             starts: dict[str, QuantParams] = {}
