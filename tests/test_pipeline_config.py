@@ -221,7 +221,7 @@ def test_a_retrain_config_of_the_original_tool_acts(tmp_path):
     assert retrain.model_dump(exclude={"quant_cfg"}) == same.model_dump(exclude={"quant_cfg"})
     assert len(retrain.notes) == 2
     assert "field 'strange'" in retrain.notes[0]
-    assert "batch_num is not used" in retrain.notes[1]
+    assert "batch_num has no effect" in retrain.notes[1]
     (tmp_path / "r.cfg").write_text('override_layer_types { layer_type: "ReLU" }')
     with pytest.raises(ConfigError, match=r"r.cfg: override_layer_types: must be one of 'Conv"):
         load(tmp_path, '[retrain]\nsolver = "s.prototxt"\nquant_cfg = "r.cfg"')

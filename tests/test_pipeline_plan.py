@@ -11,6 +11,8 @@ from small_nets import samples, small_net, write_job
 
 import caffeio
 import pipeline
+from pipeline.config.load import Config
+from pipeline.config.unused import unused_settings
 from pipeline.jobs.plan import plan_model
 from pipeline.report import memory
 from pipeline.report.cost import LayerCost, NetCost
@@ -187,3 +189,33 @@ def test_small_net_is_planned_by_the_size_of_its_data(tmp_path):
     plan = plan_model(write_job(tmp_path))
     shapes = pipeline.FloatNet(small_net()).shapes({"data": (1, 3, 12, 10)})
     assert plan.cost.layers[1].top == next(s for v, s in shapes.items() if v.blob == "conv1")
+
+
+def test_settings_without_effect_are_shown_with_the_reason(tmp_path, capsys):
+    (tmp_path / "q.cfg").write_text("batch_num: 2")
+    config = write_job(tmp_path, calibrate='quant_cfg = "q.cfg"\nskip_layers = []')
+    assert main([str(config), "--plan"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "calibrate.skip_layers has no effect: q.cfg takes its place" in shown
+    assert "calibrate.batch_num has no effect: q.cfg takes its place" in shown
+    assert "do_fusion has no effect" not in shown
+
+
+def test_settings_that_another_table_replaces():
+    model = {"prototxt": "a.prototxt", "caffemodel": "a.caffemodel"}
+    config = Config.model_validate({
+        "model": model, "improve": {"bias": True}, "record": {"file": "r.txt"},
+        "calibrate": {"data": {"source": "x"}, "batch_num": 2, "exact": False},
+    })  # fmt: skip
+    assert unused_settings(config) == (
+        "calibrate.exact has no effect: the factors are those of the record",
+        "improve.bias has no effect: a record is taken as it is",
+    )
+    config = Config.model_validate({
+        "model": model, "fallback": {"max_drop": 1}, "retrain": {"solver": "s"},
+        "calibrate": {"skip_layers": ["a"], "batch_num": 2},
+    })  # fmt: skip
+    one, two = unused_settings(config)
+    assert one.startswith("calibrate.skip_layers has no effect: with a training")
+    assert two.startswith("[fallback] has no effect")
+    assert unused_settings(Config.model_validate({"model": model, "calibrate": {}})) == ()

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from caffeio.calibration_config import HfmgSettings, IfmrSettings, LayerSettings, QuantConfig
 from caffeio.quant_configs import read_quant_cfg, read_retrain_cfg
 from caffeio.retrain_config import RetrainLayerSettings, RetrainQuantConfig
+from pipeline.config.base import no_effect
 from pipeline.config.calibrate import (
     Algorithm,
     ArqQuantize,
@@ -49,24 +50,23 @@ def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str,
     settings = read_quant_cfg(config.quant_cfg)
     if settings.joint_quant:
         raise ConfigError(f"{config.quant_cfg}: joint_quant = true is not supported")
-    changed = config.model_copy(
-        update={
-            "batch_num": settings.batch_num,
-            "activation_offset": settings.activation_offset,
-            "skip_layers": settings.skip_layers,
-            "skip_layer_types": settings.skip_layer_types,
-            "only_layers": settings.only_layers,
-            "do_fusion": settings.do_fusion,
-            "skip_fusion_layers": settings.skip_fusion_layers,
-            "common_config": Algorithm(**_algorithm(settings.common)),
-            "override_layer_types": _by_type(settings.layer_types, config.quant_cfg),
-            "override_layer_configs": tuple(
-                LayerOverride(layer_name=name, **_algorithm(s))
-                for name, s in settings.layers.items()
-            ),
-        }
-    )
-    return changed, settings.notes
+    changes = {
+        "batch_num": settings.batch_num,
+        "activation_offset": settings.activation_offset,
+        "skip_layers": settings.skip_layers,
+        "skip_layer_types": settings.skip_layer_types,
+        "only_layers": settings.only_layers,
+        "do_fusion": settings.do_fusion,
+        "skip_fusion_layers": settings.skip_fusion_layers,
+        "common_config": Algorithm(**_algorithm(settings.common)),
+        "override_layer_types": _by_type(settings.layer_types, config.quant_cfg),
+        "override_layer_configs": tuple(
+            LayerOverride(layer_name=name, **_algorithm(s)) for name, s in settings.layers.items()
+        ),
+    }
+    given = config.model_fields_set & changes.keys()
+    unused = no_effect("calibrate", given, f"{config.quant_cfg.name} takes its place")
+    return config.model_copy(update=changes), (*settings.notes, *unused)
 
 
 def _by_type(settings: Mapping[str, LayerSettings], path: Path) -> tuple[TypeOverride, ...]:
@@ -117,23 +117,26 @@ def with_retrain_cfg(config: RetrainConfig) -> RetrainConfig:
         RetrainLayerOverride(layer_name=name, **_retrained(s))
         for name, s in settings.layers.items()
     )
-    changed = config.model_copy(
-        update={
-            "skip_layers": settings.skip_layers,
-            "skip_layer_types": settings.skip_layer_types,
-            "only_layers": settings.only_layers,
-            "override_layer_types": types,
-            "override_layer_configs": layers,
-            **_retrained(settings.common),
-        }
-    )
-    unused = ""
+    changes = {
+        "skip_layers": settings.skip_layers,
+        "skip_layer_types": settings.skip_layer_types,
+        "only_layers": settings.only_layers,
+        "override_layer_types": types,
+        "override_layer_configs": layers,
+        "retrain_data_quant_config": None,
+        "retrain_weight_quant_config": None,
+        **_retrained(settings.common),
+    }
+    name = config.quant_cfg.name
+    given = config.model_fields_set & changes.keys()
+    unused = [*no_effect("retrain", given, f"{name} takes its place")]
     if settings.batch_num is not None:
-        unused = (
-            f"{config.quant_cfg}: batch_num is not used: ranges begin by [calibrate], or on the "
-            "first batch of the training"
+        unused.append(
+            f"{name}: batch_num has no effect: ranges begin by [calibrate], or on the first "
+            "batch of the training"
         )
-    changed._notes = (*settings.notes, *filter(None, (unused,)))
+    changed = config.model_copy(update=changes)
+    changed._notes = (*settings.notes, *unused)
     return changed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ __all__ = [
     "Table",
     "TransformConfig",
     "as_tuple",
+    "no_effect",
 ]
 
 
@@ -29,6 +31,11 @@ class Table(BaseModel):
     """A table: unknown keys and wrong types are errors, and it never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def no_effect(table: str, keys: Collection[str], why: str) -> tuple[str, ...]:
+    """Say of each key of a table that it does nothing, and why."""
+    return tuple(f"{table}.{key} has no effect: {why}" for key in sorted(keys))
 
 
 def _path(value: Any) -> Any:

@@ -146,8 +146,10 @@ def _resolve(value: Any, base: Path) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolve(v, base) for v in value)
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        changed = {name: _resolve(getattr(value, name), base) for name in fields}
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        resolved = {name: _resolve(v, base) for name, v in fields.items()}
+        # what is copied counts as given: only what has changed
+        changed = {name: v for name, v in resolved.items() if v != fields[name]}
         return value.model_copy(update=changed)
     return value
 

@@ -10,6 +10,7 @@ from caffeio import Net
 from caffeio.record import Record
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
+from pipeline.config.unused import unused_settings
 from pipeline.errors import ConfigError
 from pipeline.jobs.data import has_evaluation, input_shapes
 from pipeline.jobs.evaluation import check_evaluation
@@ -102,7 +103,9 @@ def prepare_from_record(config: Config) -> tuple[Prepared, Record]:
     # where to read samples from, if any are read
     sizes = {"data": c.data, "batch_num": c.batch_num, "batch_size": c.batch_size}
     where = work.calibrate.model_copy(update={**sizes, "samples": c.samples, "seed": c.seed})
-    work = replace(work, calibrate=where, notes=(*work.notes, _SCALES_ONLY))
+    work = replace(
+        work, calibrate=where, notes=(*work.notes, _SCALES_ONLY, *unused_settings(config))
+    )
     if not has_evaluation(config):
         note = "no [evaluate] in the config: models are not compared"
         return replace(work, notes=(*work.notes, note)), record

@@ -15,6 +15,7 @@ from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.improve import Effort
 from pipeline.config.load import Config
 from pipeline.config.retrain import RetrainConfig
+from pipeline.config.unused import unused_settings
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.layers import layer_type, why_unknown
 from pipeline.layers.int8 import INT8_TYPES
@@ -119,7 +120,8 @@ def prepare(config: Config, net: Net) -> Prepared:
     net : Net
         With weights.
     """
-    return prepare_layers(net, config.calibrate, config.retrain)
+    work = prepare_layers(net, config.calibrate, config.retrain)
+    return replace(work, notes=(*work.notes, *unused_settings(config)))
 
 
 def prepare_layers(
