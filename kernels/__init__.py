@@ -19,7 +19,8 @@ Observing data, in one pass and constant memory
     `Histogram`, `NotFiniteError`
 From a histogram to scale and offset
     `search_params`, by one of `METHODS` or its settings: `Method` is any of `Ifmr`, `Hfmg`,
-    `MinMax`, `Percentile`, `Mse`, `Kl`; `quantization_error`
+    `MinMax`, `Percentile`, `Mse`, `Kl`; `search_trace`, what it tried
+    (`SearchTrace`); `quantization_error`
 How far quantized values are from exact ones, by channel
     `channel_moments`, `ChannelMoments`
 IFMR on the data itself
@@ -75,7 +76,7 @@ from kernels.moments import ChannelMoments, channel_moments
 from kernels.output import OutputStage, check_output, float_stage
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.programs import packed, resident
-from kernels.search import quantization_error, search_params
+from kernels.search import SearchTrace, quantization_error, search_params, search_trace
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
 from kernels.weights import arq, arq_fake_quantize
 
@@ -96,6 +97,7 @@ __all__ = [
     "OutputStage",
     "PoolGeometry",
     "QuantParams",
+    "SearchTrace",
     "UlqGrid",
     "arq",
     "arq_fake_quantize",
@@ -136,6 +138,7 @@ __all__ = [
     "requantize",
     "resident",
     "search_params",
+    "search_trace",
     "select_device",
     "tail_rank",
     "ulq_backward",

@@ -18,7 +18,7 @@ from kernels.dispatch import backend
 from kernels.histogram import Histogram
 from kernels.rounding import round_half_away
 
-__all__ = ["HfmgResult", "hfmg", "hfmg_search", "rebinned"]
+__all__ = ["HfmgResult", "hfmg_search", "rebinned"]
 
 #: Below this a scale is taken as 1.0 here (float64's epsilon, not the 1.2e-7 of IFMR).
 _MIN_SCALE = 2.220446049250313e-16
@@ -124,13 +124,3 @@ def rebinned(hist: Histogram, bins: int) -> np.ndarray:
     below += hist.zeros * (at > 0)
     below[0], below[-1] = 0, hist.total
     return np.diff(np.rint(below)).astype(np.int64)
-
-
-def hfmg(
-    hist: Histogram, num_of_bins: int, asymmetric: bool, bits: int, device: str
-) -> QuantParams:
-    """Return the parameters that HFMG finds for a histogram, re-binned to its own bins."""
-    low, high = hist.low, hist.high
-    counts = rebinned(hist, num_of_bins)
-    result = hfmg_search(counts, low, high, asymmetric=asymmetric, bits=bits, device=device)
-    return result.params

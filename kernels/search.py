@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,12 +11,35 @@ from kernels._ifmr import ifmr_candidates, percentile_range
 from kernels.affine import QuantParams, guard_scales, params_from_range
 from kernels.checks import check_bits
 from kernels.dispatch import backend, check_device
-from kernels.hfmg import hfmg
+from kernels.hfmg import hfmg_search, rebinned
 from kernels.histogram import Histogram
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
 from kernels.rounding import round_half_away
 
-__all__ = ["quantization_error", "search_params"]
+__all__ = ["SearchTrace", "quantization_error", "search_params", "search_trace"]
+
+
+@dataclass(frozen=True)
+class SearchTrace:
+    """What a search tried, and what it chose.
+
+    Attributes
+    ----------
+    params : QuantParams
+    lows, highs : float64 array (R,)
+        Ends of the ranges tried; the range itself for methods that try one.
+    losses : float64 array (R,)
+        What the method minimizes: the mean squared error of a value (IFMR, MSE), HFMG's expected
+        squared error, the Kullback-Leibler divergence (KL); empty for min-max and percentile.
+    best : int
+        Which of them was chosen; -1 if nothing was tried.
+    """
+
+    params: QuantParams
+    lows: np.ndarray
+    highs: np.ndarray
+    losses: np.ndarray
+    best: int
 
 
 def search_params(
@@ -57,6 +81,31 @@ def search_params(
     QuantParams(scale=4.0, offset=-128, bits=8)
     >>> search_params(hist, "percentile", max_percentile=0.996)  # leaves 1020 out
     QuantParams(scale=1.0, offset=-128, bits=8)
+    """
+    return search_trace(hist, method, bits=bits, device=device, **settings).params
+
+
+def search_trace(
+    hist: Histogram,
+    method: str | Method = "ifmr",
+    *,
+    bits: int = 8,
+    device: str = "cpu",
+    **settings: object,
+) -> SearchTrace:
+    """Choose scale and offset as `search_params`, and tell what was tried.
+
+    Parameters, errors and result's `params` are those of `search_params`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import Histogram, search_trace
+    >>> hist = Histogram()
+    >>> hist.update(np.arange(256, dtype=np.float32))
+    >>> trace = search_trace(hist, "ifmr", search_range=(0.5, 1.5), search_step=0.5)
+    >>> trace.highs, trace.best
+    (array([127.5, 255. , 382.5]), 1)
     """
     check_bits(bits)
     check_device(device)
@@ -130,53 +179,80 @@ def _formats(
     return (-half - offsets) * steps, (half - 1 - offsets) * steps, steps
 
 
-def _ifmr(hist: Histogram, method: Ifmr, bits: int, device: str) -> QuantParams:
+def _ifmr(hist: Histogram, method: Ifmr, bits: int, device: str) -> SearchTrace:
     c = ifmr_candidates(*percentile_range(hist, method), method, bits)
-    return c.best(_losses(hist, c.lows, c.highs, c.scales, device))
+    losses = _losses(hist, c.lows, c.highs, c.scales, device)
+    lows, highs = c.lows.astype(np.float64), c.highs.astype(np.float64)
+    best = int(np.argmin(losses))
+    return SearchTrace(c.best(losses), lows, highs, losses / hist.total, best)
 
 
-def _hfmg(hist: Histogram, method: Hfmg, bits: int, device: str) -> QuantParams:
-    return hfmg(hist, method.num_of_bins, method.asymmetric, bits, device)
+def _hfmg(hist: Histogram, method: Hfmg, bits: int, device: str) -> SearchTrace:
+    low, high = hist.low, hist.high
+    counts = rebinned(hist, method.num_of_bins)
+    result = hfmg_search(counts, low, high, asymmetric=method.asymmetric, bits=bits, device=device)
+    width = (high - low) / method.num_of_bins
+    left, right = (result.candidates[:, i].astype(np.float64) for i in (0, 1))
+    lows, highs = low + left * width, low + (right + 1) * width
+    if result.best_index < 0:
+        return _one(result.params, low, high)
+    return SearchTrace(result.params, lows, highs, result.losses, result.best_index)
 
 
-def _minmax(hist: Histogram, method: MinMax, bits: int, device: str) -> QuantParams:
-    return params_from_range(hist.low, hist.high, asymmetric=method.asymmetric, bits=bits)
+def _minmax(hist: Histogram, method: MinMax, bits: int, device: str) -> SearchTrace:
+    low, high = hist.low, hist.high
+    params = params_from_range(low, high, asymmetric=method.asymmetric, bits=bits)
+    return _one(params, low, high)
 
 
-def _percentile(hist: Histogram, method: Percentile, bits: int, device: str) -> QuantParams:
+def _percentile(hist: Histogram, method: Percentile, bits: int, device: str) -> SearchTrace:
     low, high = percentile_range(hist, method)
-    return params_from_range(low, high, asymmetric=method.asymmetric, bits=bits)
+    params = params_from_range(low, high, asymmetric=method.asymmetric, bits=bits)
+    return _one(params, low, high)
 
 
-def _mse(hist: Histogram, method: Mse, bits: int, device: str) -> QuantParams:
+def _one(params: QuantParams, low: float, high: float) -> SearchTrace:
+    """Return the trace of a method that tries one range."""
+    return SearchTrace(params, np.array([low]), np.array([high]), np.zeros(0), -1)
+
+
+def _mse(hist: Histogram, method: Mse, bits: int, device: str) -> SearchTrace:
     """Shrink both ends together, then each alone."""
     shares = np.arange(1, method.steps + 1) / method.steps
     low, high = min(hist.low, 0.0), max(hist.high, 0.0)
     down = up = 1.0
+    tried: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    best = 0
     for moves in ("both", "up", "down"):
         downs = shares if moves != "up" else np.full(method.steps, down)
         ups = shares if moves != "down" else np.full(method.steps, up)
         formats = _formats(low * downs, high * ups, method.asymmetric, bits)
-        best = int(np.argmin(_losses(hist, *formats, device)))
+        losses = _losses(hist, *formats, device)
+        best = int(np.argmin(losses))
         down, up = float(downs[best]), float(ups[best])
-    return params_from_range(low * down, high * up, asymmetric=method.asymmetric, bits=bits)
+        tried.append((low * downs, high * ups, losses / hist.total))
+    params = params_from_range(low * down, high * up, asymmetric=method.asymmetric, bits=bits)
+    lows, highs, all_losses = (np.concatenate(parts) for parts in zip(*tried, strict=True))
+    return SearchTrace(params, lows, highs, all_losses, 2 * method.steps + best)
 
 
-def _kl(hist: Histogram, method: Kl, bits: int, device: str) -> QuantParams:
+def _kl(hist: Histogram, method: Kl, bits: int, device: str) -> SearchTrace:
     low, high = min(hist.low, 0.0), max(hist.high, 0.0)
     shares = np.arange(1, method.steps + 1) / method.steps
     lows, _, scales = _formats(low * shares, high * shares, method.asymmetric, bits)
     e = hist.edges()
-    best = method.steps - 1
+    best, losses = method.steps - 1, np.zeros(method.steps)
     if e.counts.size:
         centres, counts = (e.left + e.right) / 2, e.counts.astype(np.float64)
         divergences = backend(device, "search").divergences
-        best = int(np.argmin(divergences(centres, counts, lows, scales, 1 << bits)))
+        losses = divergences(centres, counts, lows, scales, 1 << bits)
+        best = int(np.argmin(losses))
     share = float(shares[best])
-    return params_from_range(low * share, high * share, asymmetric=method.asymmetric, bits=bits)
+    params = params_from_range(low * share, high * share, asymmetric=method.asymmetric, bits=bits)
+    return SearchTrace(params, low * shares, high * shares, losses, best)
 
 
-_SEARCHES: dict[type, Callable[..., QuantParams]] = {
+_SEARCHES: dict[type, Callable[..., SearchTrace]] = {
     Ifmr: _ifmr,
     Hfmg: _hfmg,
     MinMax: _minmax,

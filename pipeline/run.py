@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from pipeline import __version__
@@ -89,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, help="threads to use (default: all cores)")
     parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.add_argument("--verbose", action="store_true", help="print tracebacks of errors")
+    parser.add_argument(
+        "--verbose", action="store_true",
+        help="print every step: methods, candidates, losses, times; tracebacks of errors",
+    )  # fmt: skip
+    parser.add_argument("--log", metavar="FILE", help="write what --verbose shows to this file")
     return parser
 
 
@@ -115,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         if (options.config is None) == (options.convert_config is None):
             parser.error("one config is needed: TOML, or --convert-config with one to convert")
+    options.console = None
     try:
         check_kernels()
     except ImportError as error:
@@ -124,7 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # read when the libraries are loaded, which has not happened yet
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
     try:
-        return _run(options) if command is None else command(arguments[1:])
+        if command is not None:
+            return command(arguments[1:])
+        with _logging(options, arguments):
+            return _run(options)
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
@@ -132,6 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verbose:
             raise
         return _explain(error)
+
+
+def _logging(options: argparse.Namespace, arguments: Sequence[str]) -> AbstractContextManager[None]:
+    if options.log is None and not options.verbose:
+        return nullcontext()
+    from rich.console import Console
+
+    from pipeline.log import logging_to
+
+    options.console = Console(stderr=True) if options.verbose else None
+    return logging_to(options.log, options.console, arguments)
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
@@ -170,7 +190,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.plan:
         show_plan(plan_model(config, output=options.output), console)
         return DONE
-    reporter = Reporter(quiet=options.quiet)
+    # one console for bars and steps: neither writes into the other
+    reporter = Reporter(options.quiet, None if options.quiet else options.console)
     if options.device == "auto":
         options.device, name = best_device()
         if options.device != "cpu":

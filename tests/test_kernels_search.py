@@ -336,3 +336,22 @@ def test_an_unknown_device_is_refused_by_every_method(method):
     hist.update(np.arange(10, dtype=np.float32))
     with pytest.raises(ValueError, match="device 'gpu' is unknown; choose one of reference, cpu"):
         kernels.search_params(hist, method, device="gpu")
+
+
+@pytest.mark.parametrize("name", ["relu", "gauss", "heavy", "negative", "constant", "a few"])
+@pytest.mark.parametrize("method", kernels.METHODS)
+@pytest.mark.parametrize("asymmetric", [True, False])
+def test_a_trace_tells_what_was_tried(name: str, method: str, asymmetric: bool):
+    hist = seen(data(name))
+    trace = kernels.search_trace(hist, method, asymmetric=asymmetric)
+    assert trace.params == search_params(hist, method, asymmetric=asymmetric)
+    assert trace.lows.shape == trace.highs.shape
+    if not trace.losses.size:  # one range: nothing was weighed
+        assert (trace.best, trace.lows.size) == (-1, 1)
+        return
+    assert trace.losses.shape == trace.lows.shape
+    assert trace.losses[trace.best] == trace.losses.min()
+    if method in ("ifmr", "mse"):  # losses are mean squared errors of what the params do
+        assert trace.losses[trace.best] == pytest.approx(
+            quantization_error(hist, trace.params), rel=0.02, abs=1e-12
+        )

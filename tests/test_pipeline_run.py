@@ -367,6 +367,40 @@ def test_verbose_lets_the_traceback_out(tmp_path):
         main([str(config), "--verbose"])
 
 
+def test_a_log_holds_methods_candidates_losses_and_times(tmp_path, capsys):
+    config, log = write_job(tmp_path, calibrate='effort = "best"'), tmp_path / "run.log"
+    assert main([str(config), "--log", str(log), "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+    text = log.read_text()
+    assert f"{config} --log {log} --quiet" in text.splitlines()[0]
+    for said in (
+        "layer 'dilated' (Convolution): in float: dilation is 2, not 1",
+        "layer 'conv1' (Convolution): INT8, Mse(steps=100, asymmetric=True), a weight scale a channel",
+        "layer 'conv1' reads 'data': 2880 values",
+        "layer 'fc': Mse(steps=100, asymmetric=True): scale ",
+        "300 candidates, loss ",
+        "layer 'fc': rounding compensated, bias moved by up to",
+        "nearest rounding: mean ",
+        "stage calibrate: ",
+        "evaluate int8 (",
+        "written: ",
+    ):
+        assert said in text, said
+    assert main([str(config), "--log", str(log)]) == 2  # its files are there already
+    capsys.readouterr()
+    assert "Traceback" in log.read_text()[len(text) :]
+    assert main([str(config), "--log", str(tmp_path / "no" / "x.log")]) == 1
+    assert "x.log: cannot be written" in capsys.readouterr().err
+
+
+def test_verbose_shows_the_steps_and_nothing_twice(tmp_path, capsys):
+    assert main([str(write_job(tmp_path)), "--verbose"]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "300 candidates" in shown
+    assert shown.count("calibrate (2 batches) ...") == 1
+
+
 def command(*arguments: str) -> subprocess.Popen:
     """Start the command with SIGINT as in a terminal: a background job inherits it ignored."""
     return subprocess.Popen(

@@ -15,6 +15,7 @@ from caffeio import Net
 from caffeio.record import Record, write_record
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.log import log
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
@@ -182,6 +183,7 @@ def write_files(files: dict[str, Path], writers: dict[str, Writer]) -> None:
             writers[kind](Path(temporary) / path.name)
         for path in files.values():
             os.replace(Path(temporary) / path.name, path)
+            log.info("written: %s", path)
 
 
 def write_text(path: Path, text: str) -> None:

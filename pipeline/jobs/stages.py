@@ -22,6 +22,7 @@ from pipeline.jobs.data import calibration_feed, chosen_how, has_evaluation
 from pipeline.jobs.evaluation import evaluate
 from pipeline.jobs.files import Writer, model_writers, write_files, write_text
 from pipeline.layers import Shape
+from pipeline.log import log
 from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.data_seen import DataSeen, DataWatch
@@ -78,6 +79,7 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
+        log.info("stage %s: %.3f s", name, self.seconds[name])
 
 
 @dataclass(frozen=True)

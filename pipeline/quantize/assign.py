@@ -34,6 +34,13 @@ class LayerPlan:
     method: Method
     channel_wise: bool
 
+    @property
+    def summary(self) -> str:
+        """How it is quantized, in one line."""
+        return (
+            f"{self.method!r}, {'a weight scale a channel' if self.channel_wise else 'one scale'}"
+        )
+
 
 def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -> None:
     """Raise `ConfigError` if a setting of a table names what the net does not have."""

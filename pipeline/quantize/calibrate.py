@@ -12,17 +12,21 @@ import numpy as np
 from caffeio import Layer, Net, Value
 from kernels import (
     METHODS,
+    Histogram,
     Ifmr,
     IfmrPass,
     Method,
     Percentile,
     QuantParams,
+    SearchTrace,
     ifmr_candidates,
     percentile_range,
     search_params,
+    search_trace,
     tail_rank,
 )
 from pipeline.errors import PipelineError
+from pipeline.log import log
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.observe import LONGEST_TAIL, Observations, planned
 from pipeline.runtime.executor import FloatNet
@@ -52,14 +56,35 @@ def search(
         method = plans[layer.name].method
         key = (value, method)
         if key not in params_by_search:
+            hist = seen.histograms[value]
             try:
-                params_by_search[key] = search_params(
-                    seen.histograms[value], method, bits=bits, device=device
-                )
+                trace = search_trace(hist, method, bits=bits, device=device)
             except ValueError as error:
                 raise _unscalable(layer, value, error) from None
+            _log(layer, value, hist, method, trace)
+            params_by_search[key] = trace.params
         out[layer.name] = params_by_search[key]
     return out
+
+
+def _log(layer: Layer, value: Value, hist: Histogram, method: Method, trace: SearchTrace) -> None:
+    """Log what was observed of a value, what the search tried in it, and what it chose."""
+    log.debug(
+        "layer '%s' reads '%s': %d values from %.6g to %.6g, %d zeros",
+        layer.name, value.blob, hist.total, hist.low, hist.high, hist.zeros,
+    )  # fmt: skip
+    tried = ""
+    if trace.losses.size:
+        at = trace.best
+        tried = (
+            f"; {trace.losses.size} candidates, loss {trace.losses.min():.4g} to "
+            f"{trace.losses.max():.4g}, chosen number {at}: {trace.lows[at]:.6g} to "
+            f"{trace.highs[at]:.6g}, loss {trace.losses[at]:.4g}"
+        )
+    log.debug(
+        "layer '%s': %r: scale %.9g, offset %d%s",
+        layer.name, method, trace.params.scale, trace.params.offset, tried,
+    )  # fmt: skip
 
 
 def candidate_ranges(

@@ -33,6 +33,7 @@ from pipeline.errors import PipelineError
 from pipeline.layers.base import Kept
 from pipeline.layers.convolution import conv_params
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
+from pipeline.log import log
 from pipeline.quantize.activations import Activations
 from pipeline.quantize.corrections import Corrected, LayerCorrection, Steps, applied
 from pipeline.quantize.fuse import shared_parameters
@@ -112,6 +113,7 @@ def correct(
                 done = corrector.run(ranges)
                 if done is not None:
                     layers[layer.name] = done
+                    log.debug("layer '%s': %s", layer.name, done.summary)
             else:
                 pair.run(i)
             pair.drop(dead)

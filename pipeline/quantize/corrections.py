@@ -58,6 +58,17 @@ class LayerCorrection:
     plain_shift: np.ndarray
     data: QuantParams | None = None
 
+    @property
+    def summary(self) -> str:
+        """What was changed, in one line."""
+        rounding = "nearest" if self.weights is None else "compensated"
+        largest = np.abs(self.shift).max(initial=0.0)
+        data = "" if self.data is None else f", data by {self.data}"
+        return (
+            f"rounding {rounding}, bias moved by up to {largest:.4g}, gain "
+            f"{self.gain.min(initial=np.inf):.4g} to {self.gain.max(initial=-np.inf):.4g}{data}"
+        )
+
 
 @dataclass(frozen=True)
 class Corrected:

@@ -17,6 +17,7 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig, memory_bytes
 from pipeline.layers import layer_type
+from pipeline.log import log
 from pipeline.quantize.correct import correct
 from pipeline.quantize.corrections import Corrected, Steps
 from pipeline.quantize.equalize import ChannelRanges, equalize
@@ -238,6 +239,9 @@ def improve(
             trials.append(Trial("ranges by the layers' outputs", searched.score, False))
     if not any(samples.held):
         notes.append(TOO_FEW_SAMPLES)
+    for trial in (*trials, *tried):
+        kept = "kept" if trial.kept else "undone"
+        log.debug("%s: mean %.3f dB at the outputs, %s", trial.step, trial.sqnr, kept)
     return Improved(begun.fused, best.result, (*trials, *tried), tuple(notes))
 
 

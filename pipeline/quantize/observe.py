@@ -17,6 +17,7 @@ import kernels
 from caffeio import Layer, Net, Value
 from kernels import Histogram, NotFiniteError, tail_rank
 from pipeline.errors import PipelineError
+from pipeline.log import log
 from pipeline.quantize.assign import LayerPlan
 from pipeline.runtime.batching import in_halves, splits
 from pipeline.runtime.compiled import Watch
@@ -168,6 +169,7 @@ class RangeObserver:
         PipelineError
             If a value holds NaN or infinity: it names layer, blob and batch.
         """
+        log.debug("batch %d: %s", index, {name: np.shape(x) for name, x in inputs.items()})
         net, of_batch = self._net, (index, inputs, self._batch_num, self._state)
         if kernels.resident(net.device) is None:
             self.seen = _count(net, self._plans, self.seen, *of_batch)

@@ -21,6 +21,7 @@ from pipeline.layers import layer_type, why_unknown
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.layers.own import read_types, with_types
 from pipeline.layers.unknown import statement
+from pipeline.log import log
 from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
 from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
 from pipeline.quantize.eligibility import Verdict, check_float, judge
@@ -162,6 +163,10 @@ def prepare_layers(
         for x in fused.net.layers
         if x.name in quantized_names
     }
+    for v in verdicts:
+        plan = plans.get(v.layer)
+        what = f"in float: {v.reason}" if plan is None else f"INT8, {plan.summary}"
+        log.debug("layer '%s' (%s): %s", v.layer, v.type, what)
     if not plans:
         unknown = tuple(_unknown_layers(fused.net))
         why = unknown[0] if unknown else "--plan shows the rule for each layer"

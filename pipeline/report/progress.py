@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.log import log, said
+
 __all__ = ["Reporter", "TrainingProgress"]
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Reporter:
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line."""
+        said.info("%s", line)
         self.console.print(line, style=style, markup=False, highlight=False)
 
     def compiling(self) -> None:
@@ -113,6 +116,7 @@ class Reporter:
             task = bar.add_task("", total=None)
 
             def show(now: TrainingProgress) -> None:
+                _log_step(now)
                 if now.metric is not None:
                     self.say(_test_line(now, metric))
                     return
@@ -131,6 +135,7 @@ class _Log:
         self._last = 0.0
 
     def __call__(self, now: TrainingProgress) -> None:
+        _log_step(now)
         if now.metric is not None:
             self._reporter.say(_test_line(now, self._metric))
             return
@@ -141,6 +146,11 @@ class _Log:
             f"train: iteration {now.iteration} of {now.total}, loss {now.loss:.4g}, "
             f"rate {now.rate:.3g}, {now.speed:.0f} images/s, {_duration(now.left)} left"
         )
+
+
+def _log_step(now: TrainingProgress) -> None:
+    if now.loss is not None:
+        log.debug("train: iteration %d, loss %.6g, rate %.4g", now.iteration, now.loss, now.rate)
 
 
 def _duration(seconds: float) -> str:
