@@ -7,7 +7,7 @@ Number format
 Weights
     `arq`, `arq_fake_quantize`, `quantize_weights`, `dequantize_weights`,
     `fake_quantize_weights`; rounded so that errors cancel: `column_moments`, `ColumnMoments`,
-    `compensated_rounding`
+    `compensated_rounding`; of few values: `best_levels`, `level_table`, `entropy_bits`
 Layers, in float32 and in INT8
     `conv2d`, `conv2d_int8`, `prepare_conv2d`, `deconv2d`, `deconv2d_int8`, `inner_product`,
     `inner_product_int8`, `avg_pool2d`, `avg_pool2d_int8`, `max_pool2d`
@@ -70,6 +70,7 @@ from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES, best_device, device_count, select_device
 from kernels.histogram import Histogram, NotFiniteError
 from kernels.inner_product import inner_product, inner_product_int8
+from kernels.levels import best_levels, entropy_bits, level_table
 from kernels.max_pool import max_pool2d
 from kernels.methods import *  # noqa: F403 - a new method needs no line here
 from kernels.moments import ChannelMoments, channel_moments
@@ -104,6 +105,7 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_int8",
     "best_device",
+    "best_levels",
     "channel_moments",
     "check_output",
     "column_moments",
@@ -117,6 +119,7 @@ __all__ = [
     "dequantize",
     "dequantize_weights",
     "device_count",
+    "entropy_bits",
     "fake_quantize",
     "fake_quantize_weights",
     "float_stage",
@@ -125,6 +128,7 @@ __all__ = [
     "ifmr_candidates",
     "inner_product",
     "inner_product_int8",
+    "level_table",
     "max_pool2d",
     "on_compile",
     "packed",

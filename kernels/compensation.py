@@ -21,6 +21,7 @@ import numpy as np
 from kernels.checks import check_array, check_bits, check_integer
 from kernels.conv import ConvGeometry
 from kernels.dispatch import backend, check_device
+from kernels.levels import level_table
 
 __all__ = ["ColumnMoments", "column_moments", "compensated_rounding"]
 
@@ -151,6 +152,7 @@ def compensated_rounding(
     *,
     damping: float = 0.01,
     bits: int = 8,
+    levels: np.ndarray | None = None,
     device: str = "cpu",
 ) -> np.ndarray:
     """Round weights to integers so that their errors cancel for the inputs seen.
@@ -167,6 +169,8 @@ def compensated_rounding(
         columns say little.
     bits : int
         2..8.
+    levels : int8 array (n,), optional
+        The only integers to round to; by default all.
     device : str
 
     Returns
@@ -204,20 +208,26 @@ def compensated_rounding(
             f"w is {w.shape}, so scales must be ({group}, {outs}) and moments of ({group}, {size}, "
             f"{size}), not {scales.shape} and {moments.products.shape}"
         )
+    order, sorted_h = _sorted(moments, damping)
+    upper = np.ascontiguousarray(np.linalg.cholesky(sorted_h).transpose(0, 2, 1))
+    places = order[:, None, :]
+    sorted_w = np.take_along_axis(w, places, axis=2).astype(np.float64)
+    every = np.arange(-128, 128).astype(np.int8)
+    table = level_table(every if levels is None else levels)
+    code = backend(device, "compensation")
+    q = code.round_rows(sorted_w, scales.astype(np.float64), upper, half, table)
+    out = np.empty_like(q)
+    np.put_along_axis(out, np.broadcast_to(places, q.shape), q, axis=2)
+    return out
+
+
+def _sorted(moments: ColumnMoments, damping: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of the inputs, the greatest last, and H in it, damped."""
     h = moments.covariance()
     diagonal = np.einsum("gkk->gk", h)
     mean = diagonal.mean(axis=1, keepdims=True)
     # inputs that never vary leave nothing to compensate: any damping will do
-    share = (damping + size / moments.count) * np.where(mean > 0, mean, 1.0)
-    diagonal += share
+    diagonal += (damping + h.shape[1] / moments.count) * np.where(mean > 0, mean, 1.0)
     order = np.argsort(diagonal, axis=1, kind="stable")
-    sorted_h = np.take_along_axis(
-        np.take_along_axis(h, order[:, :, None], axis=1), order[:, None, :], axis=2
-    )
-    upper = np.ascontiguousarray(np.linalg.cholesky(sorted_h).transpose(0, 2, 1))
-    places = order[:, None, :]
-    sorted_w = np.take_along_axis(w, places, axis=2).astype(np.float64)
-    q = backend(device, "compensation").round_rows(sorted_w, scales.astype(np.float64), upper, half)
-    out = np.empty_like(q)
-    np.put_along_axis(out, np.broadcast_to(places, q.shape), q, axis=2)
-    return out
+    rows = np.take_along_axis(h, order[:, :, None], axis=1)
+    return order, np.take_along_axis(rows, order[:, None, :], axis=2)

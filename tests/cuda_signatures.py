@@ -32,7 +32,7 @@ SIGNATURES: dict[str, dict[str, str]] = {
     },
     "compensation": {
         "_round_rows": (
-            "void(float64[:, :, ::1], float64[:, ::1], float64[:, :, ::1], float64, "
+            "void(float64[:, :, ::1], float64[:, ::1], float64[:, :, ::1], float64, int8[::1], "
             "float64[:, :, ::1], int8[:, :, ::1])"
         ),
     },

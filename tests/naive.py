@@ -378,8 +378,13 @@ def column(
     return values
 
 
-def gptq(w: np.ndarray, scale: float, h: np.ndarray, damping: float) -> list[int]:
-    """Round one row by GPTQ as it is published: errors go on by the factor of the inverse."""
+def gptq(
+    w: np.ndarray, scale: float, h: np.ndarray, damping: float, table: list[int] | None = None
+) -> list[int]:
+    """Round one row by GPTQ as it is published: errors go on by the factor of the inverse.
+
+    `table`, if given, holds the level that stands for each integer from -128 on.
+    """
     h = h + damping * np.eye(len(h))
     order = sorted(range(len(h)), key=lambda k: (-h[k, k], -k))
     inverse = np.linalg.inv(h[np.ix_(order, order)])
@@ -388,6 +393,7 @@ def gptq(w: np.ndarray, scale: float, h: np.ndarray, damping: float) -> list[int
     q = [0] * len(h)
     for a, k in enumerate(order):
         q[k] = min(max(round_half_away(left[a] / scale), -128), 127)
+        q[k] = q[k] if table is None else table[q[k] + 128]
         error = (left[a] - scale * q[k]) / upper[a, a]
         for b in range(a + 1, len(h)):
             left[b] -= error * upper[a, b]

@@ -13,7 +13,7 @@ _ROWS = 16
 
 
 @jit
-def _round_block(w, scales, upper, half, first, q):
+def _round_block(w, scales, upper, half, table, first, q):
     """Round up to 16 rows of one group: float64 (O, K) to int8 (O, K), from row `first` on."""
     count, size = min(_ROWS, w.shape[0] - first), w.shape[1]
     errors, left = np.zeros((size, _ROWS)), np.empty(_ROWS)
@@ -26,23 +26,28 @@ def _round_block(w, scales, upper, half, first, q):
         for r in range(count):
             value = w[first + r, j]
             steps = round_half_away((value + left[r] / upper[j, j]) / scales[first + r])
-            steps = min(max(steps, -half), half - 1.0)
-            q[first + r, j] = np.int8(steps)
-            errors[j, r] = value - scales[first + r] * steps
+            level = table[np.int64(min(max(steps, -half), half - 1.0)) + 128]
+            q[first + r, j] = level
+            errors[j, r] = value - scales[first + r] * level
 
 
 @parallel_jit
-def _round_groups(w, scales, upper, half, q):
+def _round_groups(w, scales, upper, half, table, q):
     """Round every block of every group: float64 (G, O, K) to int8 (G, O, K)."""
     blocks = (w.shape[1] + _ROWS - 1) // _ROWS
     for job in prange(w.shape[0] * blocks):
         g, first = job // blocks, job % blocks * _ROWS
-        _round_block(w[g], scales[g], upper[g], half, np.int64(first), q[g])
+        _round_block(w[g], scales[g], upper[g], half, table, np.int64(first), q[g])
 
 
-def round_rows(w: np.ndarray, scales: np.ndarray, upper: np.ndarray, half: int) -> np.ndarray:
-    """Return int8 (G, O, K) of float64 weights; see `kernels.compensation` for the formula."""
+def round_rows(
+    w: np.ndarray, scales: np.ndarray, upper: np.ndarray, half: int, table: np.ndarray
+) -> np.ndarray:
+    """Return int8 (G, O, K) of float64 weights; see `kernels.compensation` for the formula.
+
+    `table`, int8 (256,), has the level that each integer from -128 on is replaced by.
+    """
     q = np.empty(w.shape, np.int8)
     with parallel_entry():
-        _round_groups(w, scales, upper, float(half), q)
+        _round_groups(w, scales, upper, float(half), table, q)
     return q

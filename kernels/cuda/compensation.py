@@ -25,7 +25,7 @@ def _nearest(v):
 
 
 @kernel
-def _round_rows(w, scales, upper, half, errors, q):
+def _round_rows(w, scales, upper, half, table, errors, q):
     """Round rows, float64 (G, O, K) to int8 (G, O, K); `errors`, (G, K, O), is scratch memory.
 
     Threads of neighbouring rows read neighbouring errors, and the same factor.
@@ -40,15 +40,21 @@ def _round_rows(w, scales, upper, half, errors, q):
                 left += upper[g, j, k] * errors[g, k, o]
             value = w[g, o, j]
             steps = (value + left / upper[g, j, j]) / scales[g, o]
-            steps = min(max(_nearest(steps), -half), half - 1.0)
-            q[g, o, j] = np.int8(steps)
-            errors[g, j, o] = value - scales[g, o] * steps
+            level = table[np.int64(min(max(_nearest(steps), -half), half - 1.0)) + 128]
+            q[g, o, j] = level
+            errors[g, j, o] = value - scales[g, o] * np.float64(level)
 
 
-def round_rows(w: np.ndarray, scales: np.ndarray, upper: np.ndarray, half: int) -> np.ndarray:
-    """Return int8 (G, O, K) of float64 weights; see `kernels.compensation` for the formula."""
+def round_rows(
+    w: np.ndarray, scales: np.ndarray, upper: np.ndarray, half: int, table: np.ndarray
+) -> np.ndarray:
+    """Return int8 (G, O, K) of float64 weights; see `kernels.compensation` for the formula.
+
+    `table`, int8 (256,), has the level that each integer from -128 on is replaced by.
+    """
     groups, outs, size = w.shape
     q, errors = empty(w.shape, np.int8), empty((groups, size, outs), np.float64)
     arrays = (on_device(v) for v in (w, scales, upper))
-    launch(_round_rows, grid(groups * outs, _ROWS), _ROWS, *arrays, float(half), errors, q)
+    numbers = float(half), on_device(table)
+    launch(_round_rows, grid(groups * outs, _ROWS), _ROWS, *arrays, *numbers, errors, q)
     return q.copy_to_host()
