@@ -17,8 +17,8 @@ from pipeline.config.improve import memory_bytes
 from pipeline.errors import ConfigError
 from pipeline.quantize import improve
 from pipeline.quantize.corrections import Corrected, LayerCorrection, applied
-from pipeline.quantize.improve import samples_of
 from pipeline.quantize.measure import Closeness
+from pipeline.quantize.samples import samples_of
 from pipeline.report.values import Report
 
 

@@ -15,6 +15,7 @@ from pipeline.config.base import Data, FilePath, Names, Table, TransformConfig
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import ImproveConfig
+from pipeline.config.nuq import NuqConfig
 from pipeline.config.record import RecordConfig
 from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
@@ -69,6 +70,7 @@ class Config(Table):
     calibrate: CalibrateConfig = CalibrateConfig()
     improve: ImproveConfig = ImproveConfig()
     fallback: FallbackConfig | None = None
+    nuq: NuqConfig | None = None
     record: RecordConfig | None = None
     retrain: RetrainConfig | None = None
     evaluate: EvaluateConfig | None = None
@@ -77,7 +79,7 @@ class Config(Table):
     @model_validator(mode="after")
     def _complete(self) -> Config:
         if self.record is not None:
-            for other in ("retrain", "fallback"):
+            for other in ("retrain", "fallback", "nuq"):
                 if getattr(self, other) is not None:
                     raise ValueError(f"'record' and '{other}' exclude each other: keep one")
             if self.output.write_config is not None:

@@ -35,10 +35,13 @@ def _unused(config: Config) -> Iterator[str]:
         given = config.improve.model_fields_set
         yield from no_effect("improve", given, "a record is taken as it is")
         return
+    if config.nuq is not None and config.nuq.num_of_iteration:
+        yield "nuq.num_of_iteration has no effect: the best values are found at once"
     if config.retrain is None:
         return
     yield from no_effect("calibrate", given & _CHOICE, "with a training [retrain] has its own")
     why = "after a training nothing is corrected: the weights have learned their rounding"
     yield from no_effect("improve", config.improve.model_fields_set, why)
-    if config.fallback is not None:
-        yield "[fallback] has no effect: it is for calibration, the config has [retrain]"
+    for table in ("fallback", "nuq"):
+        if getattr(config, table) is not None:
+            yield f"[{table}] has no effect: it is for calibration, the config has [retrain]"

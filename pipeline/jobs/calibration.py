@@ -11,6 +11,7 @@ from pipeline.jobs.data import looked_at
 from pipeline.jobs.evaluation import check_evaluator
 from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import model_files, output_files
+from pipeline.jobs.nuq import chosen_layers, non_uniform
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.prepare import prepare, read_model
@@ -63,6 +64,8 @@ def quantize_model(
         with clock.stage("read"):
             work = prepare(config, read_model(config))
             original_config(config, work)  # raises what it would after the work
+            if config.nuq is not None:
+                chosen_layers(config.nuq, work)  # likewise
             work = looked_at(config, work)[0]
             check_evaluator(config, work)
             for warning in work.warnings:  # now, too: the rest may take long
@@ -75,6 +78,19 @@ def quantize_model(
             with clock.stage("fallback"):
                 done = fall_back(config, work, ranges, better, reporter, clock, device=device)
             work, ranges, better, tried = done.work, done.ranges, done.improvements, done.result
+        few = None
+        if config.nuq is not None:
+            with clock.stage("nuq"):
+                better, few = non_uniform(
+                    config,
+                    work,
+                    better,
+                    lambda levels: improved(
+                        config, work, ranges, reporter, Clock(), device=device, levels=levels
+                    ),
+                    reporter,
+                    device=device,
+                )
         return finish(
             config,
             work,
@@ -85,4 +101,5 @@ def quantize_model(
             device=device,
             improvements=better,
             fallback=tried,
+            nuq=few,
         )

@@ -198,19 +198,35 @@ def looked_at(config: Config, work: Prepared) -> tuple[Prepared, Looked]:
     return replace(work, notes=tuple(notes), warnings=warnings), looked
 
 
-def no_accuracy(metric: str, reason: str) -> ConfigError:
-    """Return the error of a `[fallback]` whose metric cannot be measured."""
+def no_accuracy(metric: str, reason: str, key: str = "fallback.metric") -> ConfigError:
+    """Return the error of a search whose metric cannot be measured."""
     why = f" ({reason})" if reason else ""
     return ConfigError(
-        f"fallback.metric = '{metric}' needs labels in evaluate.data, and an output "
+        f"{key} = '{metric}' needs labels in evaluate.data, and an output "
         f"with a score for each class{why}"
     )
 
 
 def _check_metric(config: Config, work: Prepared, feed: Feed, shapes: dict[str, Shape]) -> None:
-    """Raise if the metric of ``[fallback]`` cannot be measured on the first sample."""
-    if config.fallback is None or config.fallback.metric not in ("top1", "top5"):
-        return
+    """Raise if a metric that the config asks for cannot be measured on the first sample."""
+    wanted = []
+    if config.fallback is not None:
+        wanted.append((config.fallback.metric, "fallback.metric"))
+    if config.nuq is not None and config.nuq.max_drop is not None:
+        wanted.append((config.nuq.metric, "nuq.metric"))
+    for metric, key in wanted:
+        if metric in ("top1", "top5"):
+            _check_ranks(config, work, feed, shapes, metric, key)
+
+
+def _check_ranks(
+    config: Config,
+    work: Prepared,
+    feed: Feed,
+    shapes: dict[str, Shape],
+    metric: str,
+    key: str,
+) -> None:
     values = FloatNet(work.net).shapes(shapes)
     last = {value.blob: shape for value, shape in sorted(values.items())}
     blobs = evaluation(config, work).outputs or judged_blobs(work.net)
@@ -218,7 +234,7 @@ def _check_metric(config: Config, work: Prepared, feed: Feed, shapes: dict[str, 
     accuracy = Accuracy()
     accuracy.update(outputs, next(feed.batches(1, 1)))
     if accuracy.top1 is None:
-        raise no_accuracy(config.fallback.metric, accuracy.reason)
+        raise no_accuracy(metric, accuracy.reason, key)
 
 
 def _shared(observed: Feed, evaluated: Feed, count: int) -> int:

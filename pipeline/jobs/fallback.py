@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from caffeio import Net
@@ -10,18 +10,14 @@ from caffeio.record import Record
 from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
-from pipeline.errors import ConfigError
-from pipeline.jobs.data import evaluation, evaluation_feed, no_accuracy
-from pipeline.jobs.evaluation import evaluator_of
+from pipeline.jobs.metric import Metric
 from pipeline.jobs.stages import Clock, Ranges, calibrate, improved, read_samples
 from pipeline.layers import Shape
 from pipeline.quantize.corrections import Corrected
-from pipeline.quantize.evaluate import ModelScore, Runnable, compare, layer_errors
+from pipeline.quantize.evaluate import layer_errors
 from pipeline.quantize.fallback import FallbackResult, fewest_in_float, order_of
 from pipeline.quantize.improve import Improved, judged_blobs
 from pipeline.quantize.int8_net import Int8Net
-from pipeline.quantize.measure import mean_decibels
-from pipeline.quantize.outputs import detection_blobs
 from pipeline.quantize.prepare import Prepared, prepare
 from pipeline.quantize.sensitivity import sensitivities
 from pipeline.report.cost import net_cost
@@ -81,7 +77,7 @@ def fall_back(
     """
     settings = config.fallback
     assert settings is not None
-    metric = _Metric(config, work, settings, device)
+    metric = Metric(config, work, settings.metric, device, "fallback.metric")
     target = metric.exact - (settings.max_drop or 0)
     if settings.floor is not None:
         target = settings.floor
@@ -111,61 +107,6 @@ def fall_back(
     take_back = settings.strategy == "sensitivity"
     result = fewest_in_float(order, costs, measure, target, take_back=take_back)
     return FellBack(*_left_in_float(work, ranges, better, result), result)
-
-
-class _Metric:
-    """Measures nets on the evaluation samples, which are decoded once."""
-
-    def __init__(
-        self, config: Config, work: Prepared, settings: FallbackConfig, device: str
-    ) -> None:
-        e = evaluation(config, work)
-        feed = evaluation_feed(config, work)
-        try:
-            batches = feed.batches(e.batch_size, e.batch_num)
-            self._batches = [replace(b, inputs=feed.for_net(b)) for b in batches]
-        finally:
-            feed.close()
-        self.input_shapes = {name: x.shape for name, x in self._batches[0].inputs.items()}
-        self._name, self._device = settings.metric, device
-        self._blobs = tuple(e.outputs) or judged_blobs(work.net)
-        self._float = FloatNet(work.net, device=device)
-        self._detections, self._evaluator = detection_blobs(work.net), evaluator_of(e)
-        (score,) = self._compare({"float": lambda: self._float})
-        self.exact = float("inf") if self._name == "sqnr" else self._of(score)
-
-    def __call__(self, result: Corrected) -> float:
-        net = Int8Net.of_fused(result.net, result.record, device=self._device)
-        models: dict[str, Callable[[], Runnable]] = {
-            "float": lambda: self._float,
-            "int8": lambda: net,
-        }
-        score = self._compare(models)[1]
-        if self._name == "sqnr":
-            return mean_decibels(output.sample_sqnr for output in score.outputs)
-        return self._of(score)
-
-    def _compare(self, models: Mapping[str, Callable[[], Runnable]]) -> tuple[ModelScore, ...]:
-        return compare(
-            models,
-            lambda name: self._batches,
-            self._blobs,
-            detections=self._detections,
-            evaluator=self._evaluator,
-        )
-
-    def _of(self, score: ModelScore) -> float:
-        """Return the metric of one model."""
-        if self._name in score.metrics:
-            return score.metrics[self._name]
-        rank = getattr(score, self._name) if self._name in ("top1", "top5") else None
-        if rank is not None:
-            return float(rank)
-        if self._name in ("top1", "top5"):
-            raise no_accuracy(self._name, score.unranked)
-        names = ", ".join(("top1", "top5", "sqnr", *score.metrics))
-        because = f" ({score.problem})" if score.problem else ""
-        raise ConfigError(f"fallback.metric = '{self._name}' is none of {names}{because}")
 
 
 def _costs(

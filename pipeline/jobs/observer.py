@@ -17,10 +17,10 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.quantized import QuantizedModel
 from pipeline.jobs.stages import Ranges, improved_by, ranges_of
 from pipeline.quantize.calibrate import search
-from pipeline.quantize.improve import samples_of
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.observe import Observations, RangeObserver
 from pipeline.quantize.prepare import Prepared, prepare_layers
+from pipeline.quantize.samples import samples_of
 from pipeline.report.progress import Reporter
 from pipeline.runtime.executor import FloatNet
 

@@ -23,8 +23,9 @@ from pipeline.jobs.files import check_output, model_files
 from pipeline.jobs.record import prepare_from_record
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.layers import Shape
-from pipeline.quantize.improve import TOO_FEW_SAMPLES, samples_of, wanted_improvements
+from pipeline.quantize.improve import wanted_improvements
 from pipeline.quantize.prepare import Prepared, prepare, read_model
+from pipeline.quantize.samples import TOO_FEW_SAMPLES, samples_of
 from pipeline.report.cost import net_cost
 from pipeline.report.memory import machine_memory, needed_memory
 from pipeline.report.plan import Plan

@@ -34,15 +34,15 @@ from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import (
     Calibrated,
     Improved,
-    Samples,
     improve,
-    samples_of,
     wanted_improvements,
 )
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
+from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.observe import Observations, observe_shards
 from pipeline.quantize.prepare import Prepared
+from pipeline.quantize.samples import Samples, samples_of
 from pipeline.report.progress import Reporter
 from pipeline.report.values import LayerReport, Report
 from pipeline.report.warnings import said_of
@@ -177,8 +177,12 @@ def improved(
     clock: Clock,
     *,
     device: str,
+    levels: Mapping[str, int] | None = None,
 ) -> Improved:
-    """Do what the effort asks for beyond ranges; see `pipeline.quantize.improve`."""
+    """Do what the effort asks for beyond ranges; see `pipeline.quantize.improve`.
+
+    `levels` are layers whose weights may take so many values only.
+    """
 
     def again(changed: Prepared) -> Ranges:
         return calibrate(config, changed, FloatNet(changed.fused.net, device=device), reporter)
@@ -192,6 +196,7 @@ def improved(
             again,
             reporter,
             device=device,
+            levels=levels,
         )
 
 
@@ -204,6 +209,7 @@ def improved_by(
     reporter: Reporter,
     *,
     device: str,
+    levels: Mapping[str, int] | None = None,
 ) -> Improved:
     """As `improved`, on samples from anywhere.
 
@@ -218,10 +224,12 @@ def improved_by(
         ``again(work) -> Ranges``: calibrates a net of other weights on the same samples.
     reporter : Reporter
     device : str
+    levels : mapping of layer name to int, optional
     """
     first = _calibrated(work, ranges, device)
     wanted = wanted_improvements(settings, work)
-    if wanted == EFFORTS["original"].model_copy(update={"memory": wanted.memory}):
+    original = EFFORTS["original"].model_copy(update={"memory": wanted.memory})
+    if wanted == original and not levels:
         return Improved(work.fused, Corrected(work.fused.net, first.record), (), ())
 
     def recalibrated(net: Net) -> Calibrated:
@@ -234,6 +242,7 @@ def improved_by(
         samples(),
         wanted,
         recalibrated,
+        levels=levels,
         device=device,
         progress=lambda what, names: reporter.track(
             names, what, len(first.record.layers), "layers"
@@ -261,6 +270,7 @@ def finish(
     more: Mapping[str, Writer] | None = None,
     improvements: Improved | None = None,
     fallback: FallbackResult | None = None,
+    nuq: NuqResult | None = None,
 ) -> Report:
     """Go from ranges to files: record, integers, evaluation, report; the end of every job.
 
@@ -283,6 +293,8 @@ def finish(
         What has been done beyond ranges; without it weights are rounded as they are.
     fallback : FallbackResult, optional
         What has been tried to reach an accuracy.
+    nuq : NuqResult, optional
+        Layers whose weights have been given few values.
     """
     with clock.stage("quantize"):
         if improvements is None:
@@ -301,7 +313,7 @@ def finish(
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
     notes, warnings = said_of(work, ranges.data, ranges.seen, scores[0])
     report = replace(
-        report, trials=improvements.trials, fallback=fallback, net_quantized=result.net,
+        report, trials=improvements.trials, fallback=fallback, nuq=nuq, net_quantized=result.net,
         data=ranges.data, notes=notes, warnings=warnings,
     )  # fmt: skip
     writers = {**model_writers(report, work.fused, int8), **(more or {})}

@@ -38,6 +38,7 @@ from pipeline.quantize.activations import Activations
 from pipeline.quantize.corrections import Corrected, LayerCorrection, Steps, applied
 from pipeline.quantize.fuse import shared_parameters
 from pipeline.quantize.integers import quantize_layer, with_data
+from pipeline.quantize.levels import levels_for, on_levels
 from pipeline.runtime.loop import Forward, guarded
 from pipeline.runtime.model import Model
 
@@ -60,6 +61,7 @@ def correct(
     steps: Steps,
     *,
     candidates: Mapping[str, Sequence[QuantParams]] | None = None,
+    levels: Mapping[str, int] | None = None,
     device: str = "cpu",
     memory: int = 2 << 30,
     progress: Callable[[str], object] = lambda layer: None,
@@ -79,6 +81,8 @@ def correct(
     steps : Steps
     candidates : mapping of layer name to sequence of QuantParams, optional
         Ranges to choose from, with ``steps.search``.
+    levels : mapping of layer name to int, optional
+        Layers whose weights may take so many values only; which, is chosen here.
     device : str
         Where layers run and statistics are taken.
     memory : int
@@ -109,7 +113,8 @@ def correct(
                 alone = layer.name in fixed or i in model.unsure
                 wanted = Steps(False, False, False) if alone else steps
                 ranges = (candidates or {}).get(layer.name, ()) if wanted.search else ()
-                corrector = _Corrector(pair, i, record.layers[layer.name], wanted, held)
+                few = None if layer.name in fixed else (levels or {}).get(layer.name)
+                corrector = _Corrector(pair, i, record.layers[layer.name], wanted, held, few)
                 done = corrector.run(ranges)
                 if done is not None:
                     layers[layer.name] = done
@@ -179,7 +184,13 @@ class _Corrector:
     """Corrects one layer."""
 
     def __init__(
-        self, pair: _Pair, i: int, record: LayerRecord, steps: Steps, held: Sequence[bool]
+        self,
+        pair: _Pair,
+        i: int,
+        record: LayerRecord,
+        steps: Steps,
+        held: Sequence[bool],
+        few: int | None,
     ) -> None:
         self._pair, self._i, self._steps = pair, i, steps
         self._layer, self._record = pair.net.layers[i], record
@@ -190,17 +201,24 @@ class _Corrector:
         self._learns = [p for p in range(pair.count) if not held[p]]
         #: the range of its data, if another than the record's
         self._data: QuantParams | None = None
+        #: the levels that its weights may take
+        self._count = few
+        self._levels: np.ndarray | None = None
 
     def run(self, ranges: Sequence[QuantParams]) -> LayerCorrection | None:
         """Run the layer in both nets; return its correction, if it can have one."""
         self._pair.run_float(self._i)
-        numbers = self._best_range(ranges)
-        if numbers.weights is None or self._steps == Steps(False, False, False):
+        numbers, few = self._best_range(ranges), None
+        if self._count is not None and numbers.weights is not None:
+            self._levels = levels_for(numbers, self._count)
+            numbers = on_levels(numbers, self._levels)
+            few = numbers.weights
+        if numbers.weights is None or (self._steps == Steps(False, False, False) and few is None):
             for part in range(self._pair.count):
                 self._pair.put(True, self._write, part, self._forward(numbers, part))
             return None
         learned, judged = self._measure(numbers)
-        weights = None
+        weights = few
         if self._steps.rounding:
             rounded = replace(numbers, weights=self._compensated(numbers))
             before = self._left(learned, judged)
@@ -210,7 +228,7 @@ class _Corrector:
                 learned, judged = learned_rounded, judged_rounded
             else:
                 self._measure(numbers)
-        return self._linear(numbers, weights, learned, judged)
+        return replace(self._linear(numbers, weights, learned, judged), few=few)
 
     def _best_range(self, ranges: Sequence[QuantParams]) -> QuantizedLayer:
         """Return the layer's numbers with the range that leaves least, or with the record's."""
@@ -339,6 +357,7 @@ class _Corrector:
             np.ascontiguousarray(rows.reshape(group * blocks, outs, -1)),
             np.ascontiguousarray(spread.reshape(group * blocks, outs)),
             sums,
+            levels=self._levels,
             device=self._device,
         )
         back = q.reshape(rows.shape).transpose(0, 2, 1, 3).reshape(turned.shape)

@@ -50,6 +50,8 @@ class LayerCorrection:
         What would be added without gain.
     data : QuantParams or None
         Of its input, if another than the record's.
+    few : int8 array or None
+        Weights rounded to the nearest of few levels, where the layer keeps no others.
     """
 
     weights: np.ndarray | None
@@ -57,6 +59,7 @@ class LayerCorrection:
     shift: np.ndarray
     plain_shift: np.ndarray
     data: QuantParams | None = None
+    few: np.ndarray | None = None
 
     @property
     def summary(self) -> str:
@@ -100,11 +103,12 @@ class Corrected:
             gain = c.gain if steps.gain else np.ones_like(c.gain)
             shift = c.shift if steps.gain else c.plain_shift
             layers[name] = LayerCorrection(
-                c.weights if steps.rounding else None,
+                c.weights if steps.rounding else c.few,
                 gain,
                 shift if steps.bias else np.zeros_like(shift),
                 c.plain_shift,
                 c.data if steps.search else None,
+                c.few,
             )
         return applied(net, record, layers)
 

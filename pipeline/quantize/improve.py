@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -26,36 +25,23 @@ from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.measure import Closeness, mean_decibels
 from pipeline.quantize.outputs import compared_blobs
 from pipeline.quantize.prepare import Prepared
-from pipeline.runtime.batching import splits
+from pipeline.quantize.samples import TOO_FEW_SAMPLES, Samples
 from pipeline.runtime.executor import FloatNet
-from pipeline.runtime.schedule import schedule
 
 __all__ = [
-    "TOO_FEW_SAMPLES",
     "Calibrated",
     "Improved",
-    "Samples",
     "Trial",
     "improve",
     "judged_blobs",
-    "samples_of",
     "wanted_improvements",
 ]
 
-#: Samples that corrections are computed from, at most; a part holds so many.
-_MOST_SAMPLES = 128
-_PART = 8
-#: The share of samples that is held back is one in so many.
-_HELD = 5
-#: Of so many batches that must stay whole, one is held back.
-_FEW_BATCHES = 4
 #: Equalized, the float net must be closer to the original than the quantized one by so many dB.
 _FLOAT_MARGIN = 15.0
 
-TOO_FEW_SAMPLES = (
-    "too few calibration samples to hold some back: corrections are judged on those that "
-    "they are computed from; give 10 or more (4 batches, where batches must stay whole)"
-)
+#: What comes before them, where layers are to have weights of few values.
+_FEW = "weights of few values"
 #: The steps of a correction, in the order in which a report shows them.
 _LABELS = {
     "search": "ranges by the layers' outputs",
@@ -80,27 +66,6 @@ class Calibrated:
 
     record: Record
     candidates: Callable[[], Mapping[str, Sequence[QuantParams]]]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Calibration samples in parts.
-
-    Attributes
-    ----------
-    parts : tuple of dict of blob name to array
-    held : tuple of bool
-        Which of them only judge; if none does, all judge.
-    """
-
-    parts: tuple[Inputs, ...]
-    held: tuple[bool, ...]
-
-    @property
-    def judges(self) -> tuple[Inputs, ...]:
-        """The parts that judge."""
-        judging = tuple(p for p, held in zip(self.parts, self.held, strict=True) if held)
-        return judging or self.parts
 
 
 @dataclass(frozen=True)
@@ -147,44 +112,6 @@ def wanted_improvements(config: ImproveConfig, work: Prepared) -> ImproveConfig:
     return effort.model_copy(update=given)
 
 
-def samples_of(net: Net, batches: Iterable[Inputs]) -> Samples:
-    """Cut batches into parts, and hold a fifth back where there are enough.
-
-    A net that does not treat every sample alone keeps its batches.
-
-    Parameters
-    ----------
-    net : Net
-    batches : iterable of dict of blob name to array
-        No more are read than are used.
-    """
-    runner = FloatNet(net)
-    taken: list[Inputs] = []
-    count = 0
-    for batch in batches:
-        taken.append(batch)
-        count += len(next(iter(batch.values())))
-        if count >= _MOST_SAMPLES:
-            break
-    if not runner.remembers and _apart(runner, taken[0]):
-        whole = {name: np.concatenate([b[name] for b in taken]) for name in taken[0]}
-        count = min(count, _MOST_SAMPLES)
-        kept = count - count // _HELD
-        cuts = [*range(0, kept, _PART), *range(kept, count, _PART), count]
-        pairs = [*pairwise(cuts)]
-        parts = tuple({name: x[a:b] for name, x in whole.items()} for a, b in pairs)
-        return Samples(parts, tuple(a >= kept for a, _ in pairs))
-    held = max(len(taken) // _HELD, 1 if len(taken) >= _FEW_BATCHES else 0)
-    kept = len(taken) - (0 if runner.remembers else held)
-    return Samples(tuple(taken), tuple(i >= kept for i in range(len(taken))))
-
-
-def _apart(runner: FloatNet, batch: Inputs) -> bool:
-    net = runner.net
-    shapes = runner.shapes({name: x.shape for name, x in batch.items()})
-    return splits(net, schedule(net, batch, None, everything=True).layers, shapes)
-
-
 def improve(
     work: Prepared,
     first: Calibrated,
@@ -192,6 +119,7 @@ def improve(
     wanted: ImproveConfig,
     recalibrated: Callable[[Net], Calibrated],
     *,
+    levels: Mapping[str, int] | None = None,
     device: str = "cpu",
     progress: Callable[[str, Iterable[str]], Iterator[str]] = lambda what, names: iter(names),
 ) -> Improved:
@@ -207,6 +135,8 @@ def improve(
         All set.
     recalibrated : callable
         ``recalibrated(net) -> Calibrated``, for a fused net with other weights.
+    levels : mapping of layer name to int, optional
+        Layers whose weights may take so many values only.
     device : str
     progress : callable
         ``progress(what, names)`` yields the names while it shows how far the work is.
@@ -216,7 +146,7 @@ def improve(
     Improved
     """
     judge = _Judge(work, samples, device)
-    run = _Run(judge, samples, memory_bytes(wanted.memory), device, progress)
+    run = _Run(judge, samples, memory_bytes(wanted.memory), device, progress, levels or {})
     bias, gain = bool(wanted.bias), bool(wanted.gain)
     begun = _Begun.of(work.fused, first, judge)
     trials = [Trial("nearest rounding", begun.score, True)]
@@ -273,12 +203,13 @@ class _Run:
     memory: int
     device: str
     progress: Callable[[str, Iterable[str]], Iterator[str]]
+    levels: Mapping[str, int]
 
     def __call__(self, begun: _Begun, steps: Steps) -> tuple[_Scored, list[Trial]]:
         """Return the best result and what each step did."""
         net, record = begun.fused.net, begun.calibration.record
         best = _Scored(Corrected(net, record), begun.score)
-        if steps == Steps(False, False, False, False):
+        if steps == Steps(False, False, False, False) and not self.levels:
             return best, []
         names = [layer.name for layer in net.layers if layer.name in record.layers]
         shown = self.progress("correct layers", names)
@@ -289,6 +220,7 @@ class _Run:
             self.samples.held,
             steps,
             candidates=begun.calibration.candidates() if steps.search else None,
+            levels=self.levels,
             device=self.device,
             memory=self.memory,
             progress=lambda name: next(shown, name),
@@ -297,8 +229,10 @@ class _Run:
             pass
         scored = [
             (label, _Scored(result, self.judge.score(result)))
-            for label, result in _prefixes(steps, corrected, net, record)
+            for label, result in _prefixes(steps, corrected, net, record, bool(self.levels))
         ]
+        if self.levels:  # then nothing goes back to weights of all values
+            best = scored[0][1]
         for _, candidate in scored:
             best = candidate if candidate.score >= best.score else best
         kept = next((i for i, (_, s) in enumerate(scored) if s is best), -1)
@@ -306,10 +240,15 @@ class _Run:
 
 
 def _prefixes(
-    steps: Steps, corrected: Corrected, net: Net, record: Record
+    steps: Steps, corrected: Corrected, net: Net, record: Record, few: bool
 ) -> Iterator[tuple[str, Corrected]]:
-    """Yield the result of the first step alone, of the first two, and so on."""
+    """Yield the result of the first step alone, of the first two, and so on.
+
+    Before them comes that of weights of few values, where some layers have them.
+    """
     so_far = Steps(False, False, False, False)
+    if few:
+        yield _FEW, corrected.only(net, record, so_far)
     for name, label in _LABELS.items():
         if getattr(steps, name):
             so_far = replace(so_far, **{name: True})

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.quantize.fallback import FallbackResult
+from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
 from pipeline.report.data_tables import show_data, show_notes, show_warnings
 from pipeline.report.plan import Plan
@@ -27,6 +28,8 @@ def show_report(report: Report, console: Console) -> None:
         _show_trials(report, console)
     if report.fallback is not None:
         _show_fallback(report.fallback, console)
+    if report.nuq is not None:
+        _show_nuq(report.nuq, console)
     if report.accuracy:
         console.print(_accuracy_table(report))
         if any(score.metrics for score in report.accuracy):
@@ -155,6 +158,30 @@ def _show_fallback(found: FallbackResult, console: Console) -> None:
         names = ", ".join(f'"{name}"' for name in found.in_float)
         console.print("The same layers in float, without a search:", highlight=False)
         console.print(f"  skip_layers = [{names}]", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_nuq(found: NuqResult, console: Console) -> None:
+    table = _table(
+        f"Weights of few values in {len(found.layers)} layers",
+        "layer", "values", "int8 bytes", "coded before", "coded",
+        left=1,
+    )  # fmt: skip
+    table.caption = "coded: bytes of an ideal entropy code, its table included."
+    table.caption_justify = "left"
+    sizes = [(x.weights, x.coded_before, x.coded) for x in found.layers]
+    for layer, size in zip(found.layers, sizes, strict=True):
+        table.add_row(layer.layer, str(layer.levels), *(f"{n:,}" for n in size))
+    table.add_section()
+    table.add_row("all", "", *(f"{sum(n):,}" for n in zip(*sizes, strict=True)))
+    console.print(table)
+    if found.search is None:
+        return
+    kept = len(found.search.in_float)
+    reached = "" if found.search.reached else ", which is not enough: it is the best found"
+    console.print(
+        f"{kept} layers keep all values; the metric is then {found.search.value:.2f}{reached}.",
+        highlight=False,
+    )
 
 
 def _accuracy_table(report: Report) -> Table:

@@ -16,6 +16,7 @@ from pipeline.quantize.evaluate import LayerError, ModelScore
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import Trial
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.levels import NuqResult
 
 __all__ = ["LayerReport", "Report", "to_json"]
 
@@ -74,6 +75,8 @@ class Report:
         What each improvement did.
     fallback : FallbackResult or None
         What ``[fallback]`` tried.
+    nuq : NuqResult or None
+        What ``[nuq]`` did to the weights.
     data : DataSeen or None
         The samples that were observed.
     warnings : tuple of str
@@ -93,6 +96,7 @@ class Report:
     effort: str = "original"
     trials: tuple[Trial, ...] = ()
     fallback: FallbackResult | None = None
+    nuq: NuqResult | None = None
     data: DataSeen | None = None
     warnings: tuple[str, ...] = ()
     net_quantized: Net | None = None
