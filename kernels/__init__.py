@@ -7,7 +7,8 @@ Number format
 Weights
     `arq`, `arq_fake_quantize`, `quantize_weights`, `dequantize_weights`,
     `fake_quantize_weights`; rounded so that errors cancel: `column_moments`, `ColumnMoments`,
-    `compensated_rounding`; of few values: `best_levels`, `level_table`, `entropy_bits`
+    `compensated_rounding`; of few values: `best_levels`, `level_table`, `entropy_bits`;
+    of low rank: `decompositions`, `LowRank`, `output_error`
 Layers, in float32 and in INT8
     `conv2d`, `conv2d_int8`, `prepare_conv2d`, `deconv2d`, `deconv2d_int8`, `inner_product`,
     `inner_product_int8`, `avg_pool2d`, `avg_pool2d_int8`, `max_pool2d`
@@ -66,6 +67,7 @@ from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
 from kernels.compensation import ColumnMoments, column_moments, compensated_rounding
 from kernels.compiling import on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
+from kernels.decomposition import LowRank, decompositions, output_error
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
 from kernels.dispatch import DEVICES, best_device, device_count, select_device
 from kernels.histogram import Histogram, NotFiniteError
@@ -94,6 +96,7 @@ __all__ = [
     "Histogram",
     "IfmrCandidates",
     "IfmrPass",
+    "LowRank",
     "NotFiniteError",
     "OutputStage",
     "PoolGeometry",
@@ -113,6 +116,7 @@ __all__ = [
     "conv2d",
     "conv2d_int8",
     "conv_output_size",
+    "decompositions",
     "deconv2d",
     "deconv2d_int8",
     "deconv_output_size",
@@ -131,6 +135,7 @@ __all__ = [
     "level_table",
     "max_pool2d",
     "on_compile",
+    "output_error",
     "packed",
     "params_from_range",
     "percentile_range",

@@ -38,7 +38,7 @@ class ColumnMoments:
     count : int
         Columns seen of each group.
     sums : float64 array (G, K)
-        Of integers: exact, in whatever order they are added.
+        Exact for integers, in whatever order they are added.
     products : float64 array (G, K, K)
         Sums of the products of any two; likewise.
     """
@@ -72,10 +72,10 @@ def column_moments(
 
     Parameters
     ----------
-    x : int8 array (N, C, H, W)
-        The quantized input.
+    x : int8 or float32 array (N, C, H, W)
+        The input, quantized or as it is: moments of integers are exact, those of floats rounded.
     x_offset : int
-        What stands for zero; padding is zero.
+        What stands for zero; padding is zero. 0 for float32.
     geometry : ConvGeometry
     positions : int64 array (P,)
         Indices into (N, H', W'), flat.
@@ -92,8 +92,9 @@ def column_moments(
     TypeError, ValueError
         If an argument is wrong.
     """
-    x = check_array("x", x, np.int8, 4, "cpu")
-    check_integer("x_offset", x_offset, -128, 127)
+    floats = getattr(x, "dtype", None) == np.float32
+    x = check_array("x", x, np.float32 if floats else np.int8, 4, "cpu")
+    check_integer("x_offset", x_offset, *((0, 0) if floats else (-128, 127)))
     n, channels = x.shape[:2]
     places = n * geometry.out_size[0] * geometry.out_size[1]
     if not positions.size or positions.min() < 0 or positions.max() >= places:
@@ -114,13 +115,17 @@ def column_moments(
 def _columns(
     x: np.ndarray, x_offset: int, g: ConvGeometry, positions: np.ndarray, transposed: bool
 ) -> np.ndarray:
-    """Return the inputs of some output positions less the offset, int16 (P, C, kh*kw)."""
+    """Return the inputs of some output positions less the offset, (P, C, kh*kw).
+
+    Integers as int16, floats as float32.
+    """
     n, i, j = np.unravel_index(positions, (len(x), *g.out_size))
-    columns = np.zeros((positions.size, x.shape[1], g.kernel[0] * g.kernel[1]), np.int16)
+    kind = np.int16 if x.dtype == np.int8 else np.float32
+    columns = np.zeros((positions.size, x.shape[1], g.kernel[0] * g.kernel[1]), kind)
     for tap, ((rows, rows_in), (cols, cols_in)) in enumerate(_taps(x, g, i, j, transposed)):
         inside = rows_in & cols_in
         taken = x[n[inside], :, rows[inside], cols[inside]]
-        columns[inside, :, tap] = taken.astype(np.int16) - np.int16(x_offset)
+        columns[inside, :, tap] = np.subtract(taken, x_offset, dtype=kind)
     return columns
 
 

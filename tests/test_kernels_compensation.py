@@ -181,4 +181,4 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match="positions"):
             column_moments(x, 0, g, np.array(positions, np.int64))
     with pytest.raises(TypeError):
-        column_moments(x.astype(np.float32), 0, g, np.arange(2))
+        column_moments(x.astype(np.float64), 0, g, np.arange(2))
