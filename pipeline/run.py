@@ -75,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         help="quantize by what such a net has learned",
     )  # fmt: skip
     parser.add_argument(
+        "--decompose", action="store_true",
+        help="write a float net whose convolutions are of lower rank, as [decompose] says",
+    )  # fmt: skip
+    parser.add_argument(
         "--from-record", metavar="RECORD",
         help="quantize by the factors of this record, without calibration, as [record] in the "
         "config",
@@ -196,13 +200,32 @@ def _run(options: argparse.Namespace) -> int:
         options.device, name = best_device()
         if options.device != "cpu":
             reporter.say(f"running on {name}; --device cpu does not")
+    return _job(config, options)(config, options, reporter, console)
+
+
+Job = Callable[["Config", argparse.Namespace, "Reporter", "Console"], int]
+
+
+def _job(config: Config, options: argparse.Namespace) -> Job:
+    """Return the job that options and config ask for."""
     if options.sensitivity:
-        return _sensitivity(config, options, reporter, console)
+        return _sensitivity
+    if options.decompose:
+        return _decompose
     if options.emit_qat or options.from_qat:
-        return _qat(config, options, reporter, console)
-    if config.retrain is not None:
-        return _retrain(config, options, reporter, console)
-    return _quantize(config, options, reporter, console)
+        return _qat
+    return _quantize if config.retrain is None else _retrain
+
+
+def _decompose(
+    config: Config, options: argparse.Namespace, reporter: Reporter, console: Console
+) -> int:
+    from pipeline.jobs.decompose import decompose_model
+    from pipeline.report.ranks import show_decomposed
+
+    where = {"device": options.device, "output": options.output, "reporter": reporter}
+    show_decomposed(decompose_model(config, **where), console)
+    return DONE
 
 
 def _quantize(

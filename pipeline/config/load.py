@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config.amct import with_retrain_cfg
 from pipeline.config.base import Data, FilePath, Names, Table, TransformConfig
 from pipeline.config.calibrate import CalibrateConfig
+from pipeline.config.decompose import DecomposeConfig
 from pipeline.config.fallback import FallbackConfig
 from pipeline.config.improve import ImproveConfig
 from pipeline.config.nuq import NuqConfig
@@ -71,6 +72,7 @@ class Config(Table):
     improve: ImproveConfig = ImproveConfig()
     fallback: FallbackConfig | None = None
     nuq: NuqConfig | None = None
+    decompose: DecomposeConfig | None = None
     record: RecordConfig | None = None
     retrain: RetrainConfig | None = None
     evaluate: EvaluateConfig | None = None

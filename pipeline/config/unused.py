@@ -29,6 +29,8 @@ def unused_settings(config: Config) -> tuple[str, ...]:
 
 def _unused(config: Config) -> Iterator[str]:
     given = config.calibrate.model_fields_set
+    if config.decompose is not None:
+        yield "[decompose] has no effect here: --decompose makes a net of lower rank"
     if config.record is not None:
         rest = set(CalibrateConfig.model_fields) - _SAMPLES
         yield from no_effect("calibrate", given & rest, "the factors are those of the record")

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.quantize.evaluate import ModelScore
 from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
@@ -17,7 +18,15 @@ from pipeline.report.data_tables import show_data, show_notes, show_warnings
 from pipeline.report.plan import Plan
 from pipeline.report.values import Report
 
-__all__ = ["show_files", "show_plan", "show_report", "show_sensitivity", "wide"]
+__all__ = [
+    "accuracy_table",
+    "plain_table",
+    "show_files",
+    "show_plan",
+    "show_report",
+    "show_sensitivity",
+    "wide",
+]
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -31,7 +40,7 @@ def show_report(report: Report, console: Console) -> None:
     if report.nuq is not None:
         _show_nuq(report.nuq, console)
     if report.accuracy:
-        console.print(_accuracy_table(report))
+        console.print(accuracy_table(report.accuracy))
         if any(score.metrics for score in report.accuracy):
             console.print(_metric_table(report))
         if any(score.detections for score in report.accuracy):
@@ -52,7 +61,7 @@ def wide(console: Console) -> Console:
 
 def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:
     """Print what each layer loses, and the config's line that leaves the worst in float."""
-    table = _table(
+    table = plain_table(
         "Sensitivity", "layer", "type", "alone dB", "weights dB", "data dB", "without dB", left=2
     )
     table.caption = (
@@ -79,7 +88,7 @@ def show_files(files: Mapping[str, Path], console: Console) -> None:
         console.print(f"  {path.name}", markup=False, highlight=False)
 
 
-def _table(title: str, *columns: str, left: int) -> Table:
+def plain_table(title: str, *columns: str, left: int) -> Table:
     """Return an empty table narrow enough for 80 characters; the first `left` columns are text."""
     table = Table(
         title=title,
@@ -96,7 +105,7 @@ def _table(title: str, *columns: str, left: int) -> Table:
 
 def _quantized_table(report: Report) -> Table:
     layers = [layer for layer in report.layers if layer.quantized]
-    table = _table(
+    table = plain_table(
         f"{len(layers)} layers of {report.net} in INT8",
         "layer", "type", "scale", "offset", "adds dB", "net dB", "clipped", "used",
         left=2,
@@ -122,7 +131,7 @@ def _float_table(report: Report) -> Table:
         if not layer.quantized:
             by_rule.setdefault(layer.reason, []).append(layer.layer)
     count = sum(map(len, by_rule.values()))
-    table = _table(f"{count} layers in float", "because", "layers", left=2)
+    table = plain_table(f"{count} layers in float", "because", "layers", left=2)
     for reason, names in by_rule.items():
         table.add_row(reason, ", ".join(names))
     return table
@@ -135,7 +144,7 @@ def _db(value: float) -> str:
 
 
 def _show_trials(report: Report, console: Console) -> None:
-    table = _table(f"Effort: {report.effort}", "step", "mean dB", "", left=1)
+    table = plain_table(f"Effort: {report.effort}", "step", "mean dB", "", left=1)
     for trial in report.trials:
         table.add_row(trial.step, _db(trial.sqnr), "" if trial.kept else "undone")
     console.print(table)
@@ -147,7 +156,7 @@ def _show_trials(report: Report, console: Console) -> None:
 
 
 def _show_fallback(found: FallbackResult, console: Console) -> None:
-    table = _table("Fallback", "layers in float", "number", "metric", "", left=1)
+    table = plain_table("Fallback", "layers in float", "number", "metric", "", left=1)
     for trial in found.trials:
         number = str(len(trial.in_float))
         table.add_row(trial.what, number, f"{trial.value:.2f}", "enough" if trial.reached else "")
@@ -161,7 +170,7 @@ def _show_fallback(found: FallbackResult, console: Console) -> None:
 
 
 def _show_nuq(found: NuqResult, console: Console) -> None:
-    table = _table(
+    table = plain_table(
         f"Weights of few values in {len(found.layers)} layers",
         "layer", "values", "int8 bytes", "coded before", "coded",
         left=1,
@@ -184,15 +193,16 @@ def _show_nuq(found: NuqResult, console: Console) -> None:
     )
 
 
-def _accuracy_table(report: Report) -> Table:
-    table = _table(
-        f"Accuracy on {report.accuracy[0].samples} samples",
+def accuracy_table(scores: Sequence[ModelScore]) -> Table:
+    """Return the accuracy of models, and how close they are to the first."""
+    table = plain_table(
+        f"Accuracy on {scores[0].samples} samples",
         "model", "output", "cosine", "SQNR dB", "mean dB", "top-1 %", "top-5 %",
         left=2,
     )  # fmt: skip
     table.caption = "SQNR: of all samples together; mean: of each sample's own."
     table.caption_justify = "left"
-    for score in report.accuracy:
+    for score in scores:
         ranks = [("" if r is None else f"{r:.2f}") for r in (score.top1, score.top5)]
         rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr), _db(o.sample_sqnr)) for o in score.outputs]
         for i, row in enumerate(rows or [("", "", "", "")]):
@@ -202,7 +212,7 @@ def _accuracy_table(report: Report) -> Table:
 
 def _metric_table(report: Report) -> Table:
     names = list(dict.fromkeys(name for score in report.accuracy for name in score.metrics))
-    table = _table("Metrics", "model", *names, left=1)
+    table = plain_table("Metrics", "model", *names, left=1)
     for score in report.accuracy:
         found = [score.metrics.get(name) for name in names]
         table.add_row(score.model, *("" if v is None else f"{v:.4g}" for v in found))
@@ -210,7 +220,7 @@ def _metric_table(report: Report) -> Table:
 
 
 def _detection_table(report: Report) -> Table:
-    table = _table(
+    table = plain_table(
         "Detections", "model", "output", "boxes", "in float", "IoU 0.5", "IoU 0.75", "score off by",
         left=2,
     )  # fmt: skip
@@ -233,7 +243,7 @@ def _share(value: float) -> str:
 def show_plan(plan: Plan, console: Console) -> None:
     """Print what would be done to each layer, and what the net costs."""
     cost = plan.cost
-    table = _table("Plan", "layer", "type", "INT8", "output", "MACs", "weights", left=4)
+    table = plain_table("Plan", "layer", "type", "INT8", "output", "MACs", "weights", left=4)
     for c in cost.layers:
         table.add_row(
             c.layer, c.type, c.method if c.quantize else f"no: {c.reason}", _size(c.top),
