@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,13 @@ from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.layers import Shape
 from pipeline.qat.net import merge_phases
 from pipeline.quantize.activations import Activations
-from pipeline.quantize.decompose import decomposable, decompose, observe_columns, with_pairs
+from pipeline.quantize.decompose import (
+    Columns,
+    decomposable,
+    decompose,
+    observe_columns,
+    with_pairs,
+)
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.evaluate import DecodedOnce, ModelScore, Runnable, compare
 from pipeline.quantize.outputs import compared_blobs, detection_blobs
@@ -86,14 +92,7 @@ def decompose_model(
             chosen = decomposable(net, settings)
             check_evaluation(config, work)
         with clock.stage("decompose"):
-            c = work.calibrate
-            feed = calibration_feed(config, work)
-            try:
-                batches = feed.batches(c.batch_size, c.batch_num)
-                tracked = reporter.track(batches, "observe", c.batch_num)
-                seen = observe_columns(net, chosen, (feed.for_net(b) for b in tracked))
-            finally:
-                feed.close()
+            seen = _seen(config, work, chosen, reporter)
             reporter.say(f"decomposing {len(chosen)} convolutions ...")
             pairs, ranks = decompose(net, seen, settings)
             smaller = with_pairs(net, pairs)
@@ -125,6 +124,19 @@ def decompose_model(
         clock.seconds,
         notes,
     )
+
+
+def _seen(
+    config: Config, work: Prepared, names: Sequence[str], reporter: Reporter
+) -> dict[str, Columns]:
+    """Return what convolutions read in the calibration samples."""
+    c = work.calibrate
+    feed = calibration_feed(config, work)
+    try:
+        batches = reporter.track(feed.batches(c.batch_size, c.batch_num), "observe", c.batch_num)
+        return observe_columns(work.net, names, (feed.for_net(b) for b in batches))
+    finally:
+        feed.close()
 
 
 def _compare(

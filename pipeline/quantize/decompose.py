@@ -21,7 +21,7 @@ from pipeline.quantize.fuse import fuse, shared_parameters
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.state import State
 
-__all__ = ["LayerRank", "decomposable", "decompose", "observe_columns", "with_pairs"]
+__all__ = ["Columns", "LayerRank", "decomposable", "decompose", "observe_columns", "with_pairs"]
 
 #: Output positions of a batch that a layer's columns are taken at, at most.
 _POSITIONS = 2048
