@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from layer_nets import with_blobs
-from small_nets import TEXT, small_net, write_job
+from qat_checker import check_net, check_solver
+from small_nets import TEXT, samples, small_net, write_job
 
 import caffeio
 import kernels
@@ -16,7 +18,7 @@ import pipeline
 from caffeio.errors import NetError
 from caffeio.record import read_record
 from pipeline.jobs.qat import emit_qat, quantize_trained
-from pipeline.qat.net import merge_phases, ranges_of, without_qat
+from pipeline.qat.net import _record_path, merge_phases, ranges_of, without_qat
 from pipeline.run import main
 
 DATA = (
@@ -89,7 +91,9 @@ def test_the_layers_are_put_in(config: Path):
     up = net.layer("up_weight_qat").param.retrain_weight_quant_param
     assert (up.cout, up.cin, up.h, up.w, up.channel_wise) == (6, 4, 4, 4, True)
     fc = net.layer("fc_weight_qat").param.retrain_weight_quant_param
-    assert (fc.cout, fc.cin, fc.h, fc.w, fc.channel_wise) == (10, 252, 1, 1, False)
+    assert (fc.cout, fc.cin, fc.channel_wise) == (10, 252, False)
+    assert not fc.HasField("h")
+    assert net.layer("fc_weight_qat").blobs[0].shape == (10, 252)
     for layer in net.layers:
         if layer.type == "WeightQAT":
             user = net.layer(layer.name.removesuffix("_weight_qat"))
@@ -155,15 +159,187 @@ def test_by_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "conv1" in capsys.readouterr().out
 
 
-def test_without_data_ifmr_is_left_to_caffe(config: Path):
+def without_calibration(config: Path) -> None:
     text = config.read_text()
     start, end = text.index("[calibrate"), text.index("[evaluate")
     config.write_text(text[:start] + text[end:])
+
+
+def both_phases(files: dict[str, Path]) -> list[caffeio.Net]:
+    return [
+        caffeio.read_net(files["qat_prototxt"], files["qat_weights"], phase)
+        for phase in ("TRAIN", "TEST")
+    ]
+
+
+def test_without_any_data_ifmr_is_left_to_caffe(config: Path):
+    without_calibration(config)
     files = emit_qat(config)
-    net = caffeio.read_net(files["qat_prototxt"], files["qat_weights"], "TRAIN")
-    for layer in net.layers:
-        if layer.type == "ActivationQAT":
-            assert layer.param.retrain_data_quant_param.ifmr_init
+    for net in both_phases(files):
+        found = [x for x in net.layers if x.type == "ActivationQAT"]
+        assert found
+        assert all(x.param.retrain_data_quant_param.ifmr_init for x in found)
+        assert check_net(net) == []
+    assert "Caffe searches the ranges" in files["qat_solver"].read_text()
+
+
+def test_without_calibration_data_the_first_training_batch_serves(config: Path, tmp_path: Path):
+    without_calibration(config)
+    more = 'batch_size = 6\ndata = { source = "data.npz" }\ntest_data = { source = "data.npz" }\n'
+    config.write_text(config.read_text() + more)
+    files = emit_qat(config)
+    net = both_phases(files)[0]
+    assert check_net(net) == []
+    first = net.layer("conv1_act_qat")
+    assert not first.param.retrain_data_quant_param.ifmr_init
+    want = kernels.ifmr(samples(6))
+    high, low = (float(b[0]) for b in first.blobs)
+    got = kernels.ulq_grid(high, low).params()
+    assert got.scale == pytest.approx(want.scale, rel=1e-6)
+    assert "first batch of the training data" in files["qat_prototxt"].read_text()
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["calibrated", "ifmr_init"])
+def test_what_is_emitted_trains_in_the_original(config: Path, data: bool):
+    if not data:
+        without_calibration(config)
+    files = emit_qat(config)
+    for net in both_phases(files):
+        assert check_net(net) == []
+    assert check_solver(files["qat_solver"]) == []
+    for kind in ("qat_prototxt", "qat_solver"):
+        head = files[kind].read_text().split("\n\n")[0]
+        assert "writes the quantized weights over the float masters" in " ".join(head.split("\n# "))
+
+
+def set_field(layer: str, kind: str, field: str, value: object):
+    def change(net: caffeio.Net) -> caffeio.Net:
+        setattr(getattr(net.layer(layer).param, kind), field, value)
+        return net
+
+    return change
+
+
+def set_blob(layer: str, index: int, change_blob):
+    def change(net: caffeio.Net) -> caffeio.Net:
+        blobs = list(net.layer(layer).blobs)
+        blobs[index] = change_blob(blobs[index])
+        changed = replace(net.layer(layer), blobs=tuple(blobs))
+        return net.with_layers(tuple(changed if x.name == layer else x for x in net.layers))
+
+    return change
+
+
+def moved_last(layer: str):
+    def change(net: caffeio.Net) -> caffeio.Net:
+        return replace_layers(net, [x for x in net.layers if x.name != layer] + [net.layer(layer)])
+
+    return change
+
+
+def replace_layers(net: caffeio.Net, layers: list[caffeio.Layer]) -> SimpleNamespace:
+    """Return what looks like a net: no real one would take layers in such an order."""
+    return SimpleNamespace(inputs=net.inputs, name=net.name, layers=tuple(layers), layer=net.layer)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (set_field("conv1_act_qat", "retrain_data_quant_param", "record_file_path", ""), "is empty"),
+        (set_field("conv1_act_qat", "retrain_data_quant_param", "record_file_path", "fc_act_qat_record.txt"), "shares record_file_path"),
+        (set_field("conv1_act_qat", "retrain_data_quant_param", "record_file_path", "a/b.txt"), "in a folder"),
+        (set_field("conv1_act_qat", "retrain_data_quant_param", "ifmr_init", True), "old clip_min"),
+        (set_field("conv1_act_qat", "retrain_data_quant_param", "clip_max", 99.0), "disagree"),
+        (set_field("conv1_act_qat", "retrain_data_quant_param", "object_layer", ""), "no object_layer"),
+        (set_blob("conv1_act_qat", 0, lambda b: b - 1e3), "not above clip_min"),
+        (set_blob("conv1_act_qat", 0, lambda b: b.reshape(1, 1)), "two blobs of one element"),
+        (set_field("fc_weight_qat", "retrain_weight_quant_param", "cin", 3), "its parameters make blobs"),
+        (set_blob("fc", 0, lambda b: b.reshape(10, 252, 1, 1)), "of another shape"),
+        (set_blob("conv1_weight_qat", 1, lambda b: b.reshape(8, -1)), "its parameters make blobs"),
+        (moved_last("conv1_act_qat"), "before it is made"),
+        (lambda net: replace_layers(net, [x for x in net.layers if x.name != "fc"]), "0 layers share"),
+    ],
+)  # fmt: skip
+def test_the_checker_finds_what_makes_that_caffe_abort(config: Path, change, says: str):
+    net = both_phases(emit_qat(config))[0]
+    assert check_net(net) == []
+    assert any(says in line for line in check_net(change(net)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("net:", "train_net:", "needs net:"),
+        ("test_interval: 10", "test_interval: 0", "test_interval must be"),
+        ("test_iter: 2", "test_iter: 1", "test_iter must be"),
+        ("test_initialization: false", "", "test_initialization must be"),
+    ],
+)
+def test_the_checker_finds_what_the_solver_lacks(config: Path, old: str, new: str, says: str):
+    path = emit_qat(config)["qat_solver"]
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert any(says in line for line in check_solver(path))
+
+
+def test_a_solver_that_does_not_test_is_refused(config: Path, capsys: pytest.CaptureFixture):
+    solver = config.with_name("solver.prototxt")
+    solver.write_text(solver.read_text().replace("test_iter: 2 test_interval: 10", ""))
+    assert main([str(config), "--emit-qat"]) == 2
+    assert "test_iter and test_interval" in capsys.readouterr().err
+
+
+def test_layer_names_make_files_of_their_own():
+    taken: set[str] = set()
+    names = ["conv2/3x3_act_qat", "conv2_3x3_act_qat", "a b_act_qat"]
+    assert [_record_path(name, taken) for name in names] == [
+        "conv2_3x3_act_qat_record.txt", "conv2_3x3_act_qat_2_record.txt", "a_b_act_qat_record.txt"
+    ]  # fmt: skip
+
+
+def test_trained_here_with_those_layers_and_taken_back(config: Path, tmp_path: Path):
+    """Emit, train in the product's own trainer on the emitted net, quantize by what it learned."""
+    pytest.importorskip("torch")
+    files = emit_qat(config)
+    text = config.read_text().replace("solver.prototxt", "out/net_retrain_solver.prototxt")
+    text = text.replace('"net.caffemodel"', '"out/net_retrain_weights.caffemodel"')
+    text = text.replace("[retrain]", "[retrain]\nquantize = false\nbatch_size = 4")
+    text += 'data = { source = "data.npz" }\ntest_data = { source = "data.npz" }\n'
+    (tmp_path / "train.toml").write_text(text)
+    done = pipeline.train_model(tmp_path / "train.toml", output=tmp_path / "trained")
+    assert done.iterations == 20
+    before, after = (
+        caffeio.read_net(files["qat_prototxt"], weights, "TRAIN")
+        for weights in (files["qat_weights"], done.files["last_weights"])
+    )
+    assert check_net(after) == [
+        f"{x.name}: parameter and blob disagree" for x in after.layers if x.type == "ActivationQAT"
+    ]  # what is learned is in the blob
+    for layer in after.layers:
+        if layer.type == "WeightQAT":
+            fake, master = layer.blobs
+            assert (master != before.layer(layer.name).blobs[1]).any()
+            p = layer.param.retrain_weight_quant_param
+            axis = (1 if p.layer_type == "Deconvolution" else 0) if p.channel_wise else None
+            np.testing.assert_array_equal(fake, kernels.arq_fake_quantize(master, axis)[0])
+            user = after.layer(layer.name.removesuffix("_weight_qat"))
+            np.testing.assert_array_equal(user.blobs[0].reshape(fake.shape), fake)
+        if layer.type == "ActivationQAT" and not layer.param.retrain_data_quant_param.fixed_min:
+            assert layer.blobs[0] != before.layer(layer.name).blobs[0]
+    report = quantize_trained(config, files["qat_prototxt"], done.files["last_weights"])
+    for name, record in report.record.layers.items():
+        assert ranges_of(after)[name].scale == pytest.approx(record.scale_d, rel=1e-6)
+        assert name in {"conv1", "dw", "branch", "up", "avg", "fc"}
+    x = {"data": samples(8, 3)}
+    y = pipeline.FloatNet(without_qat(after)).forward(x, ["fc"])["fc"]
+    noise = report.int8_net().forward(x, ["fc"])["fc"] - y
+    assert np.square(noise).sum() < 0.01 * np.square(y).sum()
+    # with fake quantization of its own there would be two
+    again = (tmp_path / "train.toml").read_text().replace("quantize = false\n", "")
+    (tmp_path / "twice.toml").write_text(again)
+    with pytest.raises(pipeline.errors.ConfigError, match="has QAT layers already"):
+        pipeline.retrain_model(tmp_path / "twice.toml", output=tmp_path / "twice")
 
 
 def test_names_with_dashes_are_told_apart():
@@ -213,3 +389,47 @@ def test_phases_merge_in_order():
         net("d*", "a", "b", "t*", phase="TRAIN"), net("d*", "a", "x*", "b", phase="TEST")
     )
     assert [layer.tops[0] for layer in merged.layers] == ["d*", "d*", "a", "x*", "b", "t*"]
+
+
+@pytest.mark.parametrize("model", ["lenet_mnist", "cifar10_m4"])
+def test_real_nets_train_in_the_original(assets: Path, tmp_path: Path, model: str):
+    """Their deploy nets between a labelled input and a loss."""
+    folder = assets / "models" / model
+    weights = next(folder.glob("*.caffemodel"))
+    net = caffeio.read_net(folder / "deploy.prototxt", weights)
+    softmax = next(x for x in net.layers if x.type == "Softmax")
+    body = net.with_layers(tuple(x for x in net.layers if x is not softmax))
+    text = caffeio.to_prototxt(body) + (
+        'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 4 } } }\n'
+        'layer { name: "loss" type: "SoftmaxWithLoss" '
+        f'bottom: "{softmax.bottoms[0]}" bottom: "label" top: "loss" }}\n'
+    )
+    (tmp_path / "train.prototxt").write_text(text)
+    (tmp_path / "solver.prototxt").write_text(
+        'net: "train.prototxt" test_iter: 2 test_interval: 10 base_lr: 0.001 lr_policy: "fixed" '
+        "max_iter: 2\n"
+    )
+    size = net.layers[0].param.input_param.shape[0].dim[1:]
+    x = np.random.default_rng(0).random((16, *size), np.float32)
+    np.savez(tmp_path / "data.npz", data=x, label=np.arange(16) % 10)
+    (tmp_path / "config.toml").write_text(f"""
+[model]
+prototxt = "{folder / "deploy.prototxt"}"
+caffemodel = "{weights}"
+[retrain]
+solver = "solver.prototxt"
+batch_size = 4
+data = {{ source = "data.npz" }}
+test_data = {{ source = "data.npz" }}
+[evaluate]
+data.source = "data.npz"
+[output]
+directory = "out"
+""")
+    files = emit_qat(tmp_path / "config.toml")
+    for phase in both_phases(files):
+        assert check_net(phase) == []
+        assert sum(x.type == "WeightQAT" for x in phase.layers) >= 4
+    assert check_solver(files["qat_solver"]) == []
+    back = quantize_trained(tmp_path / "config.toml", files["qat_prototxt"], files["qat_weights"])
+    assert back.accuracy[2].outputs[0].sample_sqnr > 25

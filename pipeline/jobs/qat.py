@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 import caffeio
-from caffeio import Net
-from caffeio.errors import NetError
+from caffeio import Net, Solver
+from caffeio.errors import CaffeFileError, NetError
 from caffeio.proto import caffe_pb2
 from caffeio.prototxt import format_text
-from kernels import QuantParams, on_compile
+from kernels import Ifmr, QuantParams, on_compile
+from pipeline.config.base import DataConfig
 from pipeline.config.load import Config, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.data import input_shapes
 from pipeline.jobs.files import (
     Writer,
@@ -23,9 +26,14 @@ from pipeline.jobs.files import (
 )
 from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
 from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.layers.source import declared_batch
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
+from pipeline.quantize.assign import LayerPlan
+from pipeline.quantize.calibrate import search
+from pipeline.quantize.feed import open_feed
 from pipeline.quantize.fuse import fuse
+from pipeline.quantize.observe import RangeObserver
 from pipeline.quantize.prepare import Prepared, as_configured, prepare, read_model, with_blobs
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
@@ -53,7 +61,8 @@ def emit_qat(
     Parameters
     ----------
     config : path-like or Config
-        With ``[retrain]``; with data in ``[calibrate]`` the ranges begin as calibrated.
+        With ``[retrain]``; with data in ``[calibrate]`` the ranges begin as calibrated, else as
+        searched on the first batch of the training data.
     device : str
         One of `kernels.DEVICES`, for calibration.
     output : path-like, optional
@@ -77,35 +86,96 @@ def emit_qat(
         raise ConfigError("[retrain] is missing: it names the solver")
     files = output_files(config, output, _QAT_FILES)
     solver = caffeio.read_solver(settings.solver, settings.root)
+    if solver.test_net is None:
+        raise ConfigError(
+            f"'{solver.path}' does not test, which the original's training needs: give it "
+            "test_iter and test_interval, and its net a TEST phase"
+        )
     train = as_configured(config, caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel))
+    test = as_configured(config, caffeio.read_solver_net(solver, "TEST", config.model.caffemodel))
     work = prepare(config, read_model(config))
-    starts: dict[str, QuantParams] = {}
-    if config.calibrate.data:
-        with on_compile(device, reporter.compiling):
-            net = FloatNet(work.fused.net, device=device)
-            starts = calibrate(config, work, net, reporter).params
-    plan = fake_plan(train, work, settings, starts)
     skip = settings.skip_fusion_layers
 
-    def put_in(net: Net) -> Net:
-        return qat_net(fuse(net, skip, training=True, fold=settings.do_fusion).net, plan)
+    def folded(net: Net) -> Net:
+        return fuse(net, skip, training=True, fold=settings.do_fusion).net
 
-    whole = put_in(train)
-    if solver.test_net is not None:
-        test = caffeio.read_solver_net(solver, "TEST", config.model.caffemodel)
-        whole = merge_phases(whole, put_in(as_configured(config, test)))
+    with on_compile(device, reporter.compiling):
+        starts, notes = _starts(config, work, folded(train), solver, device, reporter)
+    plan = fake_plan(train, work, settings, starts)
+    whole = merge_phases(qat_net(folded(train), plan), qat_net(folded(test), plan))
+    for note in notes:
+        reporter.say(f"note: {note}")
+    head = "".join(f"# {line}\n" for line in (*_HEAD, *notes))
+    writers: dict[str, Writer] = {
+        "qat_prototxt": lambda path: write_text(path, head + caffeio.to_prototxt(whole)),
+        "qat_weights": lambda path: caffeio.write_caffemodel(whole, path),
+        "qat_solver": lambda path: write_text(
+            path, head + _solver_text(solver, files["qat_prototxt"].name)
+        ),
+    }
+    write_files(files, writers)
+    return files
+
+
+#: What whoever trains with the emitted files should know.
+_HEAD = (
+    "For training with quantization in the Ascend tool's Caffe, started in this folder.",
+    "Each ActivationQAT layer makes its record_file_path here. The TEST net shares its blobs with",
+    "the TRAIN net: at its first forward it writes the quantized weights over the float masters,",
+    "which are quantized anew from then on; test_initialization stays false.",
+)
+
+
+def _solver_text(solver: Solver, net: str) -> str:
+    """Return the solver for the emitted net: one net for both phases, no test at the beginning."""
     param = caffe_pb2.SolverParameter()
     param.CopyFrom(solver.param)
     for key in ("net_param", "train_net", "train_net_param", "test_net", "test_net_param"):
         param.ClearField(key)
-    param.net = files["qat_prototxt"].name
-    writers: dict[str, Writer] = {
-        "qat_prototxt": lambda path: caffeio.write_prototxt(whole, path),
-        "qat_weights": lambda path: caffeio.write_caffemodel(whole, path),
-        "qat_solver": lambda path: write_text(path, format_text(param)),
-    }
-    write_files(files, writers)
-    return files
+    param.net = net
+    param.test_initialization = False
+    # the original's own retraining wants more test batches than its batch_num, which is 1 here
+    param.test_iter[:] = [max(solver.test_iter, 2)]
+    return format_text(param)
+
+
+def _starts(
+    config: Config, work: Prepared, train: Net, solver: Solver, device: str, reporter: Reporter
+) -> tuple[dict[str, QuantParams], tuple[str, ...]]:
+    """Return the ranges to begin with: as calibrated, or of the first batch of training data.
+
+    Also notes: where there is neither, Caffe searches the ranges itself.
+    """
+    if config.calibrate.data:
+        net = FloatNet(work.fused.net, device=device)
+        return calibrate(config, work, net, reporter).params, ()
+    try:
+        batch = _first_batch(config, train, solver)
+    except (ConfigError, PipelineError, CaffeFileError, NetError, ImportError) as error:
+        return {}, (
+            f"The training data cannot be read here ({error}): Caffe searches the ranges on "
+            "its first batch (ifmr_init).",
+        )
+    plans = {name: LayerPlan(Ifmr(), False) for name in work.plans}
+    observer = RangeObserver(FloatNet(train, device=device), plans, 1)
+    observer.feed(0, batch)
+    return search(train, plans, observer.seen, device), (
+        "Ranges begin as IFMR finds them on the first batch of the training data.",
+    )
+
+
+def _first_batch(config: Config, train: Net, solver: Solver) -> dict[str, np.ndarray]:
+    """Read a batch of the training data: what the config names, or the net's data layer."""
+    settings = config.retrain
+    assert settings is not None
+    own = DataConfig(kind="net", root=settings.root or solver.train_net.parent)
+    tables = settings.data or (own,)
+    feed = open_feed(train, tables, config.transform, "retrain.data")
+    try:
+        size = (settings.batch_size if settings.data else None) or declared_batch(train.layers)
+        return feed.for_net(next(feed.batches(size or 32, 1)))
+    finally:
+        feed.close()
 
 
 @names_unknown_fields

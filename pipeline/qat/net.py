@@ -10,6 +10,7 @@ Everything here works on plain nets: nothing is trained, and PyTorch is not need
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -24,7 +25,24 @@ from pipeline.errors import PipelineError
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.qat.plan import DataPlan, FakePlan
 
-__all__ = ["merge_phases", "qat_net", "ranges_of", "without_qat"]
+__all__ = [
+    "has_qat",
+    "merge_phases",
+    "object_layers",
+    "qat_net",
+    "ranges_of",
+    "shared_name",
+    "without_qat",
+]
+
+_TYPES = ("ActivationQAT", "WeightQAT")
+#: What may stand in the name of a file that Caffe makes where it is started.
+_PLAIN = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def has_qat(net: Net) -> bool:
+    """Whether a net has ActivationQAT or WeightQAT layers."""
+    return any(layer.type in _TYPES for layer in net.layers)
 
 
 def qat_net(net: Net, plan: FakePlan) -> Net:
@@ -43,6 +61,7 @@ def qat_net(net: Net, plan: FakePlan) -> Net:
     """
     by_layer = {name: data for data in plan.data for name in data.layers}
     activation_names: set[str] = set()
+    paths: set[str] = set()
     out: list[Layer] = []
     for layer in net.layers:
         data = by_layer.get(layer.name)
@@ -52,7 +71,7 @@ def qat_net(net: Net, plan: FakePlan) -> Net:
         act = f"{data.layers[0]}_act_qat"
         if act not in activation_names:
             activation_names.add(act)
-            out.append(_activation(act, layer.bottoms[0], data))
+            out.append(_activation(act, layer.bottoms[0], data, _record_path(act, paths)))
         bottom = act
         if layer.name in plan.weights:
             bottom = f"{layer.name}_weight_qat"
@@ -86,20 +105,25 @@ def merge_phases(train: Net, test: Net) -> Net:
 def without_qat(net: Net) -> Net:
     """Return the net without its QAT layers: each layer with its float master weights.
 
+    Parameters
+    ----------
+    net : Net
+        With weights or without.
+
     Raises
     ------
     caffeio.NetError
         If the net has none, or one does not say what it belongs to.
     """
     source: dict[str, str] = {}
-    masters: dict[str, np.ndarray] = {}
+    masters: dict[str, np.ndarray | None] = {}
     layers = []
     for layer in net.layers:
         if layer.type == "ActivationQAT":
             source[layer.tops[0]] = layer.bottoms[0]
         elif layer.type == "WeightQAT":
             source[layer.tops[0]] = source.get(layer.bottoms[0], layer.bottoms[0])
-            masters[_shared_name(layer)] = layer.blobs[1]
+            masters[shared_name(layer)] = layer.blobs[1] if layer.blobs else None
         else:
             layers.append(_restored(layer, source, masters))
     if not source:
@@ -131,12 +155,12 @@ def ranges_of(net: Net) -> dict[str, QuantParams]:
             params = kernels.ulq_grid(clips.high, min(clips.low, 0.0)).params()
         except ValueError as error:
             raise PipelineError(f"layer '{layer.name}': {error}") from None
-        for name in _objects(layer, names):
+        for name in object_layers(layer, names):
             ranges[name] = params
     return ranges
 
 
-def _objects(layer: Layer, names: set[str]) -> list[str]:
+def object_layers(layer: Layer, names: set[str]) -> list[str]:
     """Return the layers that object_layer names, joined by "-", which may occur in names too."""
     text = layer.param.retrain_data_quant_param.object_layer
     parts, layer_names = text.split("-"), []
@@ -154,8 +178,23 @@ def _objects(layer: Layer, names: set[str]) -> list[str]:
     return layer_names
 
 
-def _activation(name: str, bottom: str, data: DataPlan) -> Layer:
-    high, low = data.clips or (3.0, 0.0 if data.fixed_min else -3.0)
+def _record_path(name: str, taken: set[str]) -> str:
+    """Return a file of its own for an ActivationQAT layer, which Caffe makes where it is started.
+
+    The layer creates or empties it, and reads it back at its first forward.
+    """
+    plain = _PLAIN.sub("_", name)
+    path, number = f"{plain}_record.txt", 1
+    while path in taken:
+        number += 1
+        path = f"{plain}_{number}_record.txt"
+    taken.add(path)
+    return path
+
+
+def _activation(name: str, bottom: str, data: DataPlan, path: str) -> Layer:
+    # with ifmr_init the CPU code there takes the clip_min that it is given, which must be 0
+    high, low = data.clips or (3.0, 0.0)
     low = 0.0 if data.fixed_min else low
     param = caffe_pb2.LayerParameter(
         name=name,
@@ -169,6 +208,7 @@ def _activation(name: str, bottom: str, data: DataPlan) -> Layer:
             ifmr_init=data.clips is None,
             fixed_min=data.fixed_min,
             object_layer="-".join(data.layers),
+            record_file_path=path,
         ),
     )
     blobs = tuple(np.array([v], np.float32) for v in (high, low))
@@ -182,7 +222,8 @@ def _weight(layer: Layer, name: str, bottom: str, channel_wise: bool) -> Layer:
             f"layer '{layer.name}' shares its weights as '{spec.name}'; name it in skip_layers"
         )
     w = layer.blobs[0]
-    shape = (*w.shape, 1, 1)[:4]
+    if layer.type == "InnerProduct":  # old files give it four axes; the sharing is strict
+        w = w.reshape(layer.param.inner_product_param.num_output, -1)
     axis = INT8_TYPES[layer.type].channel_axis
     own, other = caffe_pb2.ParamSpec(), caffe_pb2.ParamSpec()
     own.CopyFrom(spec)
@@ -195,14 +236,15 @@ def _weight(layer: Layer, name: str, bottom: str, channel_wise: bool) -> Layer:
         top=[name],
         param=[own, other],
         retrain_weight_quant_param=caffe_pb2.RetrainWeightQuantParameter(
-            cout=shape[axis],
-            cin=shape[1 - axis],
-            h=shape[2],
-            w=shape[3],
+            cout=w.shape[axis],
+            cin=w.shape[1 - axis],
             channel_wise=channel_wise,
             layer_type=layer.type,
         ),
     )
+    if w.ndim == 4:  # its blobs have two axes unless both are there
+        p = param.retrain_weight_quant_param
+        p.h, p.w = w.shape[2:]
     return Layer(name, "WeightQAT", (bottom,), (name,), param, (w, w))
 
 
@@ -217,7 +259,10 @@ def _rewired(layer: Layer, bottom: str, *, shared: bool) -> Layer:
         rest = list(layer.param.param)[1:]
         del param.param[:]
         param.param.extend([spec, *rest])
-    return replace(layer, bottoms=(bottom,), param=param)
+    blobs = layer.blobs
+    if shared and layer.type == "InnerProduct":
+        blobs = (blobs[0].reshape(layer.param.inner_product_param.num_output, -1), *blobs[1:])
+    return replace(layer, bottoms=(bottom,), param=param, blobs=blobs)
 
 
 def _spec(layer: Layer, index: int) -> caffe_pb2.ParamSpec:
@@ -227,14 +272,17 @@ def _spec(layer: Layer, index: int) -> caffe_pb2.ParamSpec:
     return spec
 
 
-def _shared_name(layer: Layer) -> str:
+def shared_name(layer: Layer) -> str:
+    """Return the name of the parameter that a WeightQAT layer shares with the layer it serves."""
     name = _spec(layer, 0).name
     if not name:
         raise NetError("its first param has no name, so no layer shares its weights", layer.name)
     return name
 
 
-def _restored(layer: Layer, source: Mapping[str, str], masters: Mapping[str, np.ndarray]) -> Layer:
+def _restored(
+    layer: Layer, source: Mapping[str, str], masters: Mapping[str, np.ndarray | None]
+) -> Layer:
     bottoms = tuple(source.get(b, b) for b in layer.bottoms)
     param = caffe_pb2.LayerParameter()
     param.CopyFrom(layer.param)
@@ -242,7 +290,9 @@ def _restored(layer: Layer, source: Mapping[str, str], masters: Mapping[str, np.
     blobs = layer.blobs
     for spec in param.param:
         if spec.name in masters:
-            blobs = (masters[spec.name].reshape(blobs[0].shape), *blobs[1:])
+            master = masters[spec.name]
+            if master is not None and blobs:
+                blobs = (master.reshape(blobs[0].shape), *blobs[1:])
             spec.ClearField("name")
     return replace(layer, bottoms=bottoms, param=param, blobs=blobs)
 

@@ -8,7 +8,7 @@ tensors' own memory, on the CPU and, with numba-cuda, on a CUDA device.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.qat.plan import DataPlan, WeightPlan
 from pipeline.retrain import formula
 
-__all__ = ["Ulq", "fake_weights"]
+__all__ = ["Ulq", "clips_by_layer", "fake_weights"]
 
 
 class Ulq(nn.Module):
@@ -94,6 +94,16 @@ class Ulq(nn.Module):
     def params(self) -> QuantParams:
         """Return scale and offset of the learned range."""
         return self._grid().params()
+
+
+def clips_by_layer(ranges: Iterable[nn.Module]) -> dict[str, tuple[float, float]]:
+    """Return the learned clip_max and clip_min of the data that each layer reads."""
+    return {
+        name: (ulq.clip_max.item(), ulq.clip_min.item())
+        for ulq in ranges
+        if isinstance(ulq, Ulq)
+        for name in ulq.plan.layers
+    }
 
 
 @cache

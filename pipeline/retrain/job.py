@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 import caffeio
 from caffeio import Net
 from kernels import QuantParams, on_compile
@@ -19,11 +21,13 @@ from pipeline.jobs.files import Writer, model_files, output_files, write_files
 from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.plan import fake_plan, trained_channel_wise
+from pipeline.qat.trained import plan_of, with_trained
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
 from pipeline.retrain.curve import draw_curve, write_curve
+from pipeline.retrain.fake import clips_by_layer
 from pipeline.retrain.group import Group, join
 from pipeline.retrain.plan import Plan, Test
 from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
@@ -193,7 +197,7 @@ def _train(
     settings = config.retrain
     assert settings is not None
     reporter = reporter if group.leads else Reporter(quiet=True)
-    work = before = None
+    work = before = fake = None
     samples = 0
     model: object = None
     follows = None if isinstance(resume, bool) else Path(resume)
@@ -215,6 +219,9 @@ def _train(
                 ranges = calibrate(config, work, net, reporter, settings.data_bits)
                 starts, samples = ranges.params, ranges.samples
             fake = fake_plan(setup.net, work, settings, starts)
+        elif setup.qat is not None:
+            fake = plan_of(setup.qat)
+        if fake is not None:
             model = [(d.layers, d.fixed_min) for d in fake.data], sorted(fake.weights.items())
             setup.module.fake_quantize(fake)
         test = set_up_test(setup, opened)
@@ -278,9 +285,10 @@ def _quantize(
 
 
 def _course_writers(done: _Done, files: Mapping[str, Path]) -> dict[str, Writer]:
-    net, trainer = done.setup.net, done.trainer
-    trained = trained_net(net, done.setup.module.trained_blobs())
-    last, state = trained_net(net, trainer.blobs), trainer.state(files["last_weights"].name)
+    module, trainer = done.setup.module, done.trainer
+    trained = _with_blobs(done.setup, module.trained_blobs(), clips_by_layer(module.ranges))
+    last = _with_blobs(done.setup, trainer.blobs, trainer.clips)
+    state = trainer.state(files["last_weights"].name)
     points = trainer.points
     metric = done.test.metric if done.test else ""
     return {
@@ -290,6 +298,17 @@ def _course_writers(done: _Done, files: Mapping[str, Path]) -> dict[str, Writer]
         "last_weights": lambda path: caffeio.write_caffemodel(last, path),
         "last_state": lambda path: caffeio.write_solver_state(state, path),
     }
+
+
+def _with_blobs(
+    setup: Setup,
+    blobs: Mapping[str, tuple[np.ndarray, ...]],
+    clips: Mapping[str, tuple[float, float]],
+) -> Net:
+    """Return the training net with blobs; QAT layers with what they have learned."""
+    if setup.qat is not None:
+        return with_trained(setup.qat, blobs, clips)
+    return trained_net(setup.net, dict(blobs))
 
 
 def _trained(done: _Done, files: dict[str, Path]) -> Trained:

@@ -19,6 +19,7 @@ from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
 from pipeline.layers import layer_type
 from pipeline.layers.source import declared_batch
+from pipeline.qat.net import has_qat, without_qat
 from pipeline.quantize.feed import Feed, LabelInput, open_feed
 from pipeline.quantize.prepare import as_configured
 from pipeline.retrain.feed import TrainingFeed
@@ -44,7 +45,9 @@ class Setup:
     settings : RetrainConfig
     solver : Solver
     net : Net
-        The training net.
+        The training net, without QAT layers.
+    qat : Net or None
+        The training net as it is, if it has such layers.
     module : CaffeModule
         In plain float.
     feed : TrainingFeed
@@ -56,6 +59,7 @@ class Setup:
     settings: RetrainConfig
     solver: Solver
     net: Net
+    qat: Net | None
     module: CaffeModule
     feed: TrainingFeed
     group: Group
@@ -107,10 +111,18 @@ def set_up(config: Config, group: Group, opened: ExitStack) -> Setup:
     torch.manual_seed(seed + group.rank)
     net = caffeio.read_solver_net(solver, "TRAIN", config.model.caffemodel, partial=True)
     net = as_configured(config, net)
+    qat = net if has_qat(net) else None
+    if qat is not None:
+        if settings.quantize:
+            raise ConfigError(
+                f"'{solver.train_net}' has QAT layers already: retrain.quantize = false trains "
+                "it with them, and --from-qat then quantizes"
+            )
+        net = without_qat(qat)
     feed = _feed(config, net, solver.train_net, "retrain.data", seed, group, opened)
     shapes = _input_shapes(net, feed)
     module = CaffeModule(net, shapes, group, rng=np.random.default_rng(seed))
-    return Setup(config, settings, solver, net, module, feed, group, seed)
+    return Setup(config, settings, solver, net, qat, module, feed, group, seed)
 
 
 def set_up_test(setup: Setup, opened: ExitStack) -> Test | None:
@@ -131,6 +143,7 @@ def set_up_test(setup: Setup, opened: ExitStack) -> Test | None:
                 )
         return None
     net = caffeio.read_solver_net(solver, "TEST")
+    net = without_qat(net) if has_qat(net) else net
     feed = _feed(
         setup.config, net, solver.test_net, "retrain.test_data", setup.seed, setup.group, opened
     )

@@ -24,6 +24,7 @@ from caffeio import Solver, SolverState
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.report.progress import TrainingProgress
 from pipeline.retrain.curve import Point
+from pipeline.retrain.fake import clips_by_layer
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
 from pipeline.retrain.module import CaffeModule
@@ -60,6 +61,8 @@ class Trainer:
     blobs : dict of layer name to tuple of ndarray
         When a training has ended: the weights after its last iteration, which need not be the
         best. With `state` another solver goes on from there.
+    clips : dict of layer name to (float, float)
+        Likewise: clip_max and clip_min of the data of fake-quantized layers.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Trainer:
         self._optimizer = Optimizer(solver, module.learned)
         self.iteration = 0
         self.blobs: dict[str, tuple[np.ndarray, ...]] = {}
+        self.clips: dict[str, tuple[float, float]] = {}
         self._start = 0
         self._speed = 0.0
 
@@ -170,6 +174,7 @@ class Trainer:
                     self._tested()
         self._save()
         self.blobs = self.module.trained_blobs()
+        self.clips = clips_by_layer(self.module.ranges)
         if self._group.leads and self.best.iteration >= 0:
             best = load_snapshot(self._plan.best, self._plan.made_of)
             self._restore_weights(best.state)
