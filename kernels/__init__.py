@@ -13,7 +13,7 @@ Layers, in float32 and in INT8
     `conv2d`, `conv2d_int8`, `prepare_conv2d`, `deconv2d`, `deconv2d_int8`, `inner_product`,
     `inner_product_int8`, `avg_pool2d`, `avg_pool2d_int8`, `max_pool2d`
 What becomes of the sums of an INT8 layer
-    `OutputStage`
+    `OutputStage`; the shift to 16 bits: `ShiftSearch`
 Sizes of results
     `conv_output_size`, `deconv_output_size`, `pool_output_size`
 Observing data, in one pass and constant memory
@@ -80,6 +80,7 @@ from kernels.output import OutputStage, check_output, float_stage
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.programs import packed, resident
 from kernels.search import SearchTrace, quantization_error, search_params, search_trace
+from kernels.search_n import ShiftSearch
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
 from kernels.weights import arq, arq_fake_quantize
 
@@ -102,6 +103,7 @@ __all__ = [
     "PoolGeometry",
     "QuantParams",
     "SearchTrace",
+    "ShiftSearch",
     "UlqGrid",
     "arq",
     "arq_fake_quantize",

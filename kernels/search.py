@@ -95,7 +95,24 @@ def search_trace(
 ) -> SearchTrace:
     """Choose scale and offset as `search_params`, and tell what was tried.
 
-    Parameters, errors and result's `params` are those of `search_params`.
+    Parameters
+    ----------
+    hist : Histogram
+    method : {"ifmr", "hfmg", "minmax", "percentile", "mse", "kl"} or settings object
+    bits : int
+        2..8.
+    device : str
+    **settings
+        The method's settings, if it is given by name.
+
+    Returns
+    -------
+    SearchTrace
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `search_params`.
 
     Examples
     --------

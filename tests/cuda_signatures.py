@@ -30,6 +30,9 @@ SIGNATURES: dict[str, dict[str, str]] = {
     "moments": {
         "_planes": f"void({TABLE}, {TABLE}, float64[:, ::1])",
     },
+    "search_n": {
+        "_planes": "void(int32[:, ::1], boolean, int64[:, :, ::1])",
+    },
     "compensation": {
         "_round_rows": (
             "void(float64[:, :, ::1], float64[:, ::1], float64[:, :, ::1], float64, int8[::1], "
