@@ -88,7 +88,6 @@ def test_defaults_are_the_tools_own(tmp_path):
         ("[calibrate]\nbatch_num = '2'", ["'calibrate.batch_num'", "integer", "'2'"]),
         ("[calibrate]\ndata.source = 'd'\ndata.knd = 'x'", ["'calibrate.data.knd'", "'kind'"]),
         ("[calibrate]\ndata.kind = 'folder'", ["calibrate.data", "source is needed"]),
-        ("[calibrate]\njoint_quant = true", ["'calibrate.joint_quant'", "False"]),
         ("[calibrate.common_config.ifmr_quantize]\nmax_percentile = 0.5",
          ["common_config.ifmr_quantize.max_percentile", "greater than 0.5"]),
         ("[calibrate.common_config.ifmr_quantize]\nsearch_step = 0.7",

@@ -48,11 +48,10 @@ def with_quant_cfg(config: CalibrateConfig) -> tuple[CalibrateConfig, tuple[str,
     if config.quant_cfg is None:
         return config, ()
     settings = read_quant_cfg(config.quant_cfg)
-    if settings.joint_quant:
-        raise ConfigError(f"{config.quant_cfg}: joint_quant = true is not supported")
     changes = {
         "batch_num": settings.batch_num,
         "activation_offset": settings.activation_offset,
+        "joint_quant": settings.joint_quant,
         "skip_layers": settings.skip_layers,
         "skip_layer_types": settings.skip_layer_types,
         "only_layers": settings.only_layers,

@@ -142,7 +142,9 @@ class CalibrateConfig(Table):
     )
     seed: int | None = Field(None, ge=0, description="of samples = 'shuffle'; default: 0")
     activation_offset: bool = True
-    joint_quant: Literal[False] = False
+    joint_quant: bool = Field(
+        False, description="shift sums to 16 bits; layers that one Eltwise adds share their scale"
+    )
     skip_layers: Names = ()
     skip_layer_types: Names = ()
     only_layers: Names = Field((), description="quantize no others; default: all that can be")

@@ -13,7 +13,14 @@ __all__ = ["unused_settings"]
 #: What the samples of a calibration are; the rest of ``[calibrate]`` says how it quantizes.
 _SAMPLES = {"data", "batch_num", "batch_size", "samples", "seed"}
 #: What ``[retrain]`` has keys of its own for.
-_CHOICE = {"do_fusion", "only_layers", "skip_fusion_layers", "skip_layer_types", "skip_layers"}
+_CHOICE = {
+    "do_fusion",
+    "joint_quant",
+    "only_layers",
+    "skip_fusion_layers",
+    "skip_layer_types",
+    "skip_layers",
+}
 
 
 def unused_settings(config: Config) -> tuple[str, ...]:
@@ -41,7 +48,7 @@ def _unused(config: Config) -> Iterator[str]:
         yield "nuq.num_of_iteration has no effect: the best values are found at once"
     if config.retrain is None:
         return
-    yield from no_effect("calibrate", given & _CHOICE, "with a training [retrain] has its own")
+    yield from no_effect("calibrate", given & _CHOICE, "with a training [retrain] decides")
     why = "after a training nothing is corrected: the weights have learned their rounding"
     yield from no_effect("improve", config.improve.model_fields_set, why)
     for table in ("fallback", "nuq"):

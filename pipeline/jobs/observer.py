@@ -18,6 +18,7 @@ from pipeline.jobs.quantized import QuantizedModel
 from pipeline.jobs.stages import Ranges, improved_by, ranges_of
 from pipeline.quantize.calibrate import search
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.joint import joint_notes, with_shifts
 from pipeline.quantize.observe import Observations, RangeObserver
 from pipeline.quantize.prepare import Prepared, prepare_layers
 from pipeline.quantize.samples import samples_of
@@ -68,7 +69,7 @@ class Calibration:
         Float, with weights, as `caffeio.read_net` returns it.
     config : CalibrateConfig, optional
         As `create_config` makes it. Its ``batch_num`` is the number of batches that will be fed,
-        at most; with other efforts than ``"original"`` the inputs are kept until `finish`.
+        at most; with ``joint_quant``, or efforts other than ``"original"``, the inputs are kept.
     device : str
         One of `kernels.DEVICES`.
 
@@ -133,7 +134,7 @@ class Calibration:
             )
         self._observer.feed(self._fed, inputs)
         self._fed += 1
-        if self._work.effort != "original":
+        if self._work.effort != "original" or self._work.calibrate.joint_quant:
             self._kept.append({name: np.array(x) for name, x in inputs.items()})
 
     def finish(self) -> Record:
@@ -180,8 +181,11 @@ class Calibration:
             device=device,
         )
         record, net = better.result.record, better.result.net
-        int8 = Int8Net.of_fused(net, record, device=device)
         notes = (*work.notes, *better.notes)
+        if work.calibrate.joint_quant:
+            record = with_shifts(net, record, self._kept, ranges.shapes)
+            notes = (*notes, *joint_notes(net, record))
+        int8 = Int8Net.of_fused(net, record, device=device)
         return QuantizedModel(record, int8, better.fused, notes, work.warnings)
 
 

@@ -39,6 +39,7 @@ from pipeline.quantize.improve import (
 )
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
+from pipeline.quantize.joint import joined, joint_notes, with_shifts
 from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.observe import Observations, observe_shards
 from pipeline.quantize.prepare import Prepared
@@ -142,8 +143,8 @@ def ranges_of(
 
 
 def make_record(work: Prepared, ranges: Ranges) -> Record:
-    """Return the record: data as in `ranges`, weights by ARQ."""
-    return Record(
+    """Return the record: data as in `ranges`, weights by ARQ, joint layers with joint scales."""
+    record = Record(
         {
             layer.name: layer_record(
                 layer,
@@ -156,6 +157,23 @@ def make_record(work: Prepared, ranges: Ranges) -> Record:
             if layer.name in work.plans
         }
     )
+    if not work.calibrate.joint_quant:
+        return record
+    return joined(work.fused.net, record, ranges.shapes)
+
+
+@contextmanager
+def calibration_batches(
+    config: Config, work: Prepared, reporter: Reporter, what: str
+) -> Iterator[Iterator[Mapping[str, np.ndarray]]]:
+    """Give the calibration batches as the net reads them, behind a bar of that name."""
+    c = work.calibrate
+    feed = calibration_feed(config, work)
+    try:
+        batches = feed.batches(c.batch_size, c.batch_num)
+        yield (feed.for_net(b) for b in reporter.track(batches, what, c.batch_num))
+    finally:
+        feed.close()
 
 
 def read_samples(config: Config, work: Prepared) -> Samples:
@@ -304,6 +322,10 @@ def finish(
         work = replace(work, fused=improvements.fused, notes=notes)
         result = improvements.result
         record = result.record
+        if work.calibrate.joint_quant and config.retrain is None and config.record is None:
+            with calibration_batches(config, work, reporter, "search N") as batches:
+                record = with_shifts(result.net, record, batches, ranges.shapes)
+            work = replace(work, notes=(*work.notes, *joint_notes(result.net, record)))
         int8 = Int8Net.of_fused(result.net, record, device=device)
     scores: tuple[tuple[ModelScore, ...], dict[str, LayerError]] = ((), {})
     if has_evaluation(config):

@@ -78,7 +78,7 @@ class QuantizedLayer:
         return weights, self.fake_bias.reshape(layer.blobs[1].shape)
 
 
-Int8Forward = Callable[[Layer, QuantizedLayer, np.ndarray, str], np.ndarray]
+Int8Forward = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Int8Type:
     Attributes
     ----------
     forward : callable
-        ``forward(layer, numbers, bottom, device) -> top``, float32 in and out.
+        ``forward(layer, numbers, bottom, device) -> top``, float32 in and out; with ``raw=True``
+        the int32 sums, of layers with weights.
     rule : callable
         ``rule(layer) -> str``: what keeps a layer of the type in float, or nothing.
     weighted : bool
@@ -114,7 +115,9 @@ def _stage(q: QuantizedLayer) -> OutputStage:
     return OutputStage(q.deq_scale, shift=q.shift)
 
 
-def _convolution(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.ndarray:
+def _convolution(
+    layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str, raw: bool = False
+) -> np.ndarray:
     p = conv_params(layer, x.shape)
     operation = kernels.deconv2d_int8 if q.type == "Deconvolution" else kernels.conv2d_int8
     assert q.weights is not None
@@ -127,12 +130,14 @@ def _convolution(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) ->
         pad=_pair(p.pad),
         dilation=_pair(p.dilation),
         group=p.group,
-        output=_stage(q),
+        output=None if raw else _stage(q),
         device=device,
     )
 
 
-def _inner_product(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) -> np.ndarray:
+def _inner_product(
+    layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str, raw: bool = False
+) -> np.ndarray:
     assert q.weights is not None
     # a device array is in C order already, and its reshape takes no -1
     flat = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x
@@ -142,7 +147,7 @@ def _inner_product(layer: Layer, q: QuantizedLayer, x: np.ndarray, device: str) 
         q.weights.reshape((-1, flat.shape[1])),  # old files have four axes
         q.bias,
         x_offset=q.data.offset,
-        output=_stage(q),
+        output=None if raw else _stage(q),
         device=device,
     )
 

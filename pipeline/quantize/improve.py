@@ -15,6 +15,7 @@ from caffeio import Net, Value
 from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig, memory_bytes
+from pipeline.errors import ConfigError
 from pipeline.layers import layer_type
 from pipeline.log import log
 from pipeline.quantize.correct import correct
@@ -106,8 +107,21 @@ class Improved:
 
 
 def wanted_improvements(config: ImproveConfig, work: Prepared) -> ImproveConfig:
-    """Return what is to be done: what ``[improve]`` sets, and else the effort's."""
+    """Return what is to be done: what ``[improve]`` sets, and else the effort's.
+
+    With ``joint_quant`` scales that layers share must stay equal: nothing changes one alone.
+
+    Raises
+    ------
+    ConfigError
+        If ``[improve]`` asks for what does, with ``joint_quant``.
+    """
     effort = EFFORTS[work.effort].model_copy(update={"memory": config.memory})
+    if work.calibrate.joint_quant:
+        if config.gain or config.search == "auto":
+            key = "gain" if config.gain else "search"
+            raise ConfigError(f"improve.{key} changes single layers' scales: not with joint_quant")
+        effort = effort.model_copy(update={"gain": False, "search": "method"})
     given = {key: value for key, value in config.model_dump().items() if value is not None}
     return effort.model_copy(update=given)
 

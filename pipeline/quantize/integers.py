@@ -14,7 +14,14 @@ from kernels import QuantParams
 from pipeline.errors import PipelineError
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 
-__all__ = ["layer_record", "quantize_layer", "quantize_layers", "reciprocal", "with_data"]
+__all__ = [
+    "layer_record",
+    "quantize_layer",
+    "quantize_layers",
+    "reciprocal",
+    "weight_scales",
+    "with_data",
+]
 
 _INT32 = np.iinfo(np.int32)
 
@@ -45,6 +52,28 @@ def with_data(record: LayerRecord, data: QuantParams) -> LayerRecord:
     back as it: the other is recorded, so that record, fakequant and deploy agree to the bit.
     """
     return replace(record, scale_d=_readable(data.scale), offset_d=data.offset)
+
+
+def weight_scales(deq: np.ndarray, scale_d: float) -> np.ndarray:
+    """Return scales of weights whose products with the data's scale, in float32, are `deq`.
+
+    The quotient is rounded, so that its product may be a float32 value beside; then a neighbour
+    of it is taken. Where none of them will do, the quotient is returned: compare the products.
+
+    Parameters
+    ----------
+    deq : float32 array
+    scale_d : float
+    """
+    s = np.float32(scale_d)
+    scales = (deq.astype(np.float64) / np.float64(s)).astype(np.float32)
+    quotient = scales
+    for end in (np.float32(0), np.float32(np.inf)):
+        near = quotient
+        for _ in range(2):
+            near = np.nextafter(near, end)
+            scales = np.where((s * scales != deq) & (s * near == deq), near, scales)
+    return scales
 
 
 def layer_record(

@@ -15,6 +15,7 @@ from kernels import QuantParams, quantize_weights
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.layers.quant import quant_params
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.quantize.integers import weight_scales
 
 __all__ = ["integers_of", "load_quantized"]
 
@@ -177,24 +178,13 @@ def _dequantization(dequant: Layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _weight_scales(dequant: Layer, deq: np.ndarray, scale_d: float) -> np.ndarray:
-    """Return float32 scales whose products with the data's, in float32, are `deq` again.
-
-    The quotient is rounded, so that its product may be one step beside: the scale itself is then
-    one or two float32 values away.
-    """
-    s = np.float32(scale_d)
-    scale_w = (deq.astype(np.float64) / np.float64(s)).astype(np.float32)
-    tries = [scale_w]
-    for end in (np.float32(0), np.float32(np.inf)):
-        near = np.nextafter(scale_w, end)
-        tries += [near, np.nextafter(near, end)]
-    for other in tries:
-        scale_w = np.where(s * scale_w == deq, scale_w, other)
-    off = np.flatnonzero(s * scale_w != deq)
+    """Return scales of weights that give `deq` with the data's; raise if there are none."""
+    scale_w = weight_scales(deq, scale_d)
+    off = np.flatnonzero(np.float32(scale_d) * scale_w != deq)
     if off.size:
         raise NetError(
             f"the deq_scale of channel {off[0]}, {deq[off[0]]:.9g}, is no product of the data's "
-            f"scale {s:.9g} and a float32 weight scale",
+            f"scale {scale_d:.9g} and a float32 weight scale",
             dequant.name,
         )
     return scale_w
