@@ -44,6 +44,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "config", nargs="?", help="TOML file that names the model, the data and the output"
     )
+    _add_jobs(parser)
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "reference"), default="auto",
+        help="cuda: a GPU; cpu: numba on all cores; auto (default): cuda where there is one; "
+        "reference: NumPy, slow, defines the results",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=positive, help="threads to use (default: all cores)")
+    parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--verbose", action="store_true",
+        help="print every step: methods, candidates, losses, times; tracebacks of errors",
+    )  # fmt: skip
+    parser.add_argument("--log", metavar="FILE", help="write what --verbose shows to this file")
+    return parser
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ask for something else than a run of the config, or for more."""
     parser.add_argument(
         "--plan",
         action="store_true",
@@ -52,11 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sensitivity", action="store_true",
         help="show what each layer loses, quantized alone and left in float; writes nothing",
-    )  # fmt: skip
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda", "reference"), default="auto",
-        help="cuda: a GPU; cpu: numba on all cores; auto (default): cuda where there is one; "
-        "reference: NumPy, slow, defines the results",
     )  # fmt: skip
     parser.add_argument(
         "--retrain", metavar="SOLVER", help="train by this solver, as [retrain] in the config"
@@ -79,6 +93,19 @@ def _parser() -> argparse.ArgumentParser:
         help="write a float net whose convolutions are of lower rank, as [decompose] says",
     )  # fmt: skip
     parser.add_argument(
+        "--dump", metavar="DIR",
+        help="write what the layers of the quantized model read and write, as .npy with an index",
+    )  # fmt: skip
+    parser.add_argument("--dump-layers", metavar="NAMES", help="of --dump: only these, with commas")
+    parser.add_argument(
+        "--dump-samples", type=positive, metavar="N", help="of --dump: how many (default: a batch)"
+    )
+    parser.add_argument(
+        "--compare-dump", metavar="DIR",
+        help="hold numbers that a device or another runtime has dumped against ours; 1 if they "
+        "differ",
+    )  # fmt: skip
+    parser.add_argument(
         "--from-record", metavar="RECORD",
         help="quantize by the factors of this record, without calibration, as [record] in the "
         "config",
@@ -91,15 +118,6 @@ def _parser() -> argparse.ArgumentParser:
         "--convert-config", metavar="FILE",
         help="print a config.json or .cfg of the Ascend tool as TOML, and do nothing else",
     )  # fmt: skip
-    parser.add_argument("--threads", type=positive, help="threads to use (default: all cores)")
-    parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.add_argument(
-        "--verbose", action="store_true",
-        help="print every step: methods, candidates, losses, times; tracebacks of errors",
-    )  # fmt: skip
-    parser.add_argument("--log", metavar="FILE", help="write what --verbose shows to this file")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,6 +232,8 @@ def _job(config: Config, options: argparse.Namespace) -> Job:
         return _decompose
     if options.emit_qat or options.from_qat:
         return _qat
+    if options.dump or options.compare_dump:
+        return _dump
     return _quantize if config.retrain is None else _retrain
 
 
@@ -225,6 +245,28 @@ def _decompose(
 
     where = {"device": options.device, "output": options.output, "reporter": reporter}
     show_decomposed(decompose_model(config, **where), console)
+    return DONE
+
+
+def _dump(config: Config, options: argparse.Namespace, reporter: Reporter, console: Console) -> int:
+    from pipeline.jobs.compare_dump import compare_dump
+    from pipeline.jobs.dump import dump_model
+    from pipeline.report.dumps import show_compared
+
+    if options.compare_dump:
+        found = compare_dump(config, options.compare_dump, output=options.output, reporter=reporter)
+        show_compared(found, console)
+        return FAILED if any(c.differing for c in found) else DONE
+    layers = tuple(filter(None, (options.dump_layers or "").split(",")))
+    folder = dump_model(
+        config,
+        options.dump,
+        layers=layers,
+        samples=options.dump_samples,
+        output=options.output,
+        reporter=reporter,
+    )
+    console.print(f"Written to {folder}, with index.json.", highlight=False, soft_wrap=True)
     return DONE
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "model_writers",
     "output_files",
     "prefixed_files",
+    "prefixed_names",
     "write_files",
     "write_text",
 ]
@@ -118,6 +119,11 @@ def _named(prefix: str, ending: str) -> str:
     return prefix + ending if prefix else ending[1:]
 
 
+def prefixed_names(prefix: str) -> dict[str, str]:
+    """Return the names of the files of `MODEL_FILES`, by kind."""
+    return {kind: _named(prefix, ending) for kind, ending in MODEL_FILES.items()}
+
+
 def prefixed_files(save_path: str | Path, kinds: Collection[str]) -> dict[str, Path]:
     """Return files of `MODEL_FILES` named as the original tool names them.
 
@@ -135,11 +141,8 @@ def prefixed_files(save_path: str | Path, kinds: Collection[str]) -> dict[str, P
     """
     folder, prefix = os.path.split(str(save_path))
     _writable(Path(folder))
-    return {
-        kind: Path(folder) / _named(prefix, ending)
-        for kind, ending in MODEL_FILES.items()
-        if kind in kinds
-    }
+    names = prefixed_names(prefix)
+    return {kind: Path(folder) / name for kind, name in names.items() if kind in kinds}
 
 
 def _writable(folder: Path) -> None:
