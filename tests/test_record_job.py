@@ -327,3 +327,50 @@ def test_an_inner_product_folds_as_in_calibration(tmp_path):
     np.testing.assert_array_equal(whole.int8.forward(x)["fc"], observer.model.int8.forward(x)["fc"])
     part = pipeline.convert_model(net, record, fold="convolution")
     assert [layer.name for layer in part.int8.net.layers] == ["data", "fc", "bn", "scale"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("LSTMQuant", "gates of an LSTM is not public"),
+        ("LSTMCalibration", "that the Ascend tool calibrates with"),
+        ("IFMR", "that the Ascend tool calibrates with"),
+        ("SearchN", "that the Ascend tool calibrates with"),
+    ],
+)
+def test_layers_of_the_originals_other_nets_are_refused_by_name(kind, says):
+    text = f"""
+    layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 3 }} }} }}
+    layer {{ name: "x" type: "{kind}" bottom: "data" top: "x" }}
+    """
+    with pytest.raises(caffeio.NetError, match=f"'x': type '{kind}' cannot run.*{says}"):
+        pipeline.FloatNet(caffeio.parse_net(text))
+
+
+def test_what_is_known_of_quantized_lstm_is_said():
+    text = """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 2 dim: 3 } } }
+    layer { name: "cont" type: "Input" top: "cont" input_param { shape { dim: 4 dim: 2 } } }
+    layer { name: "lstm" type: "LSTM" bottom: "data" bottom: "cont" top: "h" recurrent_param { num_output: 2 } }
+    layer { name: "fc" type: "InnerProduct" bottom: "h" top: "fc" inner_product_param { num_output: 2 axis: 2 } }
+    layer { name: "out" type: "InnerProduct" bottom: "h" top: "out" inner_product_param { num_output: 2 } }
+    """
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    net = with_blobs(caffeio.parse_net(text), {
+        "lstm": [normal(8, 3), normal(8), normal(8, 2)], "fc": [normal(2, 2), normal(2)],
+        "out": [normal(2, 4), normal(2)],
+    })  # fmt: skip
+    record = Record({"lstm": caffeio.LayerRecord(0.1, 0, (0.1,), (0,))})
+    with pytest.raises(PipelineError, match=r"'lstm'.*LSTM has no INT8 form.*not public"):
+        pipeline.convert_model(net, record)
+    dequant = """
+    layer { name: "d" type: "DeQuant" bottom: "data" top: "d" dequant_param { layer_type: "LSTM_X"
+      deqscale: 1 deqscale: 1 deqscale: 1 deqscale: 1 } }
+    """
+    held = caffeio.parse_net(text.split('layer { name: "cont"', maxsplit=1)[0] + dequant)
+    with pytest.raises(caffeio.NetError, match=r"layer_type is LSTM_X.*not public"):
+        pipeline.FloatNet(held).forward({"data": normal(4, 2, 3)})

@@ -22,6 +22,7 @@ from pipeline.layers import (
     unknown,
 )
 from pipeline.layers.base import LayerType, Shape, Sign
+from pipeline.layers.quant import LSTM_GATES
 
 __all__ = ["TABLE", "LayerType", "Shape", "Sign", "layer_type", "why_unknown"]
 
@@ -50,8 +51,16 @@ TABLE: dict[str, LayerType] = {
 _IN_TRAINING = (
     "it belongs to a training net; python -m pipeline.run --from-qat turns that into a model"
 )
+_IN_CALIBRATION = (
+    "it belongs to the net that the Ascend tool calibrates with; give the float net that it was "
+    "made from"
+)
 #: Types that are known but cannot run, and why.
 _REFUSED = {
+    "IFMR": _IN_CALIBRATION,
+    "LSTMCalibration": _IN_CALIBRATION,
+    "LSTMQuant": f"{LSTM_GATES}; give the float net, whose LSTM stays in float",
+    "SearchN": _IN_CALIBRATION,
     "ActivationQAT": _IN_TRAINING,
     "WeightQAT": _IN_TRAINING,
 }

@@ -14,7 +14,11 @@ from pipeline.layers.activation import same
 from pipeline.layers.base import LayerType, Shape, Step, always, keeps_sign
 from pipeline.layers.check import arity, blob, expect_blobs, need
 
-__all__ = ["TYPES", "quant_params"]
+__all__ = ["LSTM_GATES", "TYPES", "quant_params"]
+
+#: Of DeQuant's layer_type LSTM_X, LSTM_H and LSTM_S only the fields are known: four values, one a
+#: gate, in the prototxt; and of LSTMQuant the names of its fields.
+LSTM_GATES = "how the Ascend tool quantizes the gates of an LSTM is not public"
 
 _f32 = np.float32
 
@@ -55,6 +59,8 @@ def _quant(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np
 
 def _dequant_shapes(layer: Layer, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     arity(layer, shapes)
+    kind = layer.param.dequant_param.layer_type
+    need(layer, not kind.startswith("LSTM_"), f"layer_type is {kind}: {LSTM_GATES}")
     x = shapes[0]
     entries = 1
     if layer.param.dequant_param.channel_wise:

@@ -9,6 +9,7 @@ import numpy as np
 
 from caffeio import Layer, Net, NetError
 from pipeline.layers.int8 import INT8_TYPES
+from pipeline.layers.quant import LSTM_GATES
 from pipeline.layers.unknown import statement
 from pipeline.runtime.schedule import blocked
 
@@ -122,7 +123,8 @@ def _rule(layer: Layer) -> str:
     """Return the rule that excludes a layer, or an empty string."""
     kind = INT8_TYPES.get(layer.type)
     if kind is None:
-        return f"{layer.type} has no INT8 form"
+        why = f": {LSTM_GATES}" if layer.type == "LSTM" else ""
+        return f"{layer.type} has no INT8 form{why}"
     if len(layer.bottoms) != 1 or len(layer.tops) != 1:
         return (
             f"it has {len(layer.bottoms)} bottoms and {len(layer.tops)} tops; 1 of each is needed"
