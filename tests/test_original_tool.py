@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ASSETS
@@ -27,6 +29,7 @@ from caffeio.calibration_config import (
 from caffeio.config_json import config_to_json, parse_config_json, parse_retrain_json
 from caffeio.quant_configs import read_any_cfg, read_quant_cfg
 from caffeio.retrain_config import parse_retrain_cfg
+from pipeline.commands.pycaffe import Transformer
 from pipeline.config.amct import with_quant_cfg
 from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.load import load_config
@@ -360,15 +363,97 @@ def test_wrong_words_are_code_2(raw, capsys, change, says):
     assert says in " ".join(capsys.readouterr().err.split())
 
 
-def test_needed_words_and_the_evaluator(raw, capsys):
-    few = [w for w in words(raw)[:5]]
-    for more, says in (
-        ([], "--input_shape is needed"),
-        (["--evaluator=e.py"], "pipeline.Calibration"),
-    ):
-        with pytest.raises(SystemExit):
-            main([*few, *more])
-        assert says in " ".join(capsys.readouterr().err.split())
+def without_data(raw: Path) -> list[str]:
+    return words(raw)[:5]
+
+
+def test_data_or_an_evaluator_is_needed(raw, capsys):
+    with pytest.raises(SystemExit):
+        main(without_data(raw))
+    assert "--input_shape is needed" in capsys.readouterr().err
+
+
+EVALUATOR = """
+import glob
+import caffe
+import numpy as np
+from caffe.proto import caffe_pb2
+
+class ModelEvaluator(object):
+    def __init__(self):
+        self.files = sorted(glob.glob(FOLDER + "/*.bin"))
+
+    def batches(self):
+        for name in self.files:
+            yield np.fromfile(name, np.float32).reshape(4, 3, 12, 10)
+
+    def calibration(self, model_file, weights_file):
+        caffe.set_mode_cpu()
+        net = caffe.Net(model_file, weights_file, caffe.TEST)
+        net.blobs["data"].reshape(4, 3, 12, 10)
+        net.reshape()
+        for batch in self.batches():
+            net.blobs["data"].data[...] = batch
+            out = net.forward()
+            assert out["prob"].shape == (4, 10)
+            assert (net.blobs["prob"].data == out["prob"]).all()
+            assert net.blobs["sum"].data.shape == (4, 8, 12, 10)
+
+    def evaluate(self, model_file, weights_file):
+        net = caffe.Net(model_file, caffe.TEST, weights=weights_file)
+        return float(np.mean([net.forward_all(data=b)["prob"].max(axis=1).mean() for b in self.batches()]))
+
+    def metric_eval(self, original, new):
+        return True, 0
+"""
+
+
+def test_an_evaluator_for_pycaffe_needs_no_caffe(raw, capsys):
+    (raw / "evaluator.py").write_text(EVALUATOR.replace("FOLDER", repr(str(raw / "bin"))))
+    command = [*without_data(raw), f"--evaluator={raw / 'evaluator.py'}", "--batch_num", "2"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    by_evaluator = (raw / "results" / "small__record.txt").read_bytes()
+    assert main(words(raw, "--batch_num=2", "--quiet")) == 0
+    assert (raw / "results" / "small__record.txt").read_bytes() == by_evaluator
+    values = [float(line.split(": ")[1]) for line in shown.splitlines() if ": 0." in line]
+    want = pipeline.FloatNet(small_net()).forward({"data": samples(12)})["prob"].max(axis=1).mean()
+    assert values[0] == pytest.approx(want, rel=1e-5)
+    assert values[1] == pytest.approx(want, rel=0.1)
+    assert "caffe" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "defines 0 classes with calibration"),
+        ("import caffe\nclass A:\n  def calibration(self, m, w): pass\n  def evaluate(self, m, w): pass", "runs nothing"),
+        ("class A:\n  def calibration(self, m, w): 1 / 0\n  def evaluate(self, m, w): pass", ":2 fails: ZeroDivisionError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
+)  # fmt: skip
+def test_an_evaluator_that_fails_is_named(raw, capsys, text, says):
+    (raw / "e.py").write_text(text)
+    assert main([*without_data(raw), "--evaluator", str(raw / "e.py")]) in (1, 2)
+    assert says in capsys.readouterr().err
+    assert not (raw / "results").exists()
+
+
+def test_the_transformer_of_pycaffe_against_opencv():
+    """As images are prepared for Caffe: RGB from 0 to 1, to BGR less a mean, channels first."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    image = pixels.astype(np.float32) / 255
+    transformer = Transformer({"data": (1, 3, 9, 7)})
+    transformer.set_transpose("data", (2, 0, 1))
+    transformer.set_channel_swap("data", (2, 1, 0))
+    transformer.set_raw_scale("data", 255)
+    transformer.set_mean("data", np.array([104, 117, 123]))
+    transformer.set_input_scale("data", 0.5)
+    want = cv2.dnn.blobFromImage(pixels, 0.5, (7, 9), (104, 117, 123), swapRB=True)[0]
+    np.testing.assert_allclose(transformer.preprocess("data", image), want, atol=1e-4)
+    small = Transformer({"data": (1, 3, 4, 5)})
+    small.set_transpose("data", (2, 0, 1))
+    assert small.preprocess("data", image).shape == (3, 4, 5)
 
 
 def test_too_few_batches_is_an_error(raw, capsys):

@@ -12,16 +12,11 @@ from pipeline.commands import positive
 
 if TYPE_CHECKING:
     from pipeline.config.base import DataConfig
+    from pipeline.config.calibrate import CalibrateConfig
     from pipeline.config.load import Config, ModelConfig, OutputConfig
     from pipeline.report.values import Report
 
 __all__ = ["calibration", "convert"]
-
-_EVALUATOR = (
-    "--evaluator: such a file drives the original's own Caffe, which is not needed here. Give the "
-    "batches by --input_shape, --data_dir and --data_types; or feed them from Python to "
-    "pipeline.Calibration; a metric of your own is [evaluate] evaluator in a config"
-)
 
 
 def calibration(arguments: Sequence[str]) -> int:
@@ -32,7 +27,10 @@ def calibration(arguments: Sequence[str]) -> int:
         "--data_dir", metavar="DIR;…", help="folders of .bin files, each a whole batch"
     )
     parser.add_argument("--data_types", metavar="TYPE;…", help="of the numbers: float32, uint8, …")
-    parser.add_argument("--evaluator", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--evaluator", metavar="FILE",
+        help="instead: a Python file for pycaffe, with calibration(model, weights) and evaluate()",
+    )  # fmt: skip
     parser.add_argument("--calibration_config", metavar="FILE", help="a .cfg or config.json")
     parser.add_argument(
         "--batch_num", type=positive, metavar="N", help="batches to use (default: 1)"
@@ -43,8 +41,7 @@ def calibration(arguments: Sequence[str]) -> int:
     if options.evaluator is not None:
         if given:
             parser.error(f"--evaluator excludes --{given[0]}")
-        parser.error(_EVALUATOR)
-    if missing := [name for name in raw if name not in given]:
+    elif missing := [name for name in raw if name not in given]:
         parser.error(f"--{missing[0]} is needed")
     if options.calibration_config is not None and options.batch_num is not None:
         parser.error("--calibration_config excludes --batch_num: the file has its own")
@@ -53,18 +50,43 @@ def calibration(arguments: Sequence[str]) -> int:
     from pipeline.config.load import Config
     from pipeline.jobs.calibration import quantize_model
 
-    data = _data(parser, options)
-    batch = data[0].input_shape
-    assert batch is not None
     settings = CalibrateConfig(
-        data=data,
         batch_num=options.batch_num or 1,
-        batch_size=batch[0],
         effort="original",
         quant_cfg=_path(options.calibration_config) if options.calibration_config else None,
     )
+    if options.evaluator is not None:
+        return _by_evaluator(options, settings)
+    data = _data(parser, options)
+    batch = data[0].input_shape
+    assert batch is not None
+    settings = settings.model_copy(update={"data": data, "batch_size": batch[0]})
     whole = Config(model=_model(options), calibrate=settings, output=_output(options))
     return _run(options, whole, quantize_model)
+
+
+def _by_evaluator(options: argparse.Namespace, settings: CalibrateConfig) -> int:
+    from rich.console import Console
+
+    from pipeline.commands.evaluator import calibrate_by
+    from pipeline.report.progress import Reporter
+    from pipeline.report.tables import show_files
+
+    if options.gpu_id is not None:
+        _gpu(options.gpu_id)
+    files, metrics = calibrate_by(
+        _path(options.evaluator),
+        _path(options.model),
+        _path(options.weights),
+        settings,
+        options.save_path,
+        Reporter(quiet=options.quiet),
+    )
+    console = Console(quiet=options.quiet)
+    for name, metric in metrics.items():
+        console.print(f"{name}: {metric}", markup=False, highlight=False)
+    show_files(files, console)
+    return 0
 
 
 def convert(arguments: Sequence[str]) -> int:

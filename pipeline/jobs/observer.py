@@ -109,6 +109,11 @@ class Calibration:
         self._kept: list[dict[str, np.ndarray]] = []
         self._model: QuantizedModel | None = None
 
+    @property
+    def batch_num(self) -> int:
+        """How many batches may be fed."""
+        return self._work.calibrate.batch_num
+
     def feed(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Observe a batch.
 
@@ -127,10 +132,10 @@ class Calibration:
         """
         if self._model is not None:
             raise PipelineError("the calibration is finished: begin another to feed more")
-        expected = self._work.calibrate.batch_num
-        if self._fed == expected:
+        if self._fed == self.batch_num:
             raise PipelineError(
-                f"batch_num is {expected}, but another batch was fed: raise it in create_config"
+                f"batch_num is {self.batch_num}, but another batch was fed: raise it in "
+                "create_config"
             )
         self._observer.feed(self._fed, inputs)
         self._fed += 1
