@@ -105,10 +105,24 @@ def test_what_is_told_of_the_error_is_what_happens():
     )
     # the bias has taken what the columns are on average
     assert abs((y - z).mean(axis=(0, 2, 3))).max() < 2e-4
-    variation = y - y.mean(axis=(0, 2, 3), keepdims=True)
-    assert np.sqrt(((y - z) ** 2).sum() / (variation**2).sum()) == pytest.approx(
-        rank.error, rel=1e-3
+    # every channel counts alike
+    share = ((y - z) ** 2).mean(axis=(0, 2, 3)) / y.var(axis=(0, 2, 3))
+    assert np.sqrt(share.mean()) == pytest.approx(rank.error, rel=1e-3)
+
+
+def test_batches_held_back_judge():
+    """What only fits the samples that it was computed from is not taken for what it is."""
+    net = low_rank_net()
+    settings = DecomposeConfig(max_error=0.5, layers=("wide",), min_saving=0.01)
+    x, other = samples(2, 1)[:, :, :4, :4], 40 * samples(2, 2)[:, :, :4, :4] + 9
+    same, held = (
+        observe_columns(net.until(("wide",)), ("wide",), [{"data": a}, {"data": b}], 2)["wide"]
+        for a, b in ((x, x), (x, other))
     )
+    assert (same.moments.products == held.moments.products).all()
+    assert (same.judge.products != held.judge.products).any()
+    errors = [decompose(net, {"wide": seen}, settings)[1][0].error for seen in (same, held)]
+    assert errors[0] != errors[1]
 
 
 def test_the_decomposed_net_is_quantized_like_any_other(tmp_path):

@@ -134,7 +134,7 @@ def _seen(
     feed = calibration_feed(config, work)
     try:
         batches = reporter.track(feed.batches(c.batch_size, c.batch_num), "observe", c.batch_num)
-        return observe_columns(work.net, names, (feed.for_net(b) for b in batches))
+        return observe_columns(work.net, names, (feed.for_net(b) for b in batches), c.batch_num)
     finally:
         feed.close()
 

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.layers import Shape
 from pipeline.layers.convolution import conv_params
 from pipeline.log import log
-from pipeline.quantize.fuse import fuse, shared_parameters
+from pipeline.quantize.fuse import shared_parameters
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.state import State
 
@@ -25,6 +25,10 @@ __all__ = ["Columns", "LayerRank", "decomposable", "decompose", "observe_columns
 
 #: Output positions of a batch that a layer's columns are taken at, at most.
 _POSITIONS = 2048
+#: The share of batches that only judge is one in so many.
+_HELD = 5
+#: A channel that varies less than this share of the one that varies most counts as if it did.
+_DEAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,15 @@ class Columns:
 
     Attributes
     ----------
-    moments : ColumnMoments
+    moments, judge : ColumnMoments
+        What a decomposition is computed from, and what its error is measured on.
     geometry : ConvGeometry
     size : (int, int)
         Height and width of its input.
     """
 
     moments: ColumnMoments
+    judge: ColumnMoments
     geometry: ConvGeometry
     size: tuple[int, int]
 
@@ -103,7 +109,10 @@ def decomposable(net: Net, settings: DecomposeConfig) -> tuple[str, ...]:
 
 
 def observe_columns(
-    net: Net, names: Sequence[str], batches: Iterable[Mapping[str, np.ndarray]]
+    net: Net,
+    names: Sequence[str],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    count: int = 1,
 ) -> dict[str, Columns]:
     """Return the moments of what some convolutions read, over a few batches.
 
@@ -112,10 +121,15 @@ def observe_columns(
     net : Net
     names : sequence of str
         From `decomposable`.
-    batches : iterable of dict of blob name to array
+    batches : sequence or iterable of dict of blob name to array
+    count : int
+        How many batches there are: the last fifth of them only judges, if there are two or more.
     """
-    found: dict[str, Columns] = {}
+    parts: dict[tuple[str, bool], ColumnMoments] = {}
+    places: dict[str, tuple[ConvGeometry, tuple[int, int]]] = {}
     rng = np.random.default_rng(0)
+    held = max(count // _HELD, 1) if count > 1 else 0
+    judging = False
 
     def watch(
         i: int, layer: Layer, bottoms: Sequence[np.ndarray], tops: Sequence[np.ndarray]
@@ -124,17 +138,21 @@ def observe_columns(
             return
         x = np.ascontiguousarray(bottoms[0], np.float32)
         geometry = _geometry(layer, x.shape, tops[0].shape)
-        places = len(x) * prod(geometry.out_size)
-        chosen = np.sort(rng.choice(places, min(places, _POSITIONS), replace=False))
+        positions = len(x) * prod(geometry.out_size)
+        chosen = np.sort(rng.choice(positions, min(positions, _POSITIONS), replace=False))
         seen = kernels.column_moments(x, 0, geometry, chosen)
-        if layer.name in found:
-            seen = found[layer.name].moments + seen
-        found[layer.name] = Columns(seen, geometry, (x.shape[2], x.shape[3]))
+        key = (layer.name, judging)
+        parts[key] = parts[key] + seen if key in parts else seen
+        places[layer.name] = geometry, (x.shape[2], x.shape[3])
 
     runner, state = FloatNet(net), State()
-    for inputs in batches:
+    for i, inputs in enumerate(batches):
+        judging = i >= count - held
         runner.forward(inputs, observer=watch, state=state)
-    return found
+    return {
+        name: Columns(parts[name, False], parts.get((name, True), parts[name, False]), *place)
+        for name, place in places.items()
+    }
 
 
 def _geometry(layer: Layer, bottom: Shape, top: Shape) -> ConvGeometry:
@@ -161,12 +179,11 @@ def decompose(
     ranks : tuple of LayerRank
         Of every convolution looked at, in the order of the net.
     """
-    factors = _output_factors(net)
     pairs, ranks = {}, []
     for layer in net.layers:
         if layer.name not in seen:
             continue
-        rank, pair = _decomposed(layer, seen[layer.name], factors.get(layer.name), settings)
+        rank, pair = _decomposed(layer, seen[layer.name], settings)
         ranks.append(rank)
         log.debug("%s", rank)
         if pair is not None:
@@ -174,42 +191,26 @@ def decompose(
     return pairs, tuple(ranks)
 
 
-def _output_factors(net: Net) -> dict[str, np.ndarray]:
-    """Return by what the BatchNorm and Scale behind a convolution multiply each channel.
-
-    An error of a channel that they make large weighs more.
-    """
-    after = {layer.name: layer for layer in fuse(net, training=True).net.layers}
-    factors = {}
-    for layer in net.layers:
-        if layer.type != "Convolution" or not layer.blobs or layer.name not in after:
-            continue
-        own, folded = (
-            np.linalg.norm(x.blobs[0].reshape(len(x.blobs[0]), -1).astype(np.float64), axis=1)
-            for x in (layer, after[layer.name])
-        )
-        ratio = np.divide(folded, own, out=np.ones_like(own), where=own > 0)
-        if (ratio > 0).any():
-            # a channel that is switched off behind still has a weight, if a small one
-            factors[layer.name] = np.maximum(ratio, 1e-3 * ratio.max())
-    return factors
-
-
 def _decomposed(
-    layer: Layer, seen: Columns, factor: np.ndarray | None, settings: DecomposeConfig
+    layer: Layer, seen: Columns, settings: DecomposeConfig
 ) -> tuple[LayerRank, tuple[Layer, Layer] | None]:
     w, covariance = layer.blobs[0], seen.moments.covariance()[0]
+    judging = seen.judge.covariance()[0]
+    # each channel of the output counts alike, however much it varies: what follows evens it out
+    m = w.reshape(len(w), -1).astype(np.float64)
+    deviation = np.sqrt(np.maximum(((m @ covariance) * m).sum(axis=1), 0.0))
+    weight = 1 / np.maximum(deviation, max(_DEAD * deviation.max(), 1e-30))
     before = _macs(w.shape, seen, "", 0)
     best = LayerRank(layer.name, "", 0, 0.0, before, before)
     chosen: LowRank | None = None
-    for form, low in kernels.decompositions(w, covariance, factor).items():
+    for form, low in kernels.decompositions(w, covariance, weight).items():
         allowed = _largest_rank(w.shape, seen, form, before * (1 - settings.min_saving))
         rank = int(np.argmax(low.left <= settings.max_error))
         if not 0 < rank <= allowed:
             continue
 
         def error(rank: int, low: LowRank = low) -> float:
-            return kernels.output_error(w, low.product(rank), covariance, factor)
+            return kernels.output_error(w, low.product(rank), judging, weight)
 
         found = _least_rank(error, rank, allowed, settings.max_error)
         if found is None:
@@ -262,7 +263,8 @@ def _pair(layer: Layer, seen: Columns, form: str, low: LowRank, rank: int) -> tu
     first, second = low.cut(rank)
     bias = layer.blobs[1].reshape(-1) if len(layer.blobs) > 1 else np.zeros(len(second), np.float32)
     # what the columns are on average is not lost: the bias takes it
-    mean = seen.moments.sums[0] / seen.moments.count
+    seen_all = seen.moments if seen.judge is seen.moments else seen.moments + seen.judge
+    mean = seen_all.sums[0] / seen_all.count
     lost = layer.blobs[0].astype(np.float64) - low.product(rank).reshape(layer.blobs[0].shape)
     bias = (bias + lost.reshape(len(second), -1) @ mean).astype(np.float32)
     name = f"{layer.name}_first"
