@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from caffeio.record import Record
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
+from pipeline.config.names import is_named, named_layers
 from pipeline.config.nuq import NuqConfig
 from pipeline.errors import ConfigError
 from pipeline.jobs.metric import Metric
@@ -45,11 +46,12 @@ def chosen_layers(settings: NuqConfig, work: Prepared) -> tuple[str, ...]:
         bare = {x.name for x in work.fused.net.layers if x.name in work.plans} - {*able}
         named = tuple(n for n in _mapped(settings) if n not in bare)
     for name in named:
-        if name not in able:
+        met = named_layers(name, able)
+        if not met:
             raise ConfigError(f"nuq.layers: '{name}' is no quantized layer with weights")
-        if name in shared:
+        if met == (name,) and name in shared:
             raise ConfigError(f"nuq.layers: layer '{name}' shares its weights with another")
-    return tuple(n for n in able if n not in shared and (not named or n in named))
+    return tuple(n for n in able if n not in shared and (not named or is_named(n, named)))
 
 
 def _mapped(settings: NuqConfig) -> tuple[str, ...]:

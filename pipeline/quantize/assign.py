@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, overload
 
 import kernels
@@ -12,11 +11,12 @@ from caffeio import Layer, Net
 from kernels import Ifmr, Method, Mse
 from pipeline.config.calibrate import Algorithm, CalibrateConfig
 from pipeline.config.improve import Effort
+from pipeline.config.names import is_named, is_pattern, missing_hint, named_layers
 from pipeline.config.retrain import RetrainAlgorithm, RetrainConfig
 from pipeline.errors import ConfigError
 from pipeline.layers.int8 import INT8_TYPES
 
-__all__ = ["LayerPlan", "channel_wise", "check_names", "layer_plan", "levels"]
+__all__ = ["LayerPlan", "channel_wise", "check_names", "layer_plan", "levels", "met_names"]
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,45 @@ class LayerPlan:
         )
 
 
-def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -> None:
-    """Raise `ConfigError` if a setting of a table names what the net does not have."""
-    names = {layer.name for layer in net.layers}
-    types = {layer.type for layer in net.layers}
+def check_names(table: str, config: CalibrateConfig | RetrainConfig, net: Net) -> tuple[str, ...]:
+    """Return how many layers each pattern meets.
+
+    Raises
+    ------
+    ConfigError
+        If a setting of a table names, or a pattern meets, what the net does not have.
+    """
     named = {
         "skip_layers": config.skip_layers,
         "only_layers": config.only_layers,
         "skip_fusion_layers": config.skip_fusion_layers,
         "override_layer_configs": tuple(o.layer_name for o in config.override_layer_configs),
     }
-    for key, layer_names in named.items():
-        for name in layer_names:
-            if name not in names:
-                raise ConfigError(
-                    f"{table}.{key}: net '{net.name}' has no layer '{name}'{_nearest(name, names)}"
-                )
+    notes = [
+        note for key, given in named.items() for note in met_names(f"{table}.{key}", given, net)
+    ]
+    types = {layer.type for layer in net.layers}
     for name in config.skip_layer_types:
         if name not in types:
             raise ConfigError(
                 f"{table}.skip_layer_types: net '{net.name}' has no layer of type '{name}'"
-                f"{_nearest(name, types)}"
+                f"{missing_hint(name, types)}"
             )
+    return tuple(notes)
 
 
-def _nearest(name: str, names: set[str]) -> str:
-    near = get_close_matches(name, sorted(names), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+def met_names(key: str, given: Sequence[str], net: Net) -> list[str]:
+    """Return how many layers each pattern meets; raise `ConfigError` for one that meets none."""
+    notes, names = [], [layer.name for layer in net.layers]
+    for name in given:
+        met = named_layers(name, names)
+        if not met:
+            what = "that '{}' meets" if is_pattern(name) else "'{}'"
+            hint = missing_hint(name, names)
+            raise ConfigError(f"{key}: net '{net.name}' has no layer {what.format(name)}{hint}")
+        if met != (name,):
+            notes.append(f"{key}: '{name}' meets {len(met)} layer{'s' * (len(met) != 1)}")
+    return notes
 
 
 @overload
@@ -89,10 +101,15 @@ def levels(layer: Layer, config: CalibrateConfig | RetrainConfig) -> list[tuple[
         ),
         *(
             (f"override_layer_configs '{o.layer_name}'", o)
-            for o in config.override_layer_configs
-            if o.layer_name == layer.name
+            for o in _by_pattern_first(layer, config)
         ),
     ]
+
+
+def _by_pattern_first(layer: Layer, config: CalibrateConfig | RetrainConfig) -> list[Any]:
+    """Return the overrides that name a layer: one of its own name is nearer than a pattern."""
+    named = [o for o in config.override_layer_configs if is_named(layer.name, (o.layer_name,))]
+    return sorted(named, key=lambda o: o.layer_name == layer.name)
 
 
 def channel_wise(layer: Layer, table: str, asked: Sequence[tuple[str, bool | None]]) -> bool:

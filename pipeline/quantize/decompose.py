@@ -13,6 +13,7 @@ from caffeio import Layer, Net
 from caffeio.proto.caffe_pb2 import LayerParameter, ParamSpec
 from kernels import ColumnMoments, ConvGeometry, LowRank
 from pipeline.config.decompose import DecomposeConfig
+from pipeline.config.names import is_named, named_layers
 from pipeline.errors import ConfigError
 from pipeline.layers import Shape
 from pipeline.layers.convolution import conv_params
@@ -99,13 +100,13 @@ def decomposable(net: Net, settings: DecomposeConfig) -> tuple[str, ...]:
     ]
     for key in ("layers", "skip_layers"):
         for name in getattr(settings, key):
-            if name not in able:
+            if not named_layers(name, able):
                 raise ConfigError(
                     f"decompose.{key}: '{name}' is no Convolution of one group with weights of "
                     f"its own in net '{net.name}'"
                 )
-    chosen = settings.layers or able
-    return tuple(n for n in able if n in chosen and n not in settings.skip_layers)
+    chosen = [n for n in able if not settings.layers or is_named(n, settings.layers)]
+    return tuple(n for n in chosen if not is_named(n, settings.skip_layers))
 
 
 def observe_columns(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from caffeio import Layer, Net, NetError
+from pipeline.config.names import is_named
 from pipeline.layers.int8 import INT8_TYPES
 from pipeline.layers.quant import LSTM_GATES
 from pipeline.layers.unknown import statement
@@ -77,7 +78,7 @@ def judge(
     ----------
     net : Net
     skip_layers, skip_types : collection of str
-        What the user keeps in float.
+        What the user keeps in float; layers by name or pattern.
     only_layers : collection of str
         If there are any, all others stay in float.
 
@@ -104,11 +105,11 @@ def _judge(
     if rule:
         return Verdict(layer.name, layer.type, False, rule)
     reason = ""
-    if layer.name in skip_layers:
+    if is_named(layer.name, skip_layers):
         reason = "named in skip_layers"
     elif layer.type in skip_types:
         reason = f"{layer.type} is named in skip_layer_types"
-    elif only_layers and layer.name not in only_layers:
+    elif only_layers and not is_named(layer.name, only_layers):
         reason = "not among only_layers"
     return Verdict(layer.name, layer.type, not reason, reason, bool(reason))
 

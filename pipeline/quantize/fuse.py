@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from caffeio import Layer, Net
 from caffeio.proto import caffe_pb2
+from pipeline.config.names import is_named
 from pipeline.layers import layer_type
 from pipeline.layers.folding import Affine, batch_norm_affine
 
@@ -73,8 +74,8 @@ def fuse(
     net : Net
         With weights.
     skip : collection of str
-        Layers that must stay as they are (``skip_fusion_layers``): names of the layer that
-        would take others in, or of a BatchNorm or Scale layer.
+        Layers that must stay as they are (``skip_fusion_layers``): names, or patterns, of the layer
+        that would take others in, or of a BatchNorm or Scale layer.
     training : bool
         Only what training folds: Convolution and Deconvolution with BatchNorm and Scale behind.
     fold : bool
@@ -85,6 +86,7 @@ def fuse(
     Fused
     """
     layers = dict(enumerate(net.layers))
+    skip = {layer.name for layer in net.layers if is_named(layer.name, skip)}
     fusions, unfolded = [], []
     shared = shared_parameters(net)
     for i in range(len(net.layers)):

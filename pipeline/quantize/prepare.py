@@ -152,7 +152,7 @@ def prepare_layers(
     if retrain is not None:
         notes = (*notes, *retrain.notes)
     chosen = retrain or calibrate
-    check_names("retrain" if retrain else "calibrate", chosen, net)
+    met = check_names("retrain" if retrain else "calibrate", chosen, net)
     training = retrain is not None
     fused = fuse(net, chosen.skip_fusion_layers, training=training, fold=chosen.do_fusion)
     effort = _effort(settings, training)
@@ -171,7 +171,7 @@ def prepare_layers(
         unknown = tuple(_unknown_layers(fused.net))
         why = unknown[0] if unknown else "--plan shows the rule for each layer"
         raise PipelineError(f"net '{net.name}' has no layer to quantize; {why}")
-    notes = (*notes_on(net, fused.net), *notes)
+    notes = (*notes_on(net, fused.net), *notes, *met)
     return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
 
 
