@@ -26,10 +26,10 @@ import caffeio
 import pipeline
 from bench.peers import missing, onnx_session, openvino_session
 from bench.quantizers import nncf_int8, ort_int8
-from bench.to_onnx import to_onnx
 from caffeio import Net
 from caffeio.data import Batch
 from pipeline.config.load import Config, load_config
+from pipeline.export.onnx_graph import to_onnx
 from pipeline.jobs.data import calibration_feed
 from pipeline.layers import layer_type
 from pipeline.quantize.feed import open_feed

@@ -9,9 +9,9 @@ import numpy as np
 
 import caffeio
 from bench.shapes import NetFiles
-from bench.to_onnx import to_onnx
 from bench.workload import Run
 from pipeline import FloatNet
+from pipeline.export.onnx_graph import to_onnx
 from pipeline.quantize.fuse import fuse
 
 __all__ = ["Model", "our_float", "read_model"]

@@ -21,6 +21,7 @@ from bench.shapes import CONVS, ConvShape
 from bench.timing import Race
 from bench.workload import OURS, Score, Side, Workload
 from pipeline import FloatNet
+from pipeline.errors import PipelineError
 
 DEMO = ROOT / "pipeline" / "demo"
 
@@ -133,7 +134,7 @@ def filled(net: caffeio.Net) -> caffeio.Net:
 def converted(net: caffeio.Net, batch: int, x: np.ndarray) -> np.ndarray:
     """Run a net as ONNX."""
     onnxruntime = importlib.import_module("onnxruntime")
-    from bench.to_onnx import to_onnx
+    from pipeline.export.onnx_graph import to_onnx
 
     model = to_onnx(net, batch).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -156,10 +157,10 @@ def test_a_net_in_onnx_computes_the_same(which: str):
 
 def test_a_layer_without_onnx_form_is_named():
     pytest.importorskip("onnx")
-    from bench.to_onnx import to_onnx
+    from pipeline.export.onnx_graph import to_onnx
 
-    text = LAYERS.replace("Dropout", "LRN").replace('name: "drop"', 'name: "norm"')
-    with pytest.raises(ValueError, match="layer 'norm': type LRN has no ONNX form here"):
+    text = LAYERS.replace("Dropout", "MVN").replace('name: "drop"', 'name: "norm"')
+    with pytest.raises(PipelineError, match="layer 'norm': type MVN has no ONNX form here"):
         to_onnx(filled(caffeio.parse_net(text)), 1)
 
 

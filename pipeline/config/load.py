@@ -21,7 +21,14 @@ from pipeline.config.record import RecordConfig
 from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["Config", "EvaluateConfig", "ModelConfig", "OutputConfig", "load_config"]
+__all__ = [
+    "FORMAT_ENDINGS",
+    "Config",
+    "EvaluateConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "load_config",
+]
 
 
 class ModelConfig(Table):
@@ -52,15 +59,35 @@ class EvaluateConfig(Table):
     layer_samples: int = Field(8, ge=0, description="samples that measure the error of each layer")
 
 
+#: Other forms of a model, and the endings of their files; "ascend" is always written.
+FORMAT_ENDINGS = {
+    "onnx": "_int8.onnx",
+    "ncnn": "_ncnn.table",
+    "tensorrt": "_tensorrt.cache",
+    "npz": "_int8.npz",
+}
+
+
 class OutputConfig(Table):
     """``[output]``."""
 
     directory: FilePath = Path("quantized")
     prefix: str = Field("net", pattern=r"^[\w.-]*$")
     overwrite: bool = False
+    formats: Names = Field(
+        (), description="other forms of the model to write: 'onnx', 'ncnn', 'tensorrt', 'npz'"
+    )
     write_config: Literal["json", "cfg"] | None = Field(
         None, description="write the settings as the Ascend tool's config.json or .cfg, too"
     )
+
+    @model_validator(mode="after")
+    def _known_formats(self) -> OutputConfig:
+        for name in self.formats:
+            if name not in ("ascend", *FORMAT_ENDINGS):
+                names = ", ".join(map(repr, ("ascend", *FORMAT_ENDINGS)))
+                raise ValueError(f"formats: '{name}' is none of {names}")
+        return self
 
 
 class Config(Table):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kernels import on_compile
 from pipeline.config.load import Config, load_config
+from pipeline.export import check_formats
 from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import looked_at
 from pipeline.jobs.evaluation import check_evaluator
@@ -14,7 +15,7 @@ from pipeline.jobs.files import model_files, output_files
 from pipeline.jobs.nuq import chosen_layers, non_uniform
 from pipeline.jobs.stages import Clock, calibrate, finish, improved
 from pipeline.jobs.unknown import names_unknown_fields
-from pipeline.quantize.prepare import prepare, read_model
+from pipeline.quantize.prepare import Prepared, prepare, read_model
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
 from pipeline.runtime.executor import FloatNet
@@ -63,9 +64,7 @@ def quantize_model(
     with on_compile(device, reporter.compiling):
         with clock.stage("read"):
             work = prepare(config, read_model(config))
-            original_config(config, work)  # raises what it would after the work
-            if config.nuq is not None:
-                chosen_layers(config.nuq, work)  # likewise
+            _check(config, work)
             work = looked_at(config, work)[0]
             check_evaluator(config, work)
             for warning in work.warnings:  # now, too: the rest may take long
@@ -103,3 +102,11 @@ def quantize_model(
             fallback=tried,
             nuq=few,
         )
+
+
+def _check(config: Config, work: Prepared) -> None:
+    """Raise, before the long work, what would be raised after it."""
+    check_formats(config.output.formats, work.fused.net, work.calibrate.joint_quant)
+    original_config(config, work)
+    if config.nuq is not None:
+        chosen_layers(config.nuq, work)

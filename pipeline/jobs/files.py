@@ -8,13 +8,15 @@ import os
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import caffeio
 from caffeio import Net
 from caffeio.record import Record, write_record
-from pipeline.config.load import Config
+from pipeline.config.load import FORMAT_ENDINGS, Config
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.export import FORMATS
 from pipeline.log import log
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import Fused
@@ -26,6 +28,7 @@ __all__ = [
     "MODEL_FILES",
     "Writer",
     "check_output",
+    "format_writers",
     "integer_writers",
     "model_files",
     "model_writers",
@@ -56,8 +59,20 @@ CONFIG_FILES = {"json": "_config.json", "cfg": "_quant.cfg"}
 
 def model_files(config: Config) -> dict[str, str]:
     """Return the files of a run: those of `MODEL_FILES`, and others that the config asks for."""
-    kind = config.output.write_config
-    return MODEL_FILES if kind is None else {**MODEL_FILES, "original_config": CONFIG_FILES[kind]}
+    kind, formats = config.output.write_config, config.output.formats
+    more = {name: FORMAT_ENDINGS[name] for name in formats if name in FORMAT_ENDINGS}
+    if kind is not None:
+        more["original_config"] = CONFIG_FILES[kind]
+    return {**MODEL_FILES, **more}
+
+
+def format_writers(config: Config, int8: Int8Net) -> dict[str, Writer]:
+    """Return what writes the other forms that the config asks for."""
+    return {
+        name: partial(FORMATS[name].write, int8.net, int8.layers)
+        for name in config.output.formats
+        if name in FORMATS
+    }
 
 
 def check_output(

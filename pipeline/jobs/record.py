@@ -14,7 +14,7 @@ from pipeline.config.unused import unused_settings
 from pipeline.errors import ConfigError
 from pipeline.jobs.data import has_evaluation, input_shapes
 from pipeline.jobs.evaluation import check_evaluation
-from pipeline.jobs.files import MODEL_FILES, output_files
+from pipeline.jobs.files import model_files, output_files
 from pipeline.jobs.quantized import QuantizedModel
 from pipeline.jobs.stages import Clock, Ranges, finish
 from pipeline.jobs.unknown import names_unknown_fields
@@ -67,7 +67,7 @@ def quantize_from_record(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = output_files(config, output, MODEL_FILES)
+    files = output_files(config, output, model_files(config))
     clock = Clock()
     with on_compile(device, reporter.compiling):
         with clock.stage("read"):

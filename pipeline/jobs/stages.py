@@ -17,10 +17,11 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig
 from pipeline.config.load import Config
+from pipeline.export import format_notes
 from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import calibration_feed, chosen_how, has_evaluation
 from pipeline.jobs.evaluation import evaluate
-from pipeline.jobs.files import Writer, model_writers, write_files, write_text
+from pipeline.jobs.files import Writer, format_writers, model_writers, write_files, write_text
 from pipeline.layers import Shape
 from pipeline.log import log
 from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly
@@ -334,11 +335,13 @@ def finish(
     name = work.net.name or config.model.prototxt.stem
     report = make_report(name, work, record, scores, files, ranges.samples, clock)
     notes, warnings = said_of(work, ranges.data, ranges.seen, scores[0])
+    notes = (*notes, *format_notes(config.output.formats, int8.layers))
     report = replace(
         report, trials=improvements.trials, fallback=fallback, nuq=nuq, net_quantized=result.net,
         data=ranges.data, notes=notes, warnings=warnings,
     )  # fmt: skip
     writers = {**model_writers(report, work.fused, int8), **(more or {})}
+    writers |= format_writers(config, int8)
     if (settings := original_config(config, work)) is not None:
         writers["original_config"] = lambda path: write_text(path, settings)
     write_files(files, writers)
