@@ -35,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.run",
         description="Quantize a Caffe model to INT8, by calibration or by training, and say what "
         "it costs.",
-        epilog="Other commands: 'init PROTOTXT [CAFFEMODEL]' writes a first config; 'calibration' "
+        epilog="Other commands: 'init PROTOTXT [CAFFEMODEL]' writes a first config; 'compare DIR "
+        "DIR' shows runs beside each other, 'report DIR' makes a run's page again; 'calibration' "
         "and 'convert' take the options of the Ascend tool for Caffe (each with --help). "
         "Exit codes: 0 done, 1 failed, 2 wrong use (the command, the config, or a path in "
         "them that does not exist), 130 interrupted.",
@@ -187,6 +188,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
         from pipeline.commands import original
 
         return original.calibration if name == "calibration" else original.convert
+    if name in ("report", "compare"):
+        from pipeline.commands import reports
+
+        return reports.report if name == "report" else reports.compare
     return None
 
 

@@ -23,7 +23,7 @@ from pipeline.run import main
 
 FILES = {
     "net_record.txt", "net_fake_quant_model.prototxt", "net_fake_quant_weights.caffemodel",
-    "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json",
+    "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json", "report.html",
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         assert main([str(write_job(tmp_path / name)), "--quiet"]) == 0
-    for name in FILES - {"report.json"}:
+    for name in FILES - {"report.json", "report.html"}:
         one, two = ((tmp_path / f / "out" / name).read_bytes() for f in ("a", "b"))
         assert one == two, name
 

@@ -21,6 +21,7 @@ from pipeline.log import log
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.report.page import page_of
 from pipeline.report.values import Report, to_json
 
 __all__ = [
@@ -51,6 +52,7 @@ MODEL_FILES = {
     "deploy_weights": "_deploy_weights.caffemodel",
     "node_map": "_quant.json",
     "report": "report.json",
+    "page": "report.html",
 }
 
 #: The original tool's config, if it is asked for.
@@ -173,6 +175,7 @@ def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writ
     return {
         **integer_writers(report.record, fused, int8),
         "report": lambda path: write_text(path, to_json(report)),
+        "page": lambda path: write_text(path, page_of(json.loads(to_json(report)))),
     }
 
 

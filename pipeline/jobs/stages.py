@@ -45,6 +45,9 @@ from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.observe import Observations, observe_shards
 from pipeline.quantize.prepare import Prepared
 from pipeline.quantize.samples import Samples, samples_of
+from pipeline.report.about import about
+from pipeline.report.advice import judgement, sensitive_layers
+from pipeline.report.details import layer_costs, layer_details
 from pipeline.report.progress import Reporter
 from pipeline.report.values import LayerReport, Report
 from pipeline.report.warnings import said_of
@@ -131,8 +134,8 @@ def calibrate(
             params = search(net.net, work.plans, seen, net.device, bits=bits)
     finally:
         feed.close()
-    ranges = ranges_of(work, net.net, seen, params)
-    return replace(ranges, data=watch.seen(chosen_how(work), declared_shapes(work.net)))
+    ranges, order = ranges_of(work, net.net, seen, params), config.transform.channel_order
+    return replace(ranges, data=watch.seen(chosen_how(work), declared_shapes(work.net), order))
 
 
 def ranges_of(
@@ -340,12 +343,24 @@ def finish(
         report, trials=improvements.trials, fallback=fallback, nuq=nuq, net_quantized=result.net,
         data=ranges.data, notes=notes, warnings=warnings,
     )  # fmt: skip
+    report = _detailed(config, work, ranges, report, int8, device)
     writers = {**model_writers(report, work.fused, int8), **(more or {})}
     writers |= format_writers(config, int8)
     if (settings := original_config(config, work)) is not None:
         writers["original_config"] = lambda path: write_text(path, settings)
     write_files(files, writers)
     return report
+
+
+def _detailed(
+    config: Config, work: Prepared, ranges: Ranges, report: Report, int8: Int8Net, device: str
+) -> Report:
+    """Return the report with what its page shows beyond the tables."""
+    details = {} if ranges.seen is None else layer_details(work, ranges.seen, int8.layers)
+    inputs = {} if ranges.data is None else {s.blob: (1, *s.shape) for s in ranges.data.inputs}
+    costs = layer_costs(work, inputs)
+    report = replace(report, details=details, costs=costs, about=about(config, device))
+    return replace(report, judgement=judgement(report), sensitive=sensitive_layers(report))
 
 
 def make_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,10 @@ from kernels import Histogram
 from pipeline.layers import Shape
 
 __all__ = ["ChannelSeen", "DataSeen", "DataWatch", "InputSeen", "constant_inputs"]
+
+
+#: Images that a report shows, and their longer side.
+_IMAGES, _SIDE = 4, 96
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,15 @@ class DataSeen:
     places : tuple of int
         Their numbers in the source.
     inputs : tuple of InputSeen
+    thumbnails : tuple of str
+        The first few images as the net is given them, small PNG files in base64.
     """
 
     choice: str
     names: tuple[str, ...]
     places: tuple[int, ...]
     inputs: tuple[InputSeen, ...]
+    thumbnails: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -128,6 +136,7 @@ class DataWatch:
     _sums: dict[str, _Sums] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
     _places: list[int] = field(default_factory=list)
+    _images: list[np.ndarray] = field(default_factory=list)
 
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches, having looked at each."""
@@ -147,10 +156,14 @@ class DataWatch:
             low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
             nothing = np.zeros((2, channels))
             self._sums[blob] = _Sums(low, high, nothing[0], nothing[1], x.shape[1:])
+        if x.ndim == 4 and x.shape[1] in (1, 3):
+            self._images += [np.array(image) for image in x[: _IMAGES - len(self._images)]]
         for sample in x:
             self._sums[blob].add(sample.reshape(channels, -1))
 
-    def seen(self, choice: str, declared: Mapping[str, Shape | None]) -> DataSeen:
+    def seen(
+        self, choice: str, declared: Mapping[str, Shape | None], order: str = "BGR"
+    ) -> DataSeen:
         """Return what went by.
 
         Parameters
@@ -159,12 +172,31 @@ class DataWatch:
             How the samples were chosen.
         declared : mapping of blob name to shape
             What the prototxt says of the inputs, batch first.
+        order : "BGR", "RGB" or "GRAY"
+            What the channels are meant to be.
         """
         inputs = tuple(
             InputSeen(blob, sums.shape, _sample(declared.get(blob)), sums.channels())
             for blob, sums in self._sums.items()
         )
-        return DataSeen(choice, tuple(self._names), tuple(self._places), inputs)
+        thumbnails = tuple(_thumbnail(image, order) for image in self._images)
+        return DataSeen(choice, tuple(self._names), tuple(self._places), inputs, thumbnails)
+
+
+def _thumbnail(image: np.ndarray, order: str) -> str:
+    """Return an image (C, H, W) as a small PNG in base64, its least value black."""
+    import cv2
+
+    low, high = float(np.nanmin(image)), float(np.nanmax(image))
+    pixels = np.nan_to_num((image - low) * (255 / (high - low or 1.0)))
+    rows: np.ndarray = pixels.astype(np.uint8).transpose(1, 2, 0)
+    rows = rows[:, :, ::-1] if order == "RGB" else rows
+    scale = _SIDE / max(rows.shape[:2])
+    if scale < 1:
+        size = (max(1, round(rows.shape[1] * scale)), max(1, round(rows.shape[0] * scale)))
+        rows = cv2.resize(np.ascontiguousarray(rows), size, interpolation=cv2.INTER_AREA)
+    _, png = cv2.imencode(".png", np.ascontiguousarray(rows))
+    return base64.b64encode(png.tobytes()).decode("ascii")
 
 
 def _sample(shape: Shape | None) -> Shape | None:

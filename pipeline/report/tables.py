@@ -49,7 +49,20 @@ def show_report(report: Report, console: Console) -> None:
         show_data(report.data, console)
     show_notes(report.notes, console)
     show_files(report.files, console)
+    _show_end(report, console)
     show_warnings(report.warnings, console)
+
+
+def _show_end(report: Report, console: Console) -> None:
+    """Print how good it is and what to try, the worst layers to paste, time and memory."""
+    if report.sensitive and report.effort != "original":
+        names = ", ".join(f'"{name}"' for name in report.sensitive)
+        console.print("The layers that add most error; to leave them in float:", highlight=False)
+        console.print(f"  skip_layers = [{names}]", markup=False, highlight=False, soft_wrap=True)
+    peak = report.about.get("peak_memory_bytes", 0) / 2**20
+    seconds = sum(report.seconds.values())
+    memory = f", {peak:.0f} MiB at most" if peak else ""
+    console.print(f"{seconds:.1f} s{memory}. {report.judgement}", markup=False, highlight=False)
 
 
 def wide(console: Console) -> Console:

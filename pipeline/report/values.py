@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import Trial
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.levels import NuqResult
+from pipeline.report.details import LayerCostSeen, LayerDetail
 
-__all__ = ["LayerReport", "Report", "to_json"]
+__all__ = ["SCHEMA", "LayerReport", "Report", "to_json"]
+
+#: Of report.json; it changes when the meaning of a key does.
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,15 @@ class Report:
         The samples that were observed.
     warnings : tuple of str
         What is probably wrong, above all with the data.
+    details : dict of layer name to LayerDetail
+        What was seen and searched, of each quantized layer.
+    costs : dict of layer name to LayerCostSeen
+    about : dict
+        Product, config, hashes of inputs, machine and peak memory.
+    judgement : str
+        How good the result is, and what to try next.
+    sensitive : tuple of str
+        The layers that add most error, the worst first.
     net_quantized : Net or None
         The folded float net whose weights the integers stand for: with `record` it makes them.
     """
@@ -99,6 +112,11 @@ class Report:
     nuq: NuqResult | None = None
     data: DataSeen | None = None
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, LayerDetail] = field(default_factory=dict)
+    costs: Mapping[str, LayerCostSeen] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    judgement: str = ""
+    sensitive: tuple[str, ...] = ()
     net_quantized: Net | None = None
 
     def int8_net(self, *, device: str = "cpu") -> Int8Net:
@@ -120,8 +138,8 @@ class Report:
 
 
 def to_json(report: Report) -> str:
-    """Return the report as JSON; numbers that JSON has not (inf, NaN) become null."""
-    whole = asdict(replace(report, net_quantized=None))
+    """Return the report as JSON; an infinite dB, which is exact, is "inf", NaN is null."""
+    whole = {"schema": SCHEMA, **asdict(replace(report, net_quantized=None))}
     del whole["net_quantized"]
     whole["record"] = {name: asdict(layer) for name, layer in report.record.layers.items()}
     whole["files"] = {kind: path.name for kind, path in report.files.items()}
@@ -134,5 +152,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return "inf" if value > 0 else None  # of what is exact: JSON has no infinity
     return value

@@ -1,0 +1,150 @@
+"""Two or more runs beside each other: accuracy, and the layers that changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from caffeio import CaffeFileError
+from pipeline.report.tables import plain_table
+from pipeline.report.values import SCHEMA
+
+__all__ = ["RunRead", "changed_layers", "comparison_page", "read_run", "show_comparison"]
+
+
+@dataclass(frozen=True)
+class RunRead:
+    """A run as its report.json tells it.
+
+    Attributes
+    ----------
+    name : str
+        The folder.
+    report : mapping
+    """
+
+    name: str
+    report: Mapping[str, Any]
+
+    @property
+    def layers(self) -> dict[str, Mapping[str, Any]]:
+        """Its layers by name."""
+        return {layer["layer"]: layer for layer in self.report["layers"]}
+
+
+def read_run(folder: str | Path) -> RunRead:
+    """Read the report of a run.
+
+    Parameters
+    ----------
+    folder : path-like
+        The run's, or its report.json.
+
+    Raises
+    ------
+    CaffeFileError
+        If there is none, or it is of another version.
+    """
+    path = Path(folder)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CaffeFileError(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CaffeFileError(path, f"is not JSON: {error}") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise CaffeFileError(path, f"is no report of schema {SCHEMA}; run the config again")
+    return RunRead(str(folder), report)
+
+
+def _summary(layer: Mapping[str, Any] | None, details: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return state, method, scale, offset and error of a layer, as text."""
+    if layer is None:
+        return ("not there", "", "", "", "")
+    if not layer["quantized"]:
+        return (f"float: {layer['reason']}", "", "", "", "")
+    error = (layer["error"] or {}).get("sqnr")
+    db = "" if error is None else error if isinstance(error, str) else f"{error:.1f}"
+    method = details.get(layer["layer"], {}).get("method", "")
+    return ("INT8", method, f"{layer['scale_d']:.4g}", str(layer["offset_d"]), db)
+
+
+def changed_layers(runs: Sequence[RunRead]) -> dict[str, list[tuple[str, ...]]]:
+    """Return state, method, scale, offset and dB of each layer that is not alike in all runs."""
+    names = dict.fromkeys(name for run in runs for name in run.layers)
+    found = {}
+    for name in names:
+        rows = [_summary(run.layers.get(name), run.report.get("details", {})) for run in runs]
+        if any(row != rows[0] for row in rows):
+            found[name] = rows
+    return found
+
+
+def _accuracy(run: RunRead) -> list[tuple[str, ...]]:
+    rows = []
+    for score in run.report["accuracy"]:
+        ranks = ["" if score[k] is None else f"{score[k]:.2f}" for k in ("top1", "top5")]
+        values = [o["sample_sqnr"] for o in score["outputs"]]
+        dbs = [v if isinstance(v, str) else "" if v is None else f"{v:.1f}" for v in values]
+        rows.append((score["model"], *ranks, ", ".join(dbs)))
+    return rows
+
+
+def show_comparison(runs: Sequence[RunRead], console: Console) -> None:
+    """Print accuracy of all runs, and the layers that changed."""
+    table = plain_table("Accuracy", "run", "model", "top-1 %", "top-5 %", "mean dB", left=2)
+    for run in runs:
+        for i, row in enumerate(_accuracy(run)):
+            table.add_row(run.name if i == 0 else "", *row)
+    console.print(table)
+    changed = changed_layers(runs)
+    if not changed:
+        console.print("All layers are alike.", highlight=False)
+        return
+    columns = ("layer", "run", "state", "method", "scale", "offset", "adds dB")
+    table = plain_table(f"{len(changed)} layers changed", *columns, left=4)
+    for name, rows in changed.items():
+        for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
+            table.add_row(name if i == 0 else "", run.name, *row)
+    console.print(table)
+
+
+_STYLE = (
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;"
+    "padding:1rem;max-width:1200px}table{border-collapse:collapse;font-size:.9rem}"
+    "td,th{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #8886}div{overflow-x:auto}"
+)
+
+
+def comparison_page(runs: Sequence[RunRead]) -> str:
+    """Return the comparison as one page of HTML."""
+
+    def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        lines = ["<tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + "</tr>"]
+        lines += ["<tr>" + "".join(f"<td>{escape(v)}</td>" for v in r) + "</tr>" for r in rows]
+        return f"<div><table>{''.join(lines)}</table></div>"
+
+    scores = [(run.name, *row) for run in runs for row in _accuracy(run)]
+    layers = [
+        (name if i == 0 else "", run.name, *row)
+        for name, rows in changed_layers(runs).items()
+        for i, (run, row) in enumerate(zip(runs, rows, strict=True))
+    ]
+    names = " and ".join(run.name for run in runs)
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(names)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(names)}</h1><h2>Accuracy</h2>"
+        + table(("run", "model", "top-1 %", "top-5 %", "mean dB"), scores)
+        + f"<h2>Layers that changed: {len(changed_layers(runs))}</h2>"
+        + table(("layer", "run", "state", "method", "scale", "offset", "adds dB"), layers)
+        + "</body></html>\n"
+    )

@@ -1,0 +1,212 @@
+"""The page of a run, in a browser; runs beside each other; what report.json holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_nets import small_net, write_job
+
+import pipeline
+from pipeline.report.advice import cure, judgement
+from pipeline.report.page import page_of
+from pipeline.run import main
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    config = write_job(folder, calibrate="skip_layers = ['branch']", extra="[nuq]\nlayers = ['fc']")
+    return folder, pipeline.quantize_model(config)
+
+
+def data_of(page: str) -> dict:
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text[1])
+
+
+def browse(page: Path, script: str, width: int = 1280) -> str:
+    """Open a page from disk, run a script at its end, and return what that leaves in #out."""
+    tried = page.with_name("tried.html")
+    end = (
+        "<pre id=out></pre><script>window.errors = [];"
+        "window.onerror = m => errors.push(m);"
+        f"try {{ {script} }} catch (e) {{ errors.push(String(e)); }}"
+        "document.getElementById('out').textContent = JSON.stringify({result: window.result, errors});"
+        "</script></body>"
+    )
+    tried.write_text(page.read_text().replace("</body>", end))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+               "--virtual-time-budget=3000", "--dump-dom", tried.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stdout[-2000:] + done.stderr[-500:]
+    answer = json.loads(
+        found[1]
+        .replace("&quot;", '"')
+        .replace("&amp;", "&")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+    )
+    assert answer["errors"] == []
+    return answer["result"]
+
+
+class Loads(HTMLParser):
+    """Collects whatever a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [
+            v for k, v in attrs if k in ("src", "href") and v and not v.startswith("data:")
+        ]
+
+
+def test_the_page_loads_nothing_and_is_small(run):
+    folder, _ = run
+    text = (folder / "out" / "report.html").read_text()
+    parser = Loads()
+    parser.feed(text)
+    assert parser.found == []
+    assert "http" not in re.sub(r"http://www.w3.org/2000/svg", "", text.split("<script type")[0])
+    # 200 layers of the size of these would stay below 3 MB
+    assert len(text) / max(len(data_of(text)["rows"]), 1) < 15_000
+
+
+def test_report_json_says_what_it_belongs_to(run):
+    folder, report = run
+    whole = json.loads((folder / "out" / "report.json").read_text())
+    about = whole["about"]
+    assert whole["schema"] == 1
+    assert about["product"] == f"caffe-quant {pipeline.__version__}"
+    assert about["config"]["calibrate"]["skip_layers"] == ["branch"]
+    import hashlib
+
+    model = folder / "net.caffemodel"
+    assert about["sha256"][str(model)] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert about["machine"]["packages"]["numpy"] == np.__version__
+    assert about["peak_memory_bytes"] > 1 << 24
+    detail = whole["details"]["conv1"]
+    assert sum(detail["counts"]) == detail["values"] == 8 * 3 * 12 * 10
+    assert detail["method"].startswith("Mse(")
+    assert set(detail["winners"]) >= {"ifmr", "minmax", "kl"}
+    assert len(detail["weights_low"]) == 8
+    assert detail["chosen"][2] == min(t[2] for t in [*detail["tried"], detail["chosen"]])
+    assert whole["costs"]["conv1"]["macs"] == 8 * 3 * 9 * 120
+    assert len(whole["data"]["thumbnails"]) == 4
+    assert whole["judgement"] == report.judgement != ""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser(run, width):
+    folder, _ = run
+    result = browse(
+        folder / "out" / "report.html",
+        """
+        const names = () => [...document.querySelectorAll("tr.layer")].map(r => r.dataset.layer);
+        const button = name => [...document.querySelectorAll("#layers th button")].find(b => b.textContent === name);
+        const r = {};
+        r.judge = document.getElementById("judgement").textContent;
+        r.start = names();
+        button("adds dB").click(); r.sorted = names(); button("adds dB").click(); r.reversed = names();
+        const f = document.getElementById("filter"); f.value = "conv1"; f.oninput(); r.filtered = names();
+        document.querySelector("tr.layer").click();
+        r.pictures = document.querySelectorAll("tr.detail svg").length;
+        document.querySelector("tr.layer").click(); r.closed = document.querySelectorAll("tr.detail").length;
+        f.value = ""; const w = document.getElementById("which"); w.value = "float"; w.onchange(); r.float = names();
+        w.value = "all"; w.onchange(); r.all = names();
+        r.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+        r.images = [...document.images].every(i => i.complete && i.naturalWidth > 0);
+        window.result = r;
+        """,
+        width,
+    )
+    report = json.loads((folder / "out" / "report.json").read_text())
+    db = {x["layer"]: x["error"]["sqnr"] for x in report["layers"] if x["quantized"]}
+    assert result["judge"] == report["judgement"]
+    assert result["sorted"][: len(db)] == sorted(db, key=db.get)
+    assert result["reversed"][: len(db)] == sorted(db, key=db.get, reverse=True)
+    assert result["filtered"] == ["conv1"]
+    assert (result["pictures"], result["closed"]) == (4, 0)
+    assert "branch" in result["float"]
+    assert "relu1" not in result["start"]
+    assert "relu1" in result["all"]
+    assert result["wide"] <= 0  # nothing pushes the page wider than the screen
+    assert result["images"]
+
+
+def test_names_cannot_break_the_page(run):
+    odd = "</script><script>alert(1)</script><!--"
+    whole = json.loads(json.dumps(json.loads((run[0] / "out" / "report.json").read_text())))
+    whole["layers"][1]["layer"] = odd
+    text = page_of(whole)
+    assert odd not in text
+    assert data_of(text)["rows"][1]["layer"] == odd
+
+
+def test_the_page_is_made_again(run, tmp_path, capsys):
+    folder, _ = run
+    copy = Path(shutil.copytree(folder / "out", tmp_path / "copy"))
+    before = (copy / "report.html").read_text()
+    (copy / "report.html").unlink()
+    assert main(["report", str(copy)]) == 0
+    assert (copy / "report.html").read_text() == before
+    (copy / "report.json").write_text("{}")
+    assert main(["report", str(copy)]) == 1
+    assert "is no report of schema 1" in capsys.readouterr().err
+
+
+def test_runs_beside_each_other(run, tmp_path, capsys):
+    folder, _ = run
+    (tmp_path / "b").mkdir()
+    config = write_job(tmp_path / "b", calibrate="effort = 'original'\nskip_layers = ['fc']")
+    assert main([str(config), "--quiet"]) == 0
+    a, b, page = folder / "out", tmp_path / "b" / "out", tmp_path / "both.html"
+    assert main(["compare", str(a), str(b), "--page", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "layers changed" in shown
+    for part in ("branch", "float: named in skip_layers", "Mse(", "Ifmr("):
+        assert part in " ".join(shown.split()), part
+        assert part in page.read_text()
+    assert main(["compare", str(a), str(a)]) == 0
+    assert "All layers are alike." in capsys.readouterr().out
+    assert main(["compare", str(a), str(tmp_path)]) == 1
+    with pytest.raises(SystemExit):
+        main(["compare", str(a)])
+    if BROWSER:
+        rows = browse(page, "window.result = document.querySelectorAll('table')[1].rows.length")
+        assert rows > 4
+
+
+def test_judgements_follow_the_numbers(run):
+    _, report = run
+    exact, fake, int8 = report.accuracy
+    for lost, word in ((0.1, "good"), (1.0, "fair"), (9.0, "poor")):
+        scores = (replace(exact, top1=80.0), fake, replace(int8, top1=80.0 - lost))
+        assert f": {word}." in judgement(replace(report, accuracy=scores, warnings=()))
+    poor = (replace(exact, top1=80.0), fake, replace(int8, top1=60.0))
+    assert 'effort = "best"' in judgement(
+        replace(report, accuracy=poor, effort="standard", warnings=())
+    )
+    assert "[fallback]" in judgement(replace(report, accuracy=poor, effort="best", warnings=()))
+    assert "warnings first" in judgement(replace(report, accuracy=poor, warnings=("x",)))
+    assert "Nothing was compared" in judgement(replace(report, accuracy=()))
+    assert cure("named in skip_layers") == "take it out of skip_layers"
+    assert cure("ReLU has no INT8 form") == ""
+    assert small_net().name in report.net
