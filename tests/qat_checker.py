@@ -58,8 +58,6 @@ def _weights(net: Net) -> Iterator[str]:
         shape = (
             (p.cout, p.cin, p.h, p.w) if p.HasField("h") and p.HasField("w") else (p.cout, p.cin)
         )
-        if p.layer_type == "Deconvolution":
-            shape = (shape[1], shape[0], *shape[2:])
         if [b.shape for b in layer.blobs] != [shape, shape]:
             yield f"{layer.name}: its parameters make blobs {shape}, the file has others"
         if len(layer.param.param) < 1 or not layer.param.param[0].name:

@@ -89,7 +89,7 @@ def test_the_layers_are_put_in(config: Path):
     assert net.layer("dw_weight_qat").bottoms == net.layer("branch_weight_qat").bottoms
     assert net.layer("branch").bottoms == ("branch_weight_qat",)
     up = net.layer("up_weight_qat").param.retrain_weight_quant_param
-    assert (up.cout, up.cin, up.h, up.w, up.channel_wise) == (6, 4, 4, 4, True)
+    assert (up.cout, up.cin, up.h, up.w, up.channel_wise) == (4, 6, 4, 4, True)  # as its blob
     fc = net.layer("fc_weight_qat").param.retrain_weight_quant_param
     assert (fc.cout, fc.cin, fc.channel_wise) == (10, 252, False)
     assert not fc.HasField("h")
@@ -110,6 +110,25 @@ def test_both_phases_and_the_solver_are_written(config: Path):
     solver = caffeio.read_solver(files["qat_solver"])
     assert solver.train_net == files["qat_prototxt"]
     assert (solver.test_iter, solver.param.max_iter) == (2, 20)
+
+
+def test_two_files_become_one_with_rules(config: Path):
+    """A solver may name a net for each phase; its layers have no rules of their own."""
+    text = (config.parent / "train.prototxt").read_text()
+    rule = {p: f"include {{ phase: {p} }} " for p in ("TRAIN", "TEST")}
+    for phase, other in (("TRAIN", "TEST"), ("TEST", "TRAIN")):
+        lines = [x.replace(rule[phase], "") for x in text.splitlines() if rule[other] not in x]
+        (config.parent / f"{phase}.prototxt").write_text("\n".join(lines))
+    solver = config.parent / "solver.prototxt"
+    both = 'train_net: "TRAIN.prototxt" test_net: "TEST.prototxt"'
+    solver.write_text(solver.read_text().replace('net: "train.prototxt"', both))
+    files = emit_qat(config)
+    for phase, source in (("TRAIN", "train.txt"), ("TEST", "test.txt")):
+        net = caffeio.read_net(files["qat_prototxt"], files["qat_weights"], phase)
+        assert [x.param.hdf5_data_param.source for x in net.layers if x.is_source] == [source]
+        assert ("Accuracy" in [x.type for x in net.layers]) == (phase == "TEST")
+        assert not list(check_net(net))
+    assert not list(check_solver(files["qat_solver"]))
 
 
 def test_what_was_trained_comes_back(config: Path, tmp_path: Path):
@@ -296,6 +315,9 @@ def test_layer_names_make_files_of_their_own():
     assert [_record_path(name, taken) for name in names] == [
         "conv2_3x3_act_qat_record.txt", "conv2_3x3_act_qat_2_record.txt", "a_b_act_qat_record.txt"
     ]  # fmt: skip
+    long = [_record_path("x" * 400 + end, taken) for end in "ab"]
+    assert len(set(long)) == 2
+    assert max(map(len, long)) < 255
 
 
 def test_trained_here_with_those_layers_and_taken_back(config: Path, tmp_path: Path):

@@ -22,7 +22,6 @@ from caffeio.errors import NetError
 from caffeio.proto import caffe_pb2
 from kernels import QuantParams
 from pipeline.errors import PipelineError
-from pipeline.layers.int8 import INT8_TYPES
 from pipeline.qat.plan import DataPlan, FakePlan
 
 __all__ = [
@@ -38,6 +37,8 @@ __all__ = [
 _TYPES = ("ActivationQAT", "WeightQAT")
 #: What may stand in the name of a file that Caffe makes where it is started.
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
+#: Characters of it that are a layer's: file systems take 255 bytes in all.
+_LONGEST = 200
 
 
 def has_qat(net: Net) -> bool:
@@ -87,19 +88,29 @@ def merge_phases(train: Net, test: Net) -> Net:
     Parameters
     ----------
     train, test : Net
-        Of the same file; layers of one name and no rule are the same.
+        Layers that are alike are one; another gets a rule for its phase if it has none, as those
+        of two files have.
     """
     layers: list[Layer] = []
     rest = list(test.layers)
     for layer in train.layers:
         alike = next((i for i, x in enumerate(rest) if _same(x, layer)), None)
         if alike is None:
-            layers.append(layer)
+            layers.append(_only_in(layer, "TRAIN"))
             continue
-        layers += rest[:alike]
+        layers += [_only_in(x, "TEST") for x in rest[:alike]]
         layers.append(layer)
         del rest[: alike + 1]
-    return train.with_layers((*layers, *rest))
+    return train.with_layers((*layers, *(_only_in(x, "TEST") for x in rest)))
+
+
+def _only_in(layer: Layer, phase: str) -> Layer:
+    if layer.param.include or layer.param.exclude:
+        return layer
+    param = caffe_pb2.LayerParameter()
+    param.CopyFrom(layer.param)
+    param.include.add().phase = caffe_pb2.TRAIN if phase == "TRAIN" else caffe_pb2.TEST
+    return replace(layer, param=param)
 
 
 def without_qat(net: Net) -> Net:
@@ -183,7 +194,7 @@ def _record_path(name: str, taken: set[str]) -> str:
 
     The layer creates or empties it, and reads it back at its first forward.
     """
-    plain = _PLAIN.sub("_", name)
+    plain = _PLAIN.sub("_", name)[:_LONGEST]
     path, number = f"{plain}_record.txt", 1
     while path in taken:
         number += 1
@@ -224,7 +235,6 @@ def _weight(layer: Layer, name: str, bottom: str, channel_wise: bool) -> Layer:
     w = layer.blobs[0]
     if layer.type == "InnerProduct":  # old files give it four axes; the sharing is strict
         w = w.reshape(layer.param.inner_product_param.num_output, -1)
-    axis = INT8_TYPES[layer.type].channel_axis
     own, other = caffe_pb2.ParamSpec(), caffe_pb2.ParamSpec()
     own.CopyFrom(spec)
     other.CopyFrom(spec)
@@ -236,8 +246,8 @@ def _weight(layer: Layer, name: str, bottom: str, channel_wise: bool) -> Layer:
         top=[name],
         param=[own, other],
         retrain_weight_quant_param=caffe_pb2.RetrainWeightQuantParameter(
-            cout=w.shape[axis],
-            cin=w.shape[1 - axis],
+            cout=w.shape[0],  # the blob's axes as they are stored, of a Deconvolution too
+            cin=w.shape[1],
             channel_wise=channel_wise,
             layer_type=layer.type,
         ),
