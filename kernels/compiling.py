@@ -10,14 +10,18 @@ from kernels.dispatch import backend, check_device
 __all__ = ["on_compile"]
 
 
-def on_compile(device: str, callback: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call back once, before the first kernel is compiled; not if all come from the cache.
+def on_compile(
+    device: str, callback: Callable[[str, int, float], None]
+) -> AbstractContextManager[None]:
+    """Call back before and behind each kernel that is compiled; not for those from the cache.
 
     Parameters
     ----------
     device : str
         The reference compiles nothing.
     callback : callable
+        ``callback(kernel, count, seconds)``: the kernel that is compiled now, "" behind it; its
+        number in this context; the seconds that all before it took.
 
     Returns
     -------

@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--threads", type=positive, help="threads to use (default: all cores)")
     parser.add_argument("--output", metavar="DIR", help="write here, not to the config's folder")
+    parser.add_argument(
+        "--sort", action="store_true",
+        help="show the layers that add most error first; of --plan: those that cost most",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "--verbose", action="store_true",
@@ -215,7 +219,7 @@ def _run(options: argparse.Namespace) -> int:
         output = config.output.model_copy(update={"write_config": options.write_config})
         config = config.model_copy(update={"output": output})
     if options.plan:
-        show_plan(plan_model(config, output=options.output), console)
+        show_plan(plan_model(config, output=options.output), console, by_macs=options.sort)
         return DONE
     # one console for bars and steps: neither writes into the other
     reporter = Reporter(options.quiet, None if options.quiet else options.console)
@@ -287,7 +291,7 @@ def _quantize(
         raise ConfigError("--resume is for training: the config has no [retrain]")
     job = quantize_model if config.record is None else quantize_from_record
     report = job(config, device=options.device, output=options.output, reporter=reporter)
-    show_report(report, console)
+    show_report(report, console, by_error=options.sort)
     return DONE
 
 
@@ -307,7 +311,8 @@ def _qat(config: Config, options: argparse.Namespace, reporter: Reporter, consol
 
     where = {"device": options.device, "output": options.output, "reporter": reporter}
     if options.from_qat:
-        show_report(quantize_trained(config, *options.from_qat, **where), console)
+        report = quantize_trained(config, *options.from_qat, **where)
+        show_report(report, console, by_error=options.sort)
         return DONE
     show_files(emit_qat(config, **where), console)
     return DONE
@@ -330,7 +335,7 @@ def _retrain(
             resume=options.resume,
         )
         if report is not None:
-            show_report(report, console)
+            show_report(report, console, by_error=options.sort)
         return DONE
     trained = train_model(config, output=options.output, reporter=reporter, resume=options.resume)
     if trained is not None:

@@ -23,7 +23,7 @@ from pipeline.run import main
 
 FILES = {
     "net_record.txt", "net_fake_quant_model.prototxt", "net_fake_quant_weights.caffemodel",
-    "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json", "report.html",
+    "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json", "report.csv", "report.html",
 }  # fmt: skip
 
 

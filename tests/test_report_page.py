@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -12,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_nets import small_net, write_job
 
 import pipeline
 from pipeline.report.advice import cure, judgement
+from pipeline.report.curve import Point, Training
+from pipeline.report.fit import Column, fitted_table
 from pipeline.report.page import page_of
+from pipeline.report.tables import show_report
+from pipeline.report.values import to_json
 from pipeline.run import main
 
 BROWSER = next(
@@ -29,6 +36,8 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     config = write_job(folder, calibrate="skip_layers = ['branch']", extra="[nuq]\nlayers = ['fc']")
+    text = config.read_text()
+    config.write_text(text.replace("[output]", "[output]\nsensitivity = true"))
     return folder, pipeline.quantize_model(config)
 
 
@@ -108,6 +117,11 @@ def test_report_json_says_what_it_belongs_to(run):
     assert len(detail["weights_low"]) == 8
     assert detail["chosen"][2] == min(t[2] for t in [*detail["tried"], detail["chosen"]])
     assert whole["costs"]["conv1"]["macs"] == 8 * 3 * 9 * 120
+    assert detail["after"] >= detail["before"] > 10
+    alone = {s["layer"]: s["alone"] for s in whole["sensitivity"]}
+    quantized = {x["layer"] for x in whole["layers"] if x["quantized"]}
+    assert set(alone) == quantized
+    assert whole["sensitive"][0] == min(alone, key=alone.get)
     assert len(whole["data"]["thumbnails"]) == 4
     assert whole["judgement"] == report.judgement != ""
 
@@ -124,9 +138,13 @@ def test_in_a_browser(run, width):
         const r = {};
         r.judge = document.getElementById("judgement").textContent;
         r.start = names();
+        button("whole net dB").click(); r.lost = names();
         button("adds dB").click(); r.sorted = names(); button("adds dB").click(); r.reversed = names();
         const f = document.getElementById("filter"); f.value = "conv1"; f.oninput(); r.filtered = names();
         document.querySelector("tr.layer").click();
+        r.words = document.querySelector("tr.detail").textContent;
+        r.links = [...document.querySelectorAll("nav a")].every(
+          a => document.getElementById(a.getAttribute("href").slice(1)));
         r.pictures = document.querySelectorAll("tr.detail svg").length;
         document.querySelector("tr.layer").click(); r.closed = document.querySelectorAll("tr.detail").length;
         f.value = ""; const w = document.getElementById("which"); w.value = "float"; w.onchange(); r.float = names();
@@ -142,6 +160,11 @@ def test_in_a_browser(run, width):
     assert result["judge"] == report["judgement"]
     assert result["sorted"][: len(db)] == sorted(db, key=db.get)
     assert result["reversed"][: len(db)] == sorted(db, key=db.get, reverse=True)
+    lost = {s["layer"]: s["alone"] for s in report["sensitivity"]}
+    assert result["lost"][: len(lost)] == sorted(lost, key=lost.get)
+    assert "Rounding error at its output" in result["words"]
+    assert "with this layer alone quantized" in result["words"]
+    assert result["links"]
     assert result["filtered"] == ["conv1"]
     assert (result["pictures"], result["closed"]) == (4, 0)
     assert "branch" in result["float"]
@@ -149,6 +172,71 @@ def test_in_a_browser(run, width):
     assert "relu1" in result["all"]
     assert result["wide"] <= 0  # nothing pushes the page wider than the screen
     assert result["images"]
+
+
+def test_the_layers_as_csv(run):
+    folder, report = run
+    with (folder / "out" / "report.csv").open(newline="") as file:
+        rows = {row["layer"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [x.layer for x in report.layers]
+    conv = rows["conv1"]
+    layer = next(x for x in report.layers if x.layer == "conv1")
+    assert float(conv["scale_d"]) == layer.scale_d
+    assert float(conv["adds_db"]) == layer.error.sqnr
+    assert (conv["int8"], conv["absorbed"], conv["macs"]) == ("1", "bn1 scale1", "25920")
+    assert float(conv["alone_db"]) == next(
+        s.alone for s in report.sensitivity if s.layer == "conv1"
+    )
+    assert (rows["branch"]["reason"], rows["branch"]["scale_d"]) == ("named in skip_layers", "")
+
+
+@needs_browser
+def test_a_training_is_drawn(run):
+    folder, report = run
+    points = [Point(i, 1 / (i + 1), 0.1, i / 10 if i % 3 == 0 else None) for i in range(1000)]
+    training = Training("top1", tuple(points), best=999).thinned(100)
+    assert len(training.points) <= 100 + 334
+    page = folder / "trained.html"
+    page.write_text(page_of(json.loads(to_json(replace(report, training=training)))))
+    script = """
+        const texts = [...document.querySelectorAll("figcaption")].map(f => f.textContent);
+        window.result = [texts.includes("Loss of the training batches"),
+                         texts.find(t => t.startsWith("Tests: top1")),
+                         document.querySelectorAll("#training + figure circle").length];
+    """
+    assert browse(page, script) == [True, "Tests: top1; the state at iteration 999 was kept", 0]
+
+
+def test_tables_fit_the_terminal(run):
+    _, report = run
+    for width in (60, 80, 120):
+        console = Console(width=width, file=io.StringIO())
+        show_report(report, console, by_error=True)
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines[:20])) <= width
+        names = [x.split()[0] for x in lines[4:] if x.split()][: len(report.record.layers)]
+        db = {x.layer: x.error.sqnr for x in report.layers if x.error}
+        assert names == sorted(db, key=db.get)  # whole names, the worst first
+        text = " ".join(console.file.getvalue().split())
+        assert "named in skip_layers branch" in text
+        assert "dilation is 2, not 1 dilated" in text
+        assert "lose nothing in float: 1 Input, 1 ReLU, 1 Eltwise, 1 Softmax." in text
+        assert "4 layers are folded into those in front." in text
+
+
+def test_long_names_are_cut_in_the_middle():
+    names = ["a/very/long/name/of/a/layer/" + str(i) for i in range(3)]
+    columns = [
+        Column("layer", names, left=True),
+        Column("x", ["1.0"] * 3),
+        Column("y", "abc", rank=1),
+    ]
+    console = Console(width=24, file=io.StringIO())
+    console.print(fitted_table("t", columns, 24))
+    text = console.file.getvalue()
+    assert "y" not in text.split()
+    assert all(f"layer/{i}" in text for i in range(3))
+    assert max(map(len, text.splitlines())) <= 24
 
 
 def test_names_cannot_break_the_page(run):
@@ -164,9 +252,12 @@ def test_the_page_is_made_again(run, tmp_path, capsys):
     folder, _ = run
     copy = Path(shutil.copytree(folder / "out", tmp_path / "copy"))
     before = (copy / "report.html").read_text()
-    (copy / "report.html").unlink()
+    rows = (copy / "report.csv").read_text()
+    for name in ("report.html", "report.csv"):
+        (copy / name).unlink()
     assert main(["report", str(copy)]) == 0
     assert (copy / "report.html").read_text() == before
+    assert (copy / "report.csv").read_text() == rows
     (copy / "report.json").write_text("{}")
     assert main(["report", str(copy)]) == 1
     assert "is no report of schema 1" in capsys.readouterr().err
@@ -206,6 +297,10 @@ def test_judgements_follow_the_numbers(run):
     )
     assert "[fallback]" in judgement(replace(report, accuracy=poor, effort="best", warnings=()))
     assert "warnings first" in judgement(replace(report, accuracy=poor, warnings=("x",)))
+    few = (replace(exact, top1=80.0, samples=50), fake, replace(int8, top1=80.0))
+    assert "50 samples tell no difference below 2 points" in judgement(
+        replace(report, accuracy=few, warnings=())
+    )
     assert "Nothing was compared" in judgement(replace(report, accuracy=()))
     assert cure("named in skip_layers") == "take it out of skip_layers"
     assert cure("ReLU has no INT8 form") == ""

@@ -99,6 +99,10 @@ def test_ranges_may_begin_as_calibrated(tmp_path):
     report = pipeline.retrain_model(write_training(tmp_path, tables=tables))
     assert report is not None
     assert report.samples == 100
+    course = report.training
+    assert course is not None
+    assert course.metric == "acc"
+    assert {p.iteration for p in course.points if p.metric is not None} >= {0, course.best}
     assert {s.model: s.top1 for s in report.accuracy}["int8"] > 95
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,21 +64,31 @@ def parallel_entry() -> Iterator[None]:
 
 
 class _Listener(event.Listener):
-    """Calls back when numba compiles for the first time; loading from the cache is silent."""
+    """Counts kernels as numba compiles them, each with all that it calls; the cache is silent."""
 
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._waiting: list[Callable[[], None]] = [callback]
+    def __init__(self, callback: Callable[[str, int, float], None]) -> None:
+        self._callback = callback
+        self._depth, self._count, self._seconds, self._start = 0, 0, 0.0, 0.0
 
     def on_start(self, event: Any) -> None:
-        if self._waiting:
-            self._waiting.pop()()
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self._count += 1
+        self._start = time.perf_counter()
+        function = event.data["dispatcher"].py_func
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__.lstrip('_')}"
+        self._callback(name, self._count, self._seconds)
 
     def on_end(self, event: Any) -> None:
-        pass
+        self._depth -= 1
+        if self._depth == 0:
+            self._seconds += time.perf_counter() - self._start
+            self._callback("", self._count, self._seconds)
 
 
 @contextmanager
-def on_compile(callback: Callable[[], None]) -> Iterator[None]:
-    """Call back once, before the first kernel is compiled in this context."""
+def on_compile(callback: Callable[[str, int, float], None]) -> Iterator[None]:
+    """Call back before and behind each kernel that is compiled in this context."""
     with event.install_listener("numba:compile", _Listener(callback)):
         yield

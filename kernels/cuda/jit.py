@@ -120,7 +120,7 @@ def launch(function: Any, blocks: Any, threads: Any, *arguments: Any) -> None:
         raise RuntimeError(f"CUDA kernel '{name}' failed on {shapes}: {error}") from error
 
 
-def on_compile(callback: Callable[[], None]) -> AbstractContextManager[None]:
+def on_compile(callback: Callable[[str, int, float], None]) -> AbstractContextManager[None]:
     """Do nothing: kernels of a device are compiled in a second or two, and not cached."""
     return nullcontext()
 

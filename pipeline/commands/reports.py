@@ -10,21 +10,24 @@ __all__ = ["compare", "report"]
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Make the page of a run again from its report.json; return the exit code."""
+    """Make page and table of a run again from its report.json; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="caffe-quant report", description="Make report.html again from a run's report.json."
+        prog="caffe-quant report",
+        description="Make report.html and report.csv again from a run's report.json.",
     )
     parser.add_argument("folder", help="the run's folder")
     options = parser.parse_args(arguments)
 
     from pipeline.report.compare import read_run
+    from pipeline.report.csv_table import csv_of
     from pipeline.report.page import page_of
 
     run = read_run(options.folder)
-    path = Path(options.folder)
-    path = (path if path.is_dir() else path.parent) / "report.html"
-    _write(path, page_of(run.report))
-    print(f"Written: {path}")
+    folder = Path(options.folder)
+    folder = folder if folder.is_dir() else folder.parent
+    for name, text in (("report.html", page_of(run.report)), ("report.csv", csv_of(run.report))):
+        _write(folder / name, text)
+        print(f"Written: {folder / name}")
     return 0
 
 

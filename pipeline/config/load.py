@@ -81,6 +81,10 @@ class OutputConfig(Table):
         None, description="write the settings as the Ascend tool's config.json or .cfg, too"
     )
 
+    sensitivity: bool = Field(
+        False, description="measure what the whole net loses by each layer alone, for the report"
+    )
+
     @model_validator(mode="after")
     def _known_formats(self) -> OutputConfig:
         for name in self.formats:
@@ -115,6 +119,8 @@ class Config(Table):
                 raise ValueError("output.write_config: a record holds no settings to write")
         elif self.retrain is None and "calibrate" not in self.model_fields_set:
             raise ValueError("'calibrate' is missing: it says how to quantize")
+        if self.output.sensitivity and not self.calibrate.data:
+            raise ValueError("output.sensitivity: name the samples to measure on, calibrate.data")
         if self.retrain is None and self.model.caffemodel is None:
             raise ValueError("'model.caffemodel' is missing: there is nothing to quantize")
         return self

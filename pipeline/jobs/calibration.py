@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kernels import on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.export import check_formats
 from pipeline.jobs.convert_config import original_config
@@ -12,8 +11,9 @@ from pipeline.jobs.data import looked_at
 from pipeline.jobs.evaluation import check_evaluator
 from pipeline.jobs.fallback import fall_back
 from pipeline.jobs.files import model_files, output_files
+from pipeline.jobs.finish import finish
 from pipeline.jobs.nuq import chosen_layers, non_uniform
-from pipeline.jobs.stages import Clock, calibrate, finish, improved
+from pipeline.jobs.stages import Clock, calibrate, improved
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.prepare import Prepared, prepare, read_model
 from pipeline.report.progress import Reporter
@@ -61,7 +61,7 @@ def quantize_model(
     reporter = reporter or Reporter(quiet=True)
     files = output_files(config, output, model_files(config))
     clock = Clock()
-    with on_compile(device, reporter.compiling):
+    with reporter.compiling(device):
         with clock.stage("read"):
             work = prepare(config, read_model(config))
             _check(config, work)

@@ -10,7 +10,6 @@ import caffeio
 from caffeio import Layer, Net
 from caffeio.proto.caffe_pb2 import SolverParameter
 from caffeio.prototxt import format_text
-from kernels import on_compile
 from pipeline.config.decompose import DecomposeConfig
 from pipeline.config.load import Config, load_config
 from pipeline.config.retrain import RetrainConfig
@@ -85,7 +84,7 @@ def decompose_model(
     names = _FILES if config.retrain is None else {**_FILES, **_TRAIN_FILES}
     files = output_files(config, output, names)
     clock = Clock()
-    with on_compile(device, reporter.compiling):
+    with reporter.compiling(device):
         with clock.stage("read"):
             net = read_model(config)
             work = replace(prepare(config, net), net=net)

@@ -21,6 +21,7 @@ from pipeline.log import log
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
+from pipeline.report.csv_table import csv_of
 from pipeline.report.page import page_of
 from pipeline.report.values import Report, to_json
 
@@ -52,6 +53,7 @@ MODEL_FILES = {
     "deploy_weights": "_deploy_weights.caffemodel",
     "node_map": "_quant.json",
     "report": "report.json",
+    "layers": "report.csv",
     "page": "report.html",
 }
 
@@ -172,10 +174,12 @@ def _writable(folder: Path) -> None:
 
 def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writer]:
     """Return what writes each file of `MODEL_FILES`."""
+    text = to_json(report)
     return {
         **integer_writers(report.record, fused, int8),
-        "report": lambda path: write_text(path, to_json(report)),
-        "page": lambda path: write_text(path, page_of(json.loads(to_json(report)))),
+        "report": lambda path: write_text(path, text),
+        "layers": lambda path: write_text(path, csv_of(json.loads(text))),
+        "page": lambda path: write_text(path, page_of(json.loads(text))),
     }
 
 

@@ -12,7 +12,7 @@ from caffeio import Net, Solver
 from caffeio.errors import CaffeFileError, NetError
 from caffeio.proto import caffe_pb2
 from caffeio.prototxt import format_text
-from kernels import Ifmr, QuantParams, on_compile
+from kernels import Ifmr, QuantParams
 from pipeline.config.base import DataConfig
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError, PipelineError
@@ -24,7 +24,8 @@ from pipeline.jobs.files import (
     write_files,
     write_text,
 )
-from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
+from pipeline.jobs.finish import finish
+from pipeline.jobs.stages import Clock, Ranges, calibrate
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.layers.source import declared_batch
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
@@ -99,7 +100,7 @@ def emit_qat(
     def folded(net: Net) -> Net:
         return fuse(net, skip, training=True, fold=settings.do_fusion).net
 
-    with on_compile(device, reporter.compiling):
+    with reporter.compiling(device):
         starts, notes = _starts(config, work, folded(train), solver, device, reporter)
     plan = fake_plan(train, work, settings, starts)
     whole = merge_phases(qat_net(folded(train), plan), qat_net(folded(test), plan))
@@ -212,7 +213,7 @@ def quantize_trained(
     reporter = reporter or Reporter(quiet=True)
     files = output_files(config, output, model_files(config))
     clock = Clock()
-    with on_compile(device, reporter.compiling):
+    with reporter.compiling(device):
         with clock.stage("read"):
             trained = caffeio.read_net(prototxt, caffemodel, "TRAIN")
             before = read_model(config)

@@ -8,15 +8,15 @@ from pathlib import Path
 import caffeio
 from caffeio import Net
 from caffeio.record import Record
-from kernels import on_compile
 from pipeline.config.load import Config, load_config
 from pipeline.config.unused import unused_settings
 from pipeline.errors import ConfigError
 from pipeline.jobs.data import has_evaluation, input_shapes
 from pipeline.jobs.evaluation import check_evaluation
 from pipeline.jobs.files import model_files, output_files
+from pipeline.jobs.finish import finish
 from pipeline.jobs.quantized import QuantizedModel
-from pipeline.jobs.stages import Clock, Ranges, finish
+from pipeline.jobs.stages import Clock, Ranges
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.quantize.convert import Fold, prepare_record, size_doubts
 from pipeline.quantize.corrections import Corrected
@@ -69,7 +69,7 @@ def quantize_from_record(
     reporter = reporter or Reporter(quiet=True)
     files = output_files(config, output, model_files(config))
     clock = Clock()
-    with on_compile(device, reporter.compiling):
+    with reporter.compiling(device):
         with clock.stage("read"):
             work, record = prepare_from_record(config)
             for warning in work.warnings:

@@ -1,4 +1,4 @@
-"""The stages of a run, between which values travel: calibrate, record, evaluate, report."""
+"""The stages of a run, between which values travel: calibrate, improve, record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -17,40 +16,24 @@ from caffeio.record import Record
 from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig
 from pipeline.config.load import Config
-from pipeline.export import format_notes
-from pipeline.jobs.convert_config import original_config
-from pipeline.jobs.data import calibration_feed, chosen_how, has_evaluation
-from pipeline.jobs.evaluation import evaluate
-from pipeline.jobs.files import Writer, format_writers, model_writers, write_files, write_text
+from pipeline.jobs.data import calibration_feed, chosen_how
 from pipeline.layers import Shape
 from pipeline.log import log
 from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.data_seen import DataSeen, DataWatch
-from pipeline.quantize.evaluate import (
-    LayerError,
-    ModelScore,
-)
-from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import (
     Calibrated,
     Improved,
     improve,
     wanted_improvements,
 )
-from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import layer_record
-from pipeline.quantize.joint import joined, joint_notes, with_shifts
-from pipeline.quantize.levels import NuqResult
+from pipeline.quantize.joint import joined
 from pipeline.quantize.observe import Observations, observe_shards
 from pipeline.quantize.prepare import Prepared
 from pipeline.quantize.samples import Samples, samples_of
-from pipeline.report.about import about
-from pipeline.report.advice import judgement, sensitive_layers
-from pipeline.report.details import layer_costs, layer_details
 from pipeline.report.progress import Reporter
-from pipeline.report.values import LayerReport, Report
-from pipeline.report.warnings import said_of
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.shapes import input_shapes as declared_shapes
 
@@ -58,11 +41,10 @@ __all__ = [
     "Clock",
     "Ranges",
     "calibrate",
-    "finish",
+    "calibration_batches",
     "improved",
     "improved_by",
     "make_record",
-    "make_report",
     "ranges_of",
     "read_samples",
 ]
@@ -277,116 +259,3 @@ def _calibrated(work: Prepared, ranges: Ranges, device: str) -> Calibrated:
     assert ranges.seen is not None
     candidates = partial(candidate_ranges, work.fused.net, work.plans, ranges.seen, device)
     return Calibrated(make_record(work, ranges), candidates)
-
-
-def finish(
-    config: Config,
-    work: Prepared,
-    ranges: Ranges,
-    files: dict[str, Path],
-    clock: Clock,
-    reporter: Reporter,
-    *,
-    device: str,
-    before: Net | None = None,
-    more: Mapping[str, Writer] | None = None,
-    improvements: Improved | None = None,
-    fallback: FallbackResult | None = None,
-    nuq: NuqResult | None = None,
-) -> Report:
-    """Go from ranges to files: record, integers, evaluation, report; the end of every job.
-
-    Parameters
-    ----------
-    config : Config
-    work : Prepared
-    ranges : Ranges
-        Of the data that each quantized layer reads.
-    files : dict of str to Path
-        What to write, by kind.
-    clock : Clock
-    reporter : Reporter
-    device : str
-    before : Net, optional
-        The float net to compare with; by default the one that is quantized.
-    more : mapping of kind to Writer, optional
-        For files beside those of the model.
-    improvements : Improved, optional
-        What has been done beyond ranges; without it weights are rounded as they are.
-    fallback : FallbackResult, optional
-        What has been tried to reach an accuracy.
-    nuq : NuqResult, optional
-        Layers whose weights have been given few values.
-    """
-    with clock.stage("quantize"):
-        if improvements is None:
-            plain = Corrected(work.fused.net, make_record(work, ranges))
-            improvements = Improved(work.fused, plain, (), ())
-        notes = (*work.notes, *improvements.notes)
-        work = replace(work, fused=improvements.fused, notes=notes)
-        result = improvements.result
-        record = result.record
-        if work.calibrate.joint_quant and config.retrain is None and config.record is None:
-            with calibration_batches(config, work, reporter, "search N") as batches:
-                record = with_shifts(result.net, record, batches, ranges.shapes)
-            work = replace(work, notes=(*work.notes, *joint_notes(result.net, record)))
-        int8 = Int8Net.of_fused(result.net, record, device=device)
-    scores: tuple[tuple[ModelScore, ...], dict[str, LayerError]] = ((), {})
-    if has_evaluation(config):
-        with clock.stage("evaluate"):
-            scores = evaluate(config, work, before or work.net, int8, device, reporter)
-    name = work.net.name or config.model.prototxt.stem
-    report = make_report(name, work, record, scores, files, ranges.samples, clock)
-    notes, warnings = said_of(work, ranges.data, ranges.seen, scores[0])
-    notes = (*notes, *format_notes(config.output.formats, int8.layers))
-    report = replace(
-        report, trials=improvements.trials, fallback=fallback, nuq=nuq, net_quantized=result.net,
-        data=ranges.data, notes=notes, warnings=warnings,
-    )  # fmt: skip
-    report = _detailed(config, work, ranges, report, int8, device)
-    writers = {**model_writers(report, work.fused, int8), **(more or {})}
-    writers |= format_writers(config, int8)
-    if (settings := original_config(config, work)) is not None:
-        writers["original_config"] = lambda path: write_text(path, settings)
-    write_files(files, writers)
-    return report
-
-
-def _detailed(
-    config: Config, work: Prepared, ranges: Ranges, report: Report, int8: Int8Net, device: str
-) -> Report:
-    """Return the report with what its page shows beyond the tables."""
-    details = {} if ranges.seen is None else layer_details(work, ranges.seen, int8.layers)
-    inputs = {} if ranges.data is None else {s.blob: (1, *s.shape) for s in ranges.data.inputs}
-    costs = layer_costs(work, inputs)
-    report = replace(report, details=details, costs=costs, about=about(config, device))
-    return replace(report, judgement=judgement(report), sensitive=sensitive_layers(report))
-
-
-def make_report(
-    name: str,
-    work: Prepared,
-    record: Record,
-    scores: tuple[tuple[ModelScore, ...], dict[str, LayerError]],
-    files: dict[str, Path],
-    samples: int,
-    clock: Clock,
-) -> Report:
-    """Gather what a run found."""
-    accuracy, errors = scores
-    layers = tuple(
-        LayerReport(
-            v.layer,
-            v.type,
-            v.quantize,
-            v.reason,
-            work.fused.origin(v.layer)[1:],
-            record.layers[v.layer].scale_d if v.quantize else None,
-            record.layers[v.layer].offset_d if v.quantize else None,
-            errors.get(v.layer),
-        )
-        for v in work.verdicts
-    )
-    return Report(
-        name, record, accuracy, layers, files, samples, clock.seconds, work.notes, work.effort
-    )

@@ -24,13 +24,12 @@ from math import prod
 import numpy as np
 
 import kernels
-from caffeio import Net, Value
+from caffeio import Net
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
 from kernels.conv import ConvGeometry
 from kernels.moments import ChannelMoments
 from pipeline.errors import PipelineError
-from pipeline.layers.base import Kept
 from pipeline.layers.convolution import conv_params
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.log import log
@@ -39,7 +38,9 @@ from pipeline.quantize.corrections import Corrected, LayerCorrection, Steps, app
 from pipeline.quantize.fuse import shared_parameters
 from pipeline.quantize.integers import quantize_layer, with_data
 from pipeline.quantize.levels import levels_for, on_levels
-from pipeline.runtime.loop import Forward, guarded
+from pipeline.quantize.measure import decibels
+from pipeline.quantize.pair import NetPair
+from pipeline.runtime.loop import guarded
 from pipeline.runtime.model import Model
 
 __all__ = ["correct"]
@@ -104,7 +105,7 @@ def correct(
     layers: dict[str, LayerCorrection] = {}
     fixed = shared_parameters(net)  # one layer's corrections would be another's, too
     with Activations(memory) as values:
-        pair = _Pair(model, values, parts)
+        pair = NetPair(model, values, parts)
         for i, dead in zip(plan.layers, plan.frees, strict=True):
             layer = net.layers[i]
             if layer.name in record.layers:
@@ -125,67 +126,12 @@ def correct(
     return applied(net, record, layers)
 
 
-class _Pair:
-    """The values of the float net and of the quantized one, of all parts."""
-
-    def __init__(self, model: Model, values: Activations, parts: Sequence[Inputs]) -> None:
-        self.model, self.net, self.count = model, model.net, len(parts)
-        self._values = values
-        self._kept: dict[bool, dict[int, Kept]] = {False: {}, True: {}}
-        self._equal: set[Value] = set()
-        for layer, link in zip(self.net.layers, self.net.links, strict=True):
-            for value in link.writes if layer.is_source else ():
-                if value.blob in parts[0]:
-                    self._equal.add(value)
-                    for part, inputs in enumerate(parts):
-                        values.put((False, value, part), inputs[value.blob])
-
-    def get(self, quantized: bool, value: Value, part: int) -> np.ndarray:
-        """Return a value of one part."""
-        return self._values.get((quantized and value not in self._equal, value, part))
-
-    def put(self, quantized: bool, value: Value, part: int, array: np.ndarray) -> None:
-        """Keep a value of one part."""
-        self._values.put((quantized, value, part), array)
-
-    def drop(self, dead: Sequence[Value]) -> None:
-        """Forget values that nobody reads any more."""
-        for value in dead:
-            for part in range(self.count):
-                self._values.drop((False, value, part))
-                self._values.drop((True, value, part))
-
-    def run(self, i: int) -> None:
-        """Run a layer that is not quantized, in both nets; once where both read the same."""
-        reads = self.net.links[i].reads
-        same = all(value in self._equal for value in reads)
-        if same:
-            self._equal.update(self.net.links[i].writes)
-        for quantized in (False,) if same else (False, True):
-            operation = self.model.operation(i, self._kept[quantized])
-            for part in range(self.count):
-                self._step(i, quantized, part, operation)
-
-    def run_float(self, i: int) -> None:
-        """Run a quantized layer in the float net."""
-        operation = self.model.operation(i, self._kept[False])
-        for part in range(self.count):
-            self._step(i, False, part, operation)
-
-    def _step(self, i: int, quantized: bool, part: int, operation: Forward) -> None:
-        link = self.net.links[i]
-        bottoms = [self.get(quantized, value, part) for value in link.reads]
-        tops = guarded(self.net.layers[i], bottoms, operation)
-        for value, top in zip(link.writes, tops, strict=True):
-            self.put(quantized, value, part, top)
-
-
 class _Corrector:
     """Corrects one layer."""
 
     def __init__(
         self,
-        pair: _Pair,
+        pair: NetPair,
         i: int,
         record: LayerRecord,
         steps: Steps,
@@ -204,6 +150,8 @@ class _Corrector:
         #: the levels that its weights may take
         self._count = few
         self._levels: np.ndarray | None = None
+        #: with the record's numbers, before anything is corrected
+        self._first: ChannelMoments | None = None
 
     def run(self, ranges: Sequence[QuantParams]) -> LayerCorrection | None:
         """Run the layer in both nets; return its correction, if it can have one."""
@@ -257,7 +205,9 @@ class _Corrector:
             self._pair.put(True, self._write, part, y)
             exact = self._pair.get(False, self._write, part)
             moments.append(kernels.channel_moments(exact, y, device=self._device))
-        return _sum([moments[p] for p in self._learns]), _sum([moments[p] for p in self._judges])
+        judged = _sum([moments[p] for p in self._judges])
+        self._first = self._first or judged
+        return _sum([moments[p] for p in self._learns]), judged
 
     def _forward(self, numbers: QuantizedLayer, part: int) -> np.ndarray:
         x = self._pair.get(True, self._read, part)
@@ -294,19 +244,24 @@ class _Corrector:
         plain = learned.shift() if self._steps.bias else zeros
         if not judged.noise(1.0, plain).sum() <= judged.noise().sum():
             plain = zeros  # also where values beyond float32 leave no number
-        gain, shift = ones, plain
+        gain, shift, left = ones, plain, judged.noise(1.0, plain).sum()
         if self._steps.gain:
             found = self._gain(learned)
             # the bias is not part of what shrinks: y = g * (y - bias) + bias + shift
             moved = learned.shift(found) if self._steps.bias else bias - found * bias
-            if judged.noise(found, moved).sum() <= judged.noise(1.0, plain).sum():
+            if judged.noise(found, moved).sum() <= left:
                 gain, shift = found, moved - (bias - found * bias)
+                left = judged.noise(found, moved).sum()
         total = shift + (bias - gain * bias)
         if (gain != 1).any() or total.any():
             self._change(gain, total)
         count = len(self._record.scale_w)
         gain = gain[:count] if count > 1 else gain[:1]
-        return LayerCorrection(weights, gain, shift, plain, self._data)
+        assert self._first is not None
+        before, after = (
+            decibels(judged.xx.sum() / judged.count, n) for n in (self._first.noise().sum(), left)
+        )
+        return LayerCorrection(weights, gain, shift, plain, self._data, None, before, after)
 
     def _change(self, gain: np.ndarray, shift: np.ndarray) -> None:
         """Multiply and shift what the quantized net has computed."""

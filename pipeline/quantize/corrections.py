@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +53,9 @@ class LayerCorrection:
         Of its input, if another than the record's.
     few : int8 array or None
         Weights rounded to the nearest of few levels, where the layer keeps no others.
+    before, after : float
+        SQNR of its output with all corrected layers before it, in dB, on the judging samples:
+        without its own corrections, and with them.
     """
 
     weights: np.ndarray | None
@@ -60,6 +64,8 @@ class LayerCorrection:
     plain_shift: np.ndarray
     data: QuantParams | None = None
     few: np.ndarray | None = None
+    before: float = math.nan
+    after: float = math.nan
 
     @property
     def summary(self) -> str:
@@ -109,6 +115,8 @@ class Corrected:
                 c.plain_shift,
                 c.data if steps.search else None,
                 c.few,
+                c.before,
+                c.after,
             )
         return applied(net, record, layers)
 

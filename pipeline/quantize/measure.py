@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Closeness", "TopK", "mean_decibels"]
+__all__ = ["Closeness", "TopK", "decibels", "mean_decibels"]
 
 #: Values compared at a time: what is computed on the way takes tens of bytes for each.
 _PART = 1 << 20
@@ -53,7 +53,7 @@ class Closeness:
         noise = np.einsum("ij,ij->i", difference, difference)
         self.signal += float(signal.sum())
         self.noise += float(noise.sum())
-        self.decibels.extend(map(_decibels, signal.tolist(), noise.tolist()))
+        self.decibels.extend(map(decibels, signal.tolist(), noise.tolist()))
         self.worst = max(self.worst, float(np.abs(difference).max(initial=0.0)))
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         dots = np.einsum("ij,ij->i", a, b)
@@ -69,7 +69,7 @@ class Closeness:
         """
         if not self.decibels:
             return math.nan
-        return _decibels(self.signal, self.noise)
+        return decibels(self.signal, self.noise)
 
     @property
     def sample_sqnr(self) -> float:
@@ -89,7 +89,7 @@ class Closeness:
         return float(np.mean(self.cosines)) if self.cosines else math.nan
 
 
-def _decibels(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
     """Return ``10 log10(signal / noise)``: inf without noise, else -inf without signal."""
     if noise == 0:
         return math.inf

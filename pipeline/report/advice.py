@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.quantize.sensitivity import half_of_the_noise
 from pipeline.report.values import Report
 
 __all__ = ["cure", "judgement", "sensitive_layers"]
@@ -9,6 +10,8 @@ __all__ = ["cure", "judgement", "sensitive_layers"]
 #: Points of top-1, and dB where there are no labels, that part good from poor.
 _GOOD, _FAIR = 0.5, 2.0
 _GOOD_DB, _FAIR_DB = 25.0, 15.0
+#: Fewer samples than that do not tell half a point.
+_FEW = 200
 _CURES = (
     ("named in skip_layers", "take it out of skip_layers"),
     ("named in skip_layer_types", "take its type out of skip_layer_types"),
@@ -27,7 +30,13 @@ def cure(reason: str) -> str:
 
 
 def sensitive_layers(report: Report, count: int = 5) -> tuple[str, ...]:
-    """Return the quantized layers that add most error, the worst first."""
+    """Return the quantized layers to leave in float first, the worst first.
+
+    Those by which the whole net loses half of what it does, if that was measured; else those
+    that add most error at their own outputs.
+    """
+    if report.sensitivity:
+        return half_of_the_noise(report.sensitivity)
     measured = [x for x in report.layers if x.error is not None and x.error.sqnr < _GOOD_DB]
     worst = sorted(measured, key=lambda x: x.error.sqnr if x.error else 0.0)
     return tuple(x.layer for x in worst[:count])
@@ -52,6 +61,12 @@ def judgement(report: Report) -> str:
 def _next(report: Report, level: int) -> str:
     if report.warnings:
         return "See the warnings first: the data is probably not what the net was trained on."
+    if level == 0 and report.accuracy[0].top1 is not None and report.accuracy[0].samples < _FEW:
+        samples = report.accuracy[0].samples
+        return (
+            f"{samples} samples tell no difference below {100 / samples:.2g} points: evaluate "
+            "more to be sure."
+        )
     if level == 0:
         return "Nothing more needs to be done."
     if report.effort != "best":

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from caffeio import CaffeFileError
-from pipeline.report.tables import plain_table
+from pipeline.report.fit import plain_table
+from pipeline.report.page import style
 from pipeline.report.values import SCHEMA
 
 __all__ = ["RunRead", "changed_layers", "comparison_page", "read_run", "show_comparison"]
@@ -116,20 +117,13 @@ def show_comparison(runs: Sequence[RunRead], console: Console) -> None:
     console.print(table)
 
 
-_STYLE = (
-    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;"
-    "padding:1rem;max-width:1200px}table{border-collapse:collapse;font-size:.9rem}"
-    "td,th{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #8886}div{overflow-x:auto}"
-)
-
-
 def comparison_page(runs: Sequence[RunRead]) -> str:
     """Return the comparison as one page of HTML."""
 
     def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         lines = ["<tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + "</tr>"]
         lines += ["<tr>" + "".join(f"<td>{escape(v)}</td>" for v in r) + "</tr>" for r in rows]
-        return f"<div><table>{''.join(lines)}</table></div>"
+        return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
     scores = [(run.name, *row) for run in runs for row in _accuracy(run)]
     layers = [
@@ -141,7 +135,7 @@ def comparison_page(runs: Sequence[RunRead]) -> str:
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(names)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{escape(names)}</title><style>{style()}</style></head><body>"
         f"<h1>{escape(names)}</h1><h2>Accuracy</h2>"
         + table(("run", "model", "top-1 %", "top-5 %", "mean dB"), scores)
         + f"<h2>Layers that changed: {len(changed_layers(runs))}</h2>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from kernels import Histogram
 from kernels.hfmg import rebinned
 from pipeline.layers import Shape
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
+from pipeline.quantize.corrections import LayerCorrection
 from pipeline.quantize.observe import Observations
 from pipeline.quantize.prepare import Prepared
 from pipeline.report.cost import net_cost
@@ -67,6 +69,9 @@ class LayerDetail:
         Ends of the range that each method would choose.
     weights_low, weights_high, scale_w : list of float
         Of each output channel, in float; at most 256 of them.
+    before, after : float
+        SQNR of its output in the corrected net, without its own corrections and with them, in dB
+        on the samples held back; NaN where nothing was corrected.
     """
 
     method: str
@@ -83,6 +88,8 @@ class LayerDetail:
     weights_low: list[float]
     weights_high: list[float]
     scale_w: list[float]
+    before: float = math.nan
+    after: float = math.nan
 
 
 def layer_costs(work: Prepared, inputs: Mapping[str, Shape]) -> dict[str, LayerCostSeen]:
@@ -95,7 +102,10 @@ def layer_costs(work: Prepared, inputs: Mapping[str, Shape]) -> dict[str, LayerC
 
 
 def layer_details(
-    work: Prepared, seen: Observations, layers: Mapping[str, QuantizedLayer]
+    work: Prepared,
+    seen: Observations,
+    layers: Mapping[str, QuantizedLayer],
+    corrections: Mapping[str, LayerCorrection],
 ) -> dict[str, LayerDetail]:
     """Return the details of each quantized layer whose data was observed.
 
@@ -104,6 +114,7 @@ def layer_details(
     work : Prepared
     seen : Observations
     layers : mapping of layer name to QuantizedLayer
+    corrections : mapping of layer name to LayerCorrection
     """
     reads = work.reads(work.fused.net)
     winners: dict[tuple[Value, bool], dict[str, list[float]]] = {}
@@ -133,6 +144,7 @@ def layer_details(
             low,
             high,
             [float(s) for s in layers[name].scale_w[:_CHANNELS]],
+            *((done.before, done.after) if (done := corrections.get(name)) else ()),
         )
     return details
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from pipeline.report.tables import plain_table
+from pipeline.report.fit import plain_table
 
 __all__ = ["Compared", "show_compared"]
 

@@ -14,10 +14,12 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from kernels import on_compile
 from pipeline.log import log, said
 
 __all__ = ["Reporter", "TrainingProgress"]
@@ -67,15 +69,24 @@ class Reporter:
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, quiet=quiet)
+        #: the bar that is shown, and its task
+        self._bar: tuple[Progress, TaskID] | None = None
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line."""
         said.info("%s", line)
         self.console.print(line, style=style, markup=False, highlight=False)
 
-    def compiling(self) -> None:
-        """Say why the first run takes longer."""
-        self.say("compiling kernels for this processor, some 15 seconds, only this once ...")
+    @contextmanager
+    def compiling(self, device: str) -> Iterator[None]:
+        """Show which kernels are compiled meanwhile, and at the end how long that took."""
+        found = _Compiles(self)
+        with on_compile(device, found):
+            yield
+        if found.count:
+            self.say(
+                f"compiled {found.count} kernels in {found.seconds:.1f} s; the next run has them"
+            )
 
     def track(
         self, items: Iterable[T], what: str, total: int | None, unit: str = "batches"
@@ -91,12 +102,22 @@ class Reporter:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            for item in items:
-                yield item
-                bar.advance(task)
+            task = bar.add_task(what, total=total, note="")
+            self._bar = bar, task
+            try:
+                for item in items:
+                    yield item
+                    bar.advance(task)
+            finally:
+                self._bar = None
+
+    def note(self, text: str) -> None:
+        """Show a text at the bar that is there; on a terminal, else nowhere."""
+        if self._bar is not None:
+            self._bar[0].update(self._bar[1], note=text)
 
     @contextmanager
     def training(self, metric: str) -> Iterator[Callable[[TrainingProgress], None]]:
@@ -124,6 +145,22 @@ class Reporter:
                 bar.update(task, completed=now.iteration, total=now.total, description=text)
 
             yield show
+
+
+class _Compiles:
+    """Shows the kernels that are compiled: a line for the first, then at the bar that is there."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.count, self.seconds = 0, 0.0
+
+    def __call__(self, kernel: str, count: int, seconds: float) -> None:
+        if not self.count:
+            self._reporter.say("compiling kernels for this processor, only this once ...")
+        self.count, self.seconds = count, seconds
+        log.debug("compiling %s (number %d, after %.1f s)", kernel, count, seconds)
+        text = f"compiling {kernel} ({count}, {seconds:.0f} s)" if kernel else ""
+        self._reporter.note(text)
 
 
 class _Log:

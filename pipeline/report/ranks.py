@@ -10,7 +10,8 @@ from rich.console import Console
 from pipeline.quantize.decompose import LayerRank
 from pipeline.quantize.evaluate import ModelScore
 from pipeline.report.data_tables import show_notes
-from pipeline.report.tables import accuracy_table, plain_table, show_files
+from pipeline.report.fit import plain_table
+from pipeline.report.tables import show_accuracy, show_files
 
 __all__ = ["Decomposed", "show_decomposed"]
 
@@ -65,6 +66,6 @@ def show_decomposed(found: Decomposed, console: Console) -> None:
     ):
         share = after / before - 1 if before else 0.0
         console.print(f"{what}: {before:,} before, {after:,} now, {share:+.1%}.", highlight=False)
-    console.print(accuracy_table(found.accuracy))
+    show_accuracy(found.accuracy, console)
     show_notes(found.notes, console)
     show_files(found.files, console)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,12 +14,13 @@ from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.sensitivity import Sensitivity, half_of_the_noise
 from pipeline.report.data_tables import show_data, show_notes, show_warnings
+from pipeline.report.fit import Column, decibels, explain, fitted_table, plain_table
+from pipeline.report.layer_tables import show_layers, show_plan_layers
 from pipeline.report.plan import Plan
 from pipeline.report.values import Report
 
 __all__ = [
-    "accuracy_table",
-    "plain_table",
+    "show_accuracy",
     "show_files",
     "show_plan",
     "show_report",
@@ -29,10 +29,12 @@ __all__ = [
 ]
 
 
-def show_report(report: Report, console: Console) -> None:
-    """Print the tables: layers first, then the accuracy that they lead to."""
-    console.print(_quantized_table(report))
-    console.print(_float_table(report))
+def show_report(report: Report, console: Console, *, by_error: bool = False) -> None:
+    """Print the tables: layers first, then the accuracy that they lead to.
+
+    `by_error`: the layers that add most error first.
+    """
+    show_layers(report, console, by_error=by_error)
     if len(report.trials) > 1:
         _show_trials(report, console)
     if report.fallback is not None:
@@ -40,11 +42,11 @@ def show_report(report: Report, console: Console) -> None:
     if report.nuq is not None:
         _show_nuq(report.nuq, console)
     if report.accuracy:
-        console.print(accuracy_table(report.accuracy))
+        show_accuracy(report.accuracy, console)
         if any(score.metrics for score in report.accuracy):
             console.print(_metric_table(report))
         if any(score.detections for score in report.accuracy):
-            console.print(_detection_table(report))
+            _show_detections(report, console)
     if report.data is not None:
         show_data(report.data, console)
     show_notes(report.notes, console)
@@ -74,18 +76,21 @@ def wide(console: Console) -> Console:
 
 def show_sensitivity(layers: Sequence[Sensitivity], console: Console) -> None:
     """Print what each layer loses, and the config's line that leaves the worst in float."""
-    table = plain_table(
-        "Sensitivity", "layer", "type", "alone dB", "weights dB", "data dB", "without dB", left=2
+    columns = [
+        Column("layer", [s.layer for s in layers], left=True),
+        Column("type", [s.type for s in layers], left=True, rank=1),
+        *(
+            Column(f"{name} dB", [decibels(getattr(s, name)) for s in layers])
+            for name in ("alone", "weights", "data", "without")
+        ),
+    ]
+    console.print(fitted_table("Sensitivity", columns, console.width))
+    explain(
+        console,
+        "SQNR of the outputs, mean of some samples. alone: with nothing quantized but this "
+        "layer; weights, data: but its weights, its data; without: with all quantized but this "
+        "layer.",
     )
-    table.caption = (
-        "SQNR of the outputs, mean of some samples. alone: with nothing quantized but this layer;\n"
-        "weights, data: but its weights, its data; without: with all quantized but this layer."
-    )
-    table.caption_justify = "left"
-    for s in layers:
-        numbers = (s.alone, s.weights, s.data, s.without)
-        table.add_row(s.layer, s.type, *map(_db, numbers))
-    console.print(table)
     if not half_of_the_noise(layers):
         return
     worst = ", ".join(f'"{name}"' for name in half_of_the_noise(layers))
@@ -101,71 +106,15 @@ def show_files(files: Mapping[str, Path], console: Console) -> None:
         console.print(f"  {path.name}", markup=False, highlight=False)
 
 
-def plain_table(title: str, *columns: str, left: int) -> Table:
-    """Return an empty table narrow enough for 80 characters; the first `left` columns are text."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i < left else "right", overflow="fold")
-    return table
-
-
-def _quantized_table(report: Report) -> Table:
-    layers = [layer for layer in report.layers if layer.quantized]
-    table = plain_table(
-        f"{len(layers)} layers of {report.net} in INT8",
-        "layer", "type", "scale", "offset", "adds dB", "net dB", "clipped", "used",
-        left=2,
-    )  # fmt: skip
-    table.caption = (
-        "adds: SQNR at its output with it alone quantized; net: with all before it.\n"
-        "clipped: share of its input beyond the range; used: share of the range."
-    )
-    table.caption_justify = "left"
-    for layer in layers:
-        e = layer.error
-        measured = ("", "", "", "") if e is None else (
-            _db(e.sqnr), _db(e.sqnr_in_net), f"{e.saturation:.3%}", f"{e.range_used:.0%}",
-        )  # fmt: skip
-        kind = layer.type + (f" +{len(layer.absorbed)}" if layer.absorbed else "")
-        table.add_row(layer.layer, kind, f"{layer.scale_d:.4g}", str(layer.offset_d), *measured)
-    return table
-
-
-def _float_table(report: Report) -> Table:
-    by_rule: dict[str, list[str]] = {}
-    for layer in report.layers:
-        if not layer.quantized:
-            by_rule.setdefault(layer.reason, []).append(layer.layer)
-    count = sum(map(len, by_rule.values()))
-    table = plain_table(f"{count} layers in float", "because", "layers", left=2)
-    for reason, names in by_rule.items():
-        table.add_row(reason, ", ".join(names))
-    return table
-
-
-def _db(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f}"
-
-
 def _show_trials(report: Report, console: Console) -> None:
     table = plain_table(f"Effort: {report.effort}", "step", "mean dB", "", left=1)
     for trial in report.trials:
-        table.add_row(trial.step, _db(trial.sqnr), "" if trial.kept else "undone")
+        table.add_row(trial.step, decibels(trial.sqnr), "" if trial.kept else "undone")
     console.print(table)
     lines = ["SQNR of the outputs on calibration samples held back, with all steps before."]
     if report.effort == "standard":
         lines.append('effort = "best" won 0.4 to 4 dB more on real nets, in six times the seconds.')
-    for line in lines:
-        console.print(line, style="italic dim", markup=False, highlight=False)
+    explain(console, *lines)
 
 
 def _show_fallback(found: FallbackResult, console: Console) -> None:
@@ -188,14 +137,13 @@ def _show_nuq(found: NuqResult, console: Console) -> None:
         "layer", "values", "int8 bytes", "coded before", "coded",
         left=1,
     )  # fmt: skip
-    table.caption = "coded: bytes of an ideal entropy code, its table included."
-    table.caption_justify = "left"
     sizes = [(x.weights, x.coded_before, x.coded) for x in found.layers]
     for layer, size in zip(found.layers, sizes, strict=True):
         table.add_row(layer.layer, str(layer.levels), *(f"{n:,}" for n in size))
     table.add_section()
     table.add_row("all", "", *(f"{sum(n):,}" for n in zip(*sizes, strict=True)))
     console.print(table)
+    explain(console, "coded: bytes of an ideal entropy code, its table included.")
     if found.search is None:
         return
     kept = len(found.search.in_float)
@@ -206,21 +154,23 @@ def _show_nuq(found: NuqResult, console: Console) -> None:
     )
 
 
-def accuracy_table(scores: Sequence[ModelScore]) -> Table:
-    """Return the accuracy of models, and how close they are to the first."""
+def show_accuracy(scores: Sequence[ModelScore], console: Console) -> None:
+    """Print the accuracy of models, and how close they are to the first."""
     table = plain_table(
         f"Accuracy on {scores[0].samples} samples",
         "model", "output", "cosine", "SQNR dB", "mean dB", "top-1 %", "top-5 %",
         left=2,
     )  # fmt: skip
-    table.caption = "SQNR: of all samples together; mean: of each sample's own."
-    table.caption_justify = "left"
     for score in scores:
         ranks = [("" if r is None else f"{r:.2f}") for r in (score.top1, score.top5)]
-        rows = [(o.blob, f"{o.cosine:.6f}", _db(o.sqnr), _db(o.sample_sqnr)) for o in score.outputs]
+        rows = [
+            (o.blob, f"{o.cosine:.6f}", decibels(o.sqnr), decibels(o.sample_sqnr))
+            for o in score.outputs
+        ]
         for i, row in enumerate(rows or [("", "", "", "")]):
             table.add_row(score.model if i == 0 else "", *row, *(ranks if i == 0 else ("", "")))
-    return table
+    console.print(table)
+    explain(console, "SQNR: of all samples together; mean: of each sample's own.")
 
 
 def _metric_table(report: Report) -> Table:
@@ -232,38 +182,34 @@ def _metric_table(report: Report) -> Table:
     return table
 
 
-def _detection_table(report: Report) -> Table:
+def _show_detections(report: Report, console: Console) -> None:
     table = plain_table(
         "Detections", "model", "output", "boxes", "in float", "IoU 0.5", "IoU 0.75", "score off by",
         left=2,
     )  # fmt: skip
-    table.caption = (
-        "IoU: share of both models' boxes that have a match of their class with such an overlap."
-    )
-    table.caption_justify = "left"
     for score in report.accuracy:
         for d in score.detections:
             shares = (_share(d.matched_50), _share(d.matched_75))
             error = "" if math.isnan(d.score_error) else f"{d.score_error:.4f}"
             table.add_row(score.model, d.blob, str(d.boxes), str(d.float_boxes), *shares, error)
-    return table
+    console.print(table)
+    explain(
+        console,
+        "IoU: share of both models' boxes that have a match of their class with such an overlap.",
+    )
 
 
 def _share(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1%}"
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print what would be done to each layer, and what the net costs."""
+def show_plan(plan: Plan, console: Console, *, by_macs: bool = False) -> None:
+    """Print what would be done to each layer, and what the net costs.
+
+    `by_macs`: the layers that cost most first.
+    """
     cost = plan.cost
-    table = plain_table("Plan", "layer", "type", "INT8", "output", "MACs", "weights", left=4)
-    for c in cost.layers:
-        table.add_row(
-            c.layer, c.type, c.method if c.quantize else f"no: {c.reason}", _size(c.top),
-            f"{c.macs:,}" if c.macs else "", f"{c.weights:,}" if c.weights else "",
-            style="" if c.quantize else "dim",
-        )  # fmt: skip
-    console.print(table)
+    show_plan_layers(plan, console, by_macs=by_macs)
     share = cost.int8_macs / cost.macs if cost.macs else 0.0
     weights = sum(c.weights for c in cost.layers)
     small = sum(c.weights * (1 if c.quantize else 4) for c in cost.layers)
@@ -280,7 +226,3 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False)
     show_notes(plan.notes, console)
     show_warnings(plan.warnings, console)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape[1:])) if len(shape) > 1 else str(shape[0] if shape else "")

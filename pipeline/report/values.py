@@ -17,6 +17,8 @@ from pipeline.quantize.fallback import FallbackResult
 from pipeline.quantize.improve import Trial
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.levels import NuqResult
+from pipeline.quantize.sensitivity import Sensitivity
+from pipeline.report.curve import Training
 from pipeline.report.details import LayerCostSeen, LayerDetail
 
 __all__ = ["SCHEMA", "LayerReport", "Report", "to_json"]
@@ -94,6 +96,10 @@ class Report:
         How good the result is, and what to try next.
     sensitive : tuple of str
         The layers that add most error, the worst first.
+    sensitivity : tuple of Sensitivity
+        What the whole net loses by each layer alone, the worst first; if it was asked for.
+    training : Training or None
+        Its course, where there was one.
     net_quantized : Net or None
         The folded float net whose weights the integers stand for: with `record` it makes them.
     """
@@ -117,6 +123,8 @@ class Report:
     about: Mapping[str, Any] = field(default_factory=dict)
     judgement: str = ""
     sensitive: tuple[str, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
+    training: Training | None = None
     net_quantized: Net | None = None
 
     def int8_net(self, *, device: str = "cpu") -> Int8Net:

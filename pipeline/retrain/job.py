@@ -11,22 +11,23 @@ import numpy as np
 
 import caffeio
 from caffeio import Net
-from kernels import QuantParams, on_compile
+from kernels import QuantParams
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import input_shapes
 from pipeline.jobs.evaluation import check_evaluation
 from pipeline.jobs.files import Writer, model_files, output_files, write_files
-from pipeline.jobs.stages import Clock, Ranges, calibrate, finish
+from pipeline.jobs.finish import finish
+from pipeline.jobs.stages import Clock, Ranges, calibrate
 from pipeline.jobs.unknown import names_unknown_fields
 from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.qat.trained import plan_of, with_trained
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.prepare import Prepared, prepare, read_model, with_blobs
+from pipeline.report.curve import Training, draw_curve, write_curve
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
-from pipeline.retrain.curve import draw_curve, write_curve
 from pipeline.retrain.fake import clips_by_layer
 from pipeline.retrain.group import Group, join
 from pipeline.retrain.plan import Plan, Test
@@ -169,7 +170,7 @@ def retrain_model(
     reporter = reporter or Reporter(quiet=True)
     files = _files(config, output, {**model_files(config), **_COURSE_FILES}, resume)
     clock = Clock()
-    with on_compile(device, reporter.compiling):
+    with reporter.compiling(device):
         with clock.stage("train"), join(_device(config)) as group:
             done = _train(config, group, files, reporter, resume, device)
         if not group.leads:
@@ -281,6 +282,7 @@ def _quantize(
         device=device,
         before=None if config.model.caffemodel is None else done.before,
         more=_course_writers(done, files),
+        training=_course(done).thinned(),
     )
 
 
@@ -289,15 +291,20 @@ def _course_writers(done: _Done, files: Mapping[str, Path]) -> dict[str, Writer]
     trained = _with_blobs(done.setup, module.trained_blobs(), clips_by_layer(module.ranges))
     last = _with_blobs(done.setup, trainer.blobs, trainer.clips)
     state = trainer.state(files["last_weights"].name)
-    points = trainer.points
-    metric = done.test.metric if done.test else ""
+    course, name = _course(done), done.setup.net.name or done.setup.solver.train_net.stem
     return {
         "trained_weights": lambda path: caffeio.write_caffemodel(trained, path),
-        "course": lambda path: write_curve(points, path),
-        "picture": lambda path: draw_curve(points, metric, path),
+        "course": lambda path: write_curve(course.points, path),
+        "picture": lambda path: draw_curve(course, path, f"Training of {name}"),
         "last_weights": lambda path: caffeio.write_caffemodel(last, path),
         "last_state": lambda path: caffeio.write_solver_state(state, path),
     }
+
+
+def _course(done: _Done) -> Training:
+    best = done.trainer.best
+    at = best.iteration if done.test is not None and best.iteration >= 0 else None
+    return Training(done.test.metric if done.test else "", tuple(done.trainer.points), at)
 
 
 def _with_blobs(

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 import caffeio
 from caffeio import Solver, SolverState
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.report.curve import Point
 from pipeline.report.progress import TrainingProgress
-from pipeline.retrain.curve import Point
 from pipeline.retrain.fake import clips_by_layer
 from pipeline.retrain.feed import TrainingFeed
 from pipeline.retrain.group import Group
