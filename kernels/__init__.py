@@ -1,9 +1,11 @@
 """Numerical kernels of INT8 quantization, usable without Caffe.
 
-Numbers in, numbers out: NumPy arrays, or arrays of a CUDA device. By theme:
+Numbers in, numbers out: NumPy arrays, or arrays of a CUDA device. Tensors of torch and any other
+arrays on the CPU that NumPy can read are taken as well. By theme:
 
 Number format
-    `QuantParams`, `params_from_range`, `quantize`, `dequantize`, `fake_quantize`, `requantize`
+    `QuantParams`, of each channel `ChannelParams`, `params_from_range`; `quantize`, `dequantize`,
+    `fake_quantize`, `requantize`
 Weights
     `arq`, `arq_fake_quantize`, `quantize_weights`, `dequantize_weights`,
     `fake_quantize_weights`; rounded so that errors cancel: `column_moments`, `ColumnMoments`,
@@ -53,14 +55,10 @@ from kernels._ifmr import (
     tail_rank,
 )
 from kernels.affine import (
-    QuantParams,
     dequantize,
-    dequantize_weights,
     fake_quantize,
-    fake_quantize_weights,
     params_from_range,
     quantize,
-    quantize_weights,
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
@@ -77,12 +75,19 @@ from kernels.max_pool import max_pool2d
 from kernels.methods import *  # noqa: F403 - a new method needs no line here
 from kernels.moments import ChannelMoments, channel_moments
 from kernels.output import OutputStage, check_output, float_stage
+from kernels.params import ChannelParams, QuantParams
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.programs import packed, resident
 from kernels.search import SearchTrace, quantization_error, search_params, search_trace
 from kernels.search_n import ShiftSearch
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
-from kernels.weights import arq, arq_fake_quantize
+from kernels.weights import (
+    arq,
+    arq_fake_quantize,
+    dequantize_weights,
+    fake_quantize_weights,
+    quantize_weights,
+)
 
 __version__ = "0.2.0"
 
@@ -91,6 +96,7 @@ __version__ = "0.2.0"
 __all__ = [
     "DEVICES",
     "ChannelMoments",
+    "ChannelParams",
     "ClipRange",
     "ColumnMoments",
     "ConvGeometry",

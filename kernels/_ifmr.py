@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import QuantParams, guard_scales
-from kernels.checks import check_array, check_bits, is_device_array
+from kernels.affine import guard_scales
+from kernels.checks import as_array, check_array, check_bits, is_device_array
 from kernels.dispatch import backend
 from kernels.histogram import Histogram
 from kernels.methods import Ifmr, Percentile
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
 __all__ = [
@@ -80,6 +81,7 @@ class IfmrCandidates:
         ValueError
             If a loss is NaN or infinite, as NaN or infinity in the data make it.
         """
+        losses = np.asarray(as_array("losses", losses))
         if not np.isfinite(losses).all():
             raise ValueError("the losses are not finite: the data held NaN or infinity")
         i = int(np.argmin(losses))

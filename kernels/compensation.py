@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array, check_bits, check_integer
+from kernels.checks import as_array, check_array, check_bits, check_integer
 from kernels.conv import ConvGeometry
 from kernels.dispatch import backend, check_device
 from kernels.levels import level_table
@@ -92,8 +92,10 @@ def column_moments(
     TypeError, ValueError
         If an argument is wrong.
     """
+    x = as_array("x", x, np.float32)
     floats = getattr(x, "dtype", None) == np.float32
     x = check_array("x", x, np.float32 if floats else np.int8, 4, "cpu")
+    positions = check_array("positions", positions, None, None, "cpu")
     check_integer("x_offset", x_offset, *((0, 0) if floats else (-128, 127)))
     n, channels = x.shape[:2]
     places = n * geometry.out_size[0] * geometry.out_size[1]

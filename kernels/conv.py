@@ -266,7 +266,7 @@ def prepare_conv2d(
     >>> run(np.full((1, 1, 2, 2), 5, np.int8))
     array([[[[8]]]], dtype=int32)
     """
-    check_array("w", w, None, 4, device)
+    w = check_array("w", w, None, 4, device)
     integers = not str(w.dtype).endswith("float32")  # torch has names of its own
     dtype = np.int8 if integers else np.float32
     w = check_array("w", w, dtype, 4, device)

@@ -155,7 +155,7 @@ class Histogram:
         NotFiniteError
             If there is a NaN or an infinity; the histogram is then unchanged.
         """
-        check_kind("x", x, np.float32, None)
+        x = check_kind("x", x, np.float32, None)
         check_place("x", x, device)
         size = math.prod(x.shape)
         if not size:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array
+from kernels.checks import as_array, check_array
 from kernels.dispatch import backend, check_device
 
 __all__ = ["ChannelMoments", "channel_moments"]
@@ -76,11 +76,13 @@ class ChannelMoments:
 
     def shift(self, gain: np.ndarray | float = 1.0) -> np.ndarray:
         """Return the mean of ``x - gain * y``, float64 (C,)."""
+        gain = np.asarray(as_array("gain", gain))
         with _quiet():
             return (self.x - gain * self.y) / self.count
 
     def noise(self, gain: np.ndarray | float = 1.0, shift: np.ndarray | float = 0.0) -> np.ndarray:
         """Return the mean of ``(x - gain * y - shift)²``, float64 (C,)."""
+        gain, shift = np.asarray(as_array("gain", gain)), np.asarray(as_array("shift", shift))
         with _quiet():
             total = (
                 self.xx

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels._ifmr import ifmr_candidates, percentile_range
-from kernels.affine import QuantParams, guard_scales, params_from_range
+from kernels.affine import guard_scales, params_from_range
 from kernels.checks import check_bits
 from kernels.dispatch import backend, check_device
 from kernels.hfmg import hfmg_search, rebinned
 from kernels.histogram import Histogram
 from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
 __all__ = ["SearchTrace", "quantization_error", "search_params", "search_trace"]

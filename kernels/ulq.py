@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import QuantParams, guard_scale
+from kernels.affine import guard_scale
 from kernels.checks import check_array, check_bits
 from kernels.dispatch import backend
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
 __all__ = ["ClipRange", "UlqGrid", "guard_clips", "ulq_backward", "ulq_forward", "ulq_grid"]
