@@ -21,9 +21,9 @@ Sizes of results
 Observing data, in one pass and constant memory
     `Histogram`, `NotFiniteError`
 From a histogram to scale and offset
-    `search_params`, by one of `METHODS` or its settings: `Method` is any of `Ifmr`, `Hfmg`,
-    `MinMax`, `Percentile`, `Mse`, `Kl`; `search_trace`, what it tried
-    (`SearchTrace`); `quantization_error`
+    `search_params`, by one of `METHODS` (a `MethodName`) or its settings: `Method` is any of
+    `Ifmr`, `Hfmg`, `MinMax`, `Percentile`, `Mse`, `Kl`; `search_trace`, what it tried
+    (`SearchTrace`); `quantization_error`; histogram and search together: `Observer`
 How far quantized values are from exact ones, by channel
     `channel_moments`, `ChannelMoments`
 IFMR on the data itself
@@ -32,7 +32,7 @@ IFMR on the data itself
 Training with a learned range
     `ClipRange`, `guard_clips`, `UlqGrid`, `ulq_grid`, `ulq_forward`, `ulq_backward`
 Devices and compiling
-    `DEVICES`, `best_device`, `device_count`, `select_device`, `on_compile`
+    `DEVICES` and their type `Device`, `best_device`, `device_count`, `select_device`, `on_compile`
 For programs that run whole nets
     `packed`, `resident`, `check_output`, `float_stage`, `ConvGeometry`, `PoolGeometry`
 
@@ -67,13 +67,14 @@ from kernels.compiling import on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.decomposition import LowRank, decompositions, output_error
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
-from kernels.dispatch import DEVICES, best_device, device_count, select_device
+from kernels.dispatch import DEVICES, Device, best_device, device_count, select_device
 from kernels.histogram import Histogram, NotFiniteError
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.levels import best_levels, entropy_bits, level_table
 from kernels.max_pool import max_pool2d
 from kernels.methods import *  # noqa: F403 - a new method needs no line here
 from kernels.moments import ChannelMoments, channel_moments
+from kernels.observer import Observer
 from kernels.output import OutputStage, check_output, float_stage
 from kernels.params import ChannelParams, QuantParams
 from kernels.pool import PoolGeometry, pool_output_size
@@ -100,11 +101,13 @@ __all__ = [
     "ClipRange",
     "ColumnMoments",
     "ConvGeometry",
+    "Device",
     "Histogram",
     "IfmrCandidates",
     "IfmrPass",
     "LowRank",
     "NotFiniteError",
+    "Observer",
     "OutputStage",
     "PoolGeometry",
     "QuantParams",

@@ -10,10 +10,13 @@ if that is the device; their results then lie there too, and so must an `out` th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike
 
 from kernels.checks import (
+    Array,
     as_array,
     check_array,
     check_bits,
@@ -21,7 +24,7 @@ from kernels.checks import (
     check_out,
     check_scales,
 )
-from kernels.dispatch import backend
+from kernels.dispatch import Device, backend
 from kernels.params import ChannelParams, QuantParams, check_channels
 from kernels.rounding import round_half_away
 
@@ -112,13 +115,18 @@ def params_from_range(
     return QuantParams(float(scale), min(max(offset, -half), half - 1), bits)
 
 
+def _seen(result: Any, out: Any) -> np.ndarray:
+    """Return what the caller gets: the array that was given to be filled, if there was one."""
+    return result if out is None else out
+
+
 def quantize(
-    x: np.ndarray,
+    x: Array,
     params: QuantParams | ChannelParams,
     *,
     dtype: DTypeLike = np.int8,
-    out: np.ndarray | None = None,
-    device: str = "cpu",
+    out: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Quantize to int8 or uint8: ``clip(round(x / scale) + offset)``.
 
@@ -160,15 +168,15 @@ def quantize(
     check_channels(params, x)
     target = check_out(out, x, kind)
     result = backend(device, "affine").quantize(x, params, kind, target)
-    return result if out is None else out
+    return _seen(result, out)
 
 
 def dequantize(
-    q: np.ndarray,
+    q: Array,
     params: QuantParams | ChannelParams,
     *,
-    out: np.ndarray | None = None,
-    device: str = "cpu",
+    out: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Return ``(q - offset) * scale`` as float32.
 
@@ -203,15 +211,15 @@ def dequantize(
     check_channels(params, q)
     target = check_out(out, q, np.float32)
     result = backend(device, "affine").dequantize(q, params, target)
-    return result if out is None else out
+    return _seen(result, out)
 
 
 def fake_quantize(
-    x: np.ndarray,
+    x: Array,
     params: QuantParams | ChannelParams,
     *,
-    out: np.ndarray | None = None,
-    device: str = "cpu",
+    out: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Return ``dequantize(quantize(x))`` in one pass, float32.
 
@@ -242,17 +250,17 @@ def fake_quantize(
     check_channels(params, x)
     target = check_out(out, x, np.float32)
     result = backend(device, "affine").fake_quantize(x, params, target)
-    return result if out is None else out
+    return _seen(result, out)
 
 
 def requantize(
-    acc: np.ndarray,
-    scale: np.ndarray | float,
+    acc: Array,
+    scale: Array | float,
     params: QuantParams,
     *,
     dtype: DTypeLike = np.int8,
-    out: np.ndarray | None = None,
-    device: str = "cpu",
+    out: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Turn int32 sums into int8 or uint8: ``quantize(float32(acc) * scale, params)``.
 
@@ -297,4 +305,4 @@ def requantize(
     kind = check_integer_dtype(dtype)
     target = check_out(out, acc, kind)
     result = backend(device, "affine").requantize(acc, scales, params, kind, target)
-    return result if out is None else out
+    return _seen(result, out)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 __all__ = [
+    "Array",
     "abs_sums",
     "as_array",
     "check_array",
@@ -24,6 +25,26 @@ __all__ = [
     "int32_room",
     "is_device_array",
 ]
+
+
+class SupportsArray(Protocol):
+    """An array of another library that NumPy can read, e.g. a tensor of torch."""
+
+    def __array__(self) -> Any:
+        """Return it as NumPy's."""
+        ...  # pragma: no cover
+
+
+class SupportsDlpack(Protocol):
+    """An array that can be exchanged by DLPack."""
+
+    def __dlpack__(self) -> Any:
+        """Return its capsule."""
+        ...  # pragma: no cover
+
+
+#: What public functions take where their documentation says array.
+Array = np.ndarray | SupportsArray | SupportsDlpack
 
 
 def is_device_array(array: object) -> bool:
@@ -131,13 +152,13 @@ def check_array(
     return np.asarray(ordered).reshape(array.shape)
 
 
-def check_place(name: str, array: np.ndarray, device: str) -> None:
+def check_place(name: str, array: object, device: str) -> None:
     """Raise `TypeError` if an array lies on a CUDA device and another is to work on it."""
     if device != "cuda" and is_device_array(array):
         raise TypeError(f"{name} lies on a CUDA device, but device '{device}' takes NumPy arrays")
 
 
-def check_scales(name: str, values: np.ndarray | float) -> np.ndarray:
+def check_scales(name: str, values: Array | float) -> np.ndarray:
     """Return scales as a float32 array of one axis, having checked that they can be used."""
     with np.errstate(over="ignore"):
         scales = np.atleast_1d(np.asarray(as_array(name, values), dtype=np.float32))

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import as_array, check_array, check_bits, check_integer
+from kernels.checks import Array, as_array, check_array, check_bits, check_integer
 from kernels.conv import ConvGeometry
-from kernels.dispatch import backend, check_device
+from kernels.dispatch import Device, backend, check_device
 from kernels.levels import level_table
 
 __all__ = ["ColumnMoments", "column_moments", "compensated_rounding"]
@@ -61,10 +61,10 @@ class ColumnMoments:
 
 
 def column_moments(
-    x: np.ndarray,
+    x: Array,
     x_offset: int,
     geometry: ConvGeometry,
-    positions: np.ndarray,
+    positions: Array,
     *,
     transposed: bool = False,
 ) -> ColumnMoments:
@@ -153,14 +153,14 @@ def _taps(
 
 
 def compensated_rounding(
-    w: np.ndarray,
-    scales: np.ndarray,
+    w: Array,
+    scales: Array,
     moments: ColumnMoments,
     *,
     damping: float = 0.01,
     bits: int = 8,
-    levels: np.ndarray | None = None,
-    device: str = "cpu",
+    levels: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Round weights to integers so that their errors cancel for the inputs seen.
 

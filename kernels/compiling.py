@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from kernels.dispatch import backend, check_device
+from kernels.dispatch import Device, backend, check_device
 
 __all__ = ["on_compile"]
 
 
-def on_compile(device: str, callback: Callable[[], None]) -> AbstractContextManager[None]:
+def on_compile(device: Device | str, callback: Callable[[], None]) -> AbstractContextManager[None]:
     """Call back once, before the first kernel is compiled; not if all come from the cache.
 
     Parameters

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import as_array, check_array
+from kernels.checks import Array, as_array, check_array
 
 __all__ = ["FORMS", "LowRank", "decompositions", "output_error"]
 
@@ -77,7 +77,7 @@ class LowRank:
 
 
 def decompositions(
-    w: np.ndarray, covariance: np.ndarray, weight: np.ndarray | None = None
+    w: Array, covariance: Array, weight: Array | None = None
 ) -> Mapping[str, LowRank]:
     """Return the low-rank forms of a convolution that make sense for its kernel.
 
@@ -164,9 +164,7 @@ def _left(energy: np.ndarray) -> np.ndarray:
     return np.sqrt(rest / rest[0]) if rest[0] > 0 else np.zeros(rest.size)
 
 
-def output_error(
-    w: np.ndarray, other: np.ndarray, covariance: np.ndarray, weight: np.ndarray | None = None
-) -> float:
+def output_error(w: Array, other: Array, covariance: Array, weight: Array | None = None) -> float:
     """Return how far the output of other weights is, relative to how much the output varies.
 
     Parameters

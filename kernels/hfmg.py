@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import as_array, check_bits, check_place
-from kernels.dispatch import backend
+from kernels.checks import Array, as_array, check_bits, check_place
+from kernels.dispatch import Device, backend
 from kernels.histogram import Histogram
 from kernels.params import QuantParams
 from kernels.rounding import round_half_away
@@ -44,13 +44,13 @@ class HfmgResult:
 
 
 def hfmg_search(
-    counts: np.ndarray,
+    counts: Array,
     low: float,
     high: float,
     *,
     asymmetric: bool = True,
     bits: int = 8,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> HfmgResult:
     """Search the range on evenly spaced bins.
 

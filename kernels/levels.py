@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import as_array, check_integer
+from kernels.checks import Array, as_array, check_integer
 from kernels.rounding import round_half_away
 
 __all__ = ["best_levels", "entropy_bits", "level_table"]
@@ -18,7 +18,7 @@ __all__ = ["best_levels", "entropy_bits", "level_table"]
 _VALUES = 256
 
 
-def best_levels(mass: np.ndarray, count: int) -> np.ndarray:
+def best_levels(mass: Array, count: int) -> np.ndarray:
     """Return the integers that stand for int8 values with the least squared error.
 
     Parameters
@@ -85,7 +85,7 @@ def _runs(values: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.where(runs, np.maximum(cost, 0.0), np.inf), level
 
 
-def level_table(levels: np.ndarray) -> np.ndarray:
+def level_table(levels: Array) -> np.ndarray:
     """Return the nearest level of each int8 value, the lower one of two.
 
     Parameters
@@ -112,7 +112,7 @@ def level_table(levels: np.ndarray) -> np.ndarray:
     return levels[distance.argmin(axis=1)].astype(np.int8)
 
 
-def entropy_bits(values: np.ndarray) -> float:
+def entropy_bits(values: Array) -> float:
     """Return the bits that an ideal entropy code needs for int8 values, without its table.
 
     ``-sum over values of log2(how often it occurs / number of values)``; Huffman codes need at

@@ -14,6 +14,7 @@ from math import inf
 import numpy as np
 
 from kernels.checks import (
+    Array,
     as_array,
     check_integer,
     check_kind,
@@ -21,7 +22,7 @@ from kernels.checks import (
     int32_room,
     is_device_array,
 )
-from kernels.dispatch import backend
+from kernels.dispatch import Device, backend
 from kernels.params import QuantParams
 
 __all__ = [
@@ -93,7 +94,7 @@ class CheckedStage:
 
 
 def check_bias(
-    bias: np.ndarray | None, channels: int, dtype: type, device: str = "cpu"
+    bias: Array | None, channels: int, dtype: type, device: Device | str = "cpu"
 ) -> np.ndarray:
     """Return the bias as an array (channels,) of `dtype`: zeros for None.
 

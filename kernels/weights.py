@@ -8,8 +8,8 @@ from types import ModuleType
 import numpy as np
 
 from kernels.affine import guard_scales
-from kernels.checks import check_array, check_bits, check_scales, is_device_array
-from kernels.dispatch import backend
+from kernels.checks import Array, check_array, check_bits, check_scales, is_device_array
+from kernels.dispatch import Device, backend
 from kernels.rounding import round_half_away
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 _PART = 1 << 20
 
 
-def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.ndarray:
+def arq(w: Array, channel_axis: int | None = 0, *, bits: int = 8) -> np.ndarray:
     """Return the scales that cover weights symmetrically, offset 0.
 
     With m the extreme of larger magnitude, ``scale = m / (2**(bits-1) - 1)`` if m > 0,
@@ -66,7 +66,7 @@ def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.nda
 
 
 def arq_fake_quantize(
-    w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8, device: str = "cpu"
+    w: Array, channel_axis: int | None = 0, *, bits: int = 8, device: Device | str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return weights quantized by their own ARQ scales and dequantized, and those scales.
 
@@ -118,9 +118,7 @@ def arq_fake_quantize(
     return np.ascontiguousarray(np.moveaxis(moved, 0, axis)), scales
 
 
-def _check(
-    w: np.ndarray, channel_axis: int | None, bits: int, device: str
-) -> tuple[np.ndarray, int]:
+def _check(w: Array, channel_axis: int | None, bits: int, device: str) -> tuple[np.ndarray, int]:
     """Return the clean weights and half the number of levels."""
     w = check_array("w", w, np.float32, None, device)
     half = 1 << (check_bits(bits) - 1)
@@ -160,7 +158,7 @@ def _rows(w: np.ndarray, axis: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
 
 
-def _channels(w: np.ndarray, scales: np.ndarray, channel_axis: int) -> np.ndarray:
+def _channels(w: np.ndarray, scales: Array, channel_axis: int) -> np.ndarray:
     """Return the scales shaped to multiply `w`."""
     scales = check_scales("scales", scales)
     shape = [1] * w.ndim
@@ -172,7 +170,7 @@ def _channels(w: np.ndarray, scales: np.ndarray, channel_axis: int) -> np.ndarra
 
 
 def quantize_weights(
-    w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
+    w: Array, scales: Array, *, channel_axis: int = 0, bits: int = 8
 ) -> np.ndarray:
     """Quantize weights symmetrically (offset 0), one scale for each channel or one for all.
 
@@ -218,7 +216,7 @@ def quantize_weights(
     return out
 
 
-def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0) -> np.ndarray:
+def dequantize_weights(q: Array, scales: Array, *, channel_axis: int = 0) -> np.ndarray:
     """Return ``q * scale`` as float32.
 
     Parameters
@@ -246,7 +244,7 @@ def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int =
 
 
 def fake_quantize_weights(
-    w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
+    w: Array, scales: Array, *, channel_axis: int = 0, bits: int = 8
 ) -> np.ndarray:
     """Return ``dequantize_weights(quantize_weights(w))`` as float32.
 

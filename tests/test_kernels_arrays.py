@@ -186,7 +186,7 @@ def test_the_table_has_every_function_that_takes_arrays():
         name
         for name in functions
         for p in inspect.signature(getattr(kernels, name)).parameters.values()
-        if "ndarray" in str(p.annotation)
+        if "Array" in str(p.annotation)
     }
     assert taking <= set(CALLS)
     assert len(taking) > 25
