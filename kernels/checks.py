@@ -169,8 +169,10 @@ def check_scales(name: str, values: Array | float) -> np.ndarray:
 
 def check_integer_dtype(dtype: DTypeLike) -> type:
     """Return int8 or uint8 as NumPy's type; raise `TypeError` for any other."""
+    if dtype is np.int8 or dtype is np.uint8:  # as most callers write it
+        return dtype
     for known in (np.int8, np.uint8):
-        if dtype in (known, np.dtype(known), np.dtype(known).name):
+        if np.dtype(known) == dtype:
             return known
     raise TypeError(f"dtype must be np.int8 or np.uint8, not {dtype}")
 

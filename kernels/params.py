@@ -187,7 +187,7 @@ def format_numbers(params: QuantParams | ChannelParams, dtype: type) -> tuple[An
     scale, offset : float32, or float32 array (C,)
     low, high : float32
     """
-    less = params.low if dtype == np.uint8 else 0
+    less = params.low if dtype is np.uint8 else 0
     offset = params.offset - less
     return (
         np.float32(params.scale),

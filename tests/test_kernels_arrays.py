@@ -321,6 +321,12 @@ def test_other_dtypes_are_named_without_advice():
         kernels.quantize(X.astype(np.complex64), P)
 
 
+def test_dtypes_of_torch_name_no_result():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"dtype must be np\.int8 or np\.uint8, not torch\.uint8"):
+        kernels.quantize(X, P, dtype=torch.uint8)
+
+
 def test_tensors_that_numpy_cannot_read_are_refused_by_name():
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(X)

@@ -138,12 +138,13 @@ def _result(x: np.ndarray, dtype: type, out: np.ndarray | None) -> np.ndarray:
     return np.empty(x.shape, dtype) if out is None else out
 
 
-def _laid(params: Params, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+def _laid(params: Params, *arrays: np.ndarray) -> list[np.ndarray]:
     """Return arrays of one shape flat, or in rows of one channel each; they are not empty."""
-    shape = arrays[0].shape
     if isinstance(params, QuantParams):
-        return tuple(a.reshape(-1) for a in arrays)
-    return tuple(a.reshape(-1, math.prod(shape[params.axis % len(shape) + 1 :])) for a in arrays)
+        return [a.reshape(-1) for a in arrays]
+    shape = arrays[0].shape
+    inner = math.prod(shape[params.axis % len(shape) + 1 :])
+    return [a.reshape(-1, inner) for a in arrays]
 
 
 def quantize(
