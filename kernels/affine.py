@@ -115,7 +115,7 @@ def params_from_range(
     return QuantParams(float(scale), min(max(offset, -half), half - 1), bits)
 
 
-def _seen(result: Any, out: Any) -> np.ndarray:
+def _returned(result: Any, out: Any) -> np.ndarray:
     """Return what the caller gets: the array that was given to be filled, if there was one."""
     return result if out is None else out
 
@@ -168,7 +168,7 @@ def quantize(
     check_channels(params, x)
     target = check_out(out, x, kind)
     result = backend(device, "affine").quantize(x, params, kind, target)
-    return _seen(result, out)
+    return _returned(result, out)
 
 
 def dequantize(
@@ -211,7 +211,7 @@ def dequantize(
     check_channels(params, q)
     target = check_out(out, q, np.float32)
     result = backend(device, "affine").dequantize(q, params, target)
-    return _seen(result, out)
+    return _returned(result, out)
 
 
 def fake_quantize(
@@ -250,7 +250,7 @@ def fake_quantize(
     check_channels(params, x)
     target = check_out(out, x, np.float32)
     result = backend(device, "affine").fake_quantize(x, params, target)
-    return _seen(result, out)
+    return _returned(result, out)
 
 
 def requantize(
@@ -305,4 +305,4 @@ def requantize(
     kind = check_integer_dtype(dtype)
     target = check_out(out, acc, kind)
     result = backend(device, "affine").requantize(acc, scales, params, kind, target)
-    return _seen(result, out)
+    return _returned(result, out)
