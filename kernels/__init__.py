@@ -1,9 +1,11 @@
 """Numerical kernels of INT8 quantization, usable without Caffe.
 
-Numbers in, numbers out: NumPy arrays, or arrays of a CUDA device. By theme:
+Numbers in, numbers out: NumPy arrays, or arrays of a CUDA device. Tensors of torch and any other
+arrays on the CPU that NumPy can read are taken as well. By theme:
 
 Number format
-    `QuantParams`, `params_from_range`, `quantize`, `dequantize`, `fake_quantize`, `requantize`
+    `QuantParams`, of each channel `ChannelParams`, `params_from_range`; `quantize`, `dequantize`,
+    `fake_quantize`, `requantize`
 Weights
     `arq`, `arq_fake_quantize`, `quantize_weights`, `dequantize_weights`,
     `fake_quantize_weights`; rounded so that errors cancel: `column_moments`, `ColumnMoments`,
@@ -19,9 +21,9 @@ Sizes of results
 Observing data, in one pass and constant memory
     `Histogram`, `NotFiniteError`
 From a histogram to scale and offset
-    `search_params`, by one of `METHODS` or its settings: `Method` is any of `Ifmr`, `Hfmg`,
-    `MinMax`, `Percentile`, `Mse`, `Kl`; `search_trace`, what it tried
-    (`SearchTrace`); `quantization_error`
+    `search_params`, by one of `METHODS` (a `MethodName`) or its settings: `Method` is any of
+    `Ifmr`, `Hfmg`, `MinMax`, `Percentile`, `Mse`, `Kl`; `search_trace`, what it tried
+    (`SearchTrace`); `quantization_error`; histogram and search together: `Observer`
 How far quantized values are from exact ones, by channel
     `channel_moments`, `ChannelMoments`
 IFMR on the data itself
@@ -30,7 +32,7 @@ IFMR on the data itself
 Training with a learned range
     `ClipRange`, `guard_clips`, `UlqGrid`, `ulq_grid`, `ulq_forward`, `ulq_backward`
 Devices and compiling
-    `DEVICES`, `best_device`, `device_count`, `select_device`, `on_compile`
+    `DEVICES` and their type `Device`, `best_device`, `device_count`, `select_device`, `on_compile`
 For programs that run whole nets
     `packed`, `resident`, `check_output`, `float_stage`, `ConvGeometry`, `PoolGeometry`
 
@@ -53,14 +55,10 @@ from kernels._ifmr import (
     tail_rank,
 )
 from kernels.affine import (
-    QuantParams,
     dequantize,
-    dequantize_weights,
     fake_quantize,
-    fake_quantize_weights,
     params_from_range,
     quantize,
-    quantize_weights,
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
@@ -69,20 +67,28 @@ from kernels.compiling import on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.decomposition import LowRank, decompositions, output_error
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
-from kernels.dispatch import DEVICES, best_device, device_count, select_device
+from kernels.dispatch import DEVICES, Device, best_device, device_count, select_device
 from kernels.histogram import Histogram, NotFiniteError
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.levels import best_levels, entropy_bits, level_table
 from kernels.max_pool import max_pool2d
 from kernels.methods import *  # noqa: F403 - a new method needs no line here
 from kernels.moments import ChannelMoments, channel_moments
+from kernels.observer import Observer
 from kernels.output import OutputStage, check_output, float_stage
+from kernels.params import ChannelParams, QuantParams
 from kernels.pool import PoolGeometry, pool_output_size
 from kernels.programs import packed, resident
 from kernels.search import SearchTrace, quantization_error, search_params, search_trace
 from kernels.search_n import ShiftSearch
 from kernels.ulq import ClipRange, UlqGrid, guard_clips, ulq_backward, ulq_forward, ulq_grid
-from kernels.weights import arq, arq_fake_quantize
+from kernels.weights import (
+    arq,
+    arq_fake_quantize,
+    dequantize_weights,
+    fake_quantize_weights,
+    quantize_weights,
+)
 
 __version__ = "0.2.0"
 
@@ -91,14 +97,17 @@ __version__ = "0.2.0"
 __all__ = [
     "DEVICES",
     "ChannelMoments",
+    "ChannelParams",
     "ClipRange",
     "ColumnMoments",
     "ConvGeometry",
+    "Device",
     "Histogram",
     "IfmrCandidates",
     "IfmrPass",
     "LowRank",
     "NotFiniteError",
+    "Observer",
     "OutputStage",
     "PoolGeometry",
     "QuantParams",

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import QuantParams, guard_scales
-from kernels.checks import check_array, check_bits, is_device_array
-from kernels.dispatch import backend
+from kernels.affine import guard_scales
+from kernels.checks import Array, as_array, check_array, check_bits, is_device_array
+from kernels.dispatch import Device, backend
 from kernels.histogram import Histogram
 from kernels.methods import Ifmr, Percentile
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
 __all__ = [
@@ -72,7 +73,7 @@ class IfmrCandidates:
     asymmetric: bool
     bits: int
 
-    def best(self, losses: np.ndarray) -> QuantParams:
+    def best(self, losses: Array) -> QuantParams:
         """Return the parameters of the first candidate of least loss.
 
         Raises
@@ -80,6 +81,7 @@ class IfmrCandidates:
         ValueError
             If a loss is NaN or infinite, as NaN or infinity in the data make it.
         """
+        losses = np.asarray(as_array("losses", losses))
         if not np.isfinite(losses).all():
             raise ValueError("the losses are not finite: the data held NaN or infinity")
         i = int(np.argmin(losses))
@@ -168,7 +170,7 @@ class IfmrPass:
         self.losses = np.zeros(candidates.scales.size)
         self.total = 0
 
-    def update(self, x: np.ndarray, *, device: str = "cpu") -> None:
+    def update(self, x: Array, *, device: Device | str = "cpu") -> None:
         """Add the squared errors of a float32 array under every candidate.
 
         The array may lie on a CUDA device, if that is the one to compute. NaN and infinity are
@@ -192,7 +194,7 @@ class IfmrPass:
 
 
 def ifmr(
-    x: np.ndarray,
+    x: Array,
     search_range: tuple[float, float] = (0.7, 1.3),
     search_step: float = 0.01,
     max_percentile: float = 0.999999,
@@ -200,7 +202,7 @@ def ifmr(
     asymmetric: bool = True,
     *,
     bits: int = 8,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> QuantParams:
     """Search scale and offset for an array in memory, as the original does.
 
@@ -245,7 +247,7 @@ def ifmr(
     return second.params()
 
 
-def _flat(x: np.ndarray, device: str) -> np.ndarray:
+def _flat(x: Array, device: str) -> np.ndarray:
     """Return clean data as one axis, device arrays as they are: their backend lays them flat."""
     x = check_array("x", x, np.float32, None, device)
     return x if is_device_array(x) else x.reshape(-1)

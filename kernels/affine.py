@@ -1,105 +1,49 @@
 """The number format: ``q = clip(round(x / scale) + offset)``, ``x ~ (q - offset) * scale``.
 
 Division by the scale, not multiplication by its reciprocal: they round differently.
-Rounding is half away from zero. Widths of 2..8 bits are held in int8.
+Rounding is half away from zero. Widths of 2..8 bits are held in int8, or all greater by
+``2**(bits-1)`` in uint8.
 
 `quantize`, `dequantize`, `fake_quantize` and `requantize` take arrays of a CUDA device as well,
-if that is the device; their results then lie there too.
+if that is the device; their results then lie there too, and so must an `out` that is given.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from kernels.checks import check_array, check_bits, check_integer
-from kernels.dispatch import backend
+from kernels.checks import (
+    Array,
+    as_array,
+    check_array,
+    check_bits,
+    check_integer_dtype,
+    check_out,
+    check_scales,
+)
+from kernels.dispatch import Device, backend
+from kernels.params import ChannelParams, QuantParams, check_channels
 from kernels.rounding import round_half_away
 
 __all__ = [
     "MAX_SCALE",
     "MIN_SCALE",
-    "QuantParams",
     "dequantize",
-    "dequantize_weights",
     "fake_quantize",
-    "fake_quantize_weights",
     "guard_scale",
     "guard_scales",
     "params_from_range",
     "quantize",
-    "quantize_weights",
     "requantize",
 ]
 
-#: Weights rounded at a time, as that takes four times their memory.
-_PART = 1 << 20
 #: Scales below this are taken as 1.0: the data is all (but) zero.
 MIN_SCALE = 1.1920929e-7
 #: Scales above this are an error: their reciprocal falls below `MIN_SCALE`.
 MAX_SCALE = 1.0 / MIN_SCALE
-
-
-@dataclass(frozen=True)
-class QuantParams:
-    """Scale and offset of one tensor.
-
-    Attributes
-    ----------
-    scale : float
-        Real value of one step; a float32 value in (0, inf).
-    offset : int
-        The integer that stands for zero (zero point), within the bit range.
-    bits : int
-        Width, 2..8; the range is [-2**(bits-1), 2**(bits-1) - 1].
-
-    Raises
-    ------
-    TypeError
-        If offset or bits is no integer.
-    ValueError
-        If the scale is not a positive finite float32 or the offset leaves the range.
-
-    Examples
-    --------
-    >>> from kernels import QuantParams
-    >>> params = QuantParams(0.5, -28)
-    >>> params.low, params.high
-    (-128, 127)
-    >>> params.range
-    (-50.0, 77.5)
-    """
-
-    scale: float
-    offset: int = 0
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bits", check_bits(self.bits))
-        with np.errstate(over="ignore"):
-            scale = float(np.float32(self.scale))
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale must be a positive finite float32, not {self.scale}")
-        object.__setattr__(self, "scale", scale)
-        offset = check_integer("offset", self.offset, self.low, self.high)
-        object.__setattr__(self, "offset", offset)
-
-    @property
-    def low(self) -> int:
-        """Smallest integer of the format."""
-        return -(1 << (self.bits - 1))
-
-    @property
-    def high(self) -> int:
-        """Largest integer of the format."""
-        return (1 << (self.bits - 1)) - 1
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Smallest and largest real value that the format holds."""
-        return (self.low - self.offset) * self.scale, (self.high - self.offset) * self.scale
 
 
 def guard_scale(scale: np.float32) -> np.float32:
@@ -171,26 +115,43 @@ def params_from_range(
     return QuantParams(float(scale), min(max(offset, -half), half - 1), bits)
 
 
-def quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
-    """Quantize to int8: ``clip(round(x / scale) + offset)``.
+def _returned(result: Any, out: Any) -> np.ndarray:
+    """Return what the caller gets: the array that was given to be filled, if there was one."""
+    return result if out is None else out
+
+
+def quantize(
+    x: Array,
+    params: QuantParams | ChannelParams,
+    *,
+    dtype: DTypeLike = np.int8,
+    out: Array | None = None,
+    device: Device | str = "cpu",
+) -> np.ndarray:
+    """Quantize to int8 or uint8: ``clip(round(x / scale) + offset)``.
 
     Parameters
     ----------
     x : float32 array, any shape
         Infinities saturate.
-    params : QuantParams
+    params : QuantParams or ChannelParams
+    dtype : {np.int8, np.uint8}
+        uint8 holds the same integers plus ``2**(bits-1)``: its zero point is
+        `QuantParams.unsigned_zero_point`. This is the uint8 of PyTorch and ONNX.
+    out : array of that dtype, shape of `x`, optional
+        C-contiguous; filled and returned. After an error its values mean nothing.
     device : str
 
     Returns
     -------
-    int8 array, shape of `x`
+    int8 or uint8 array, shape of `x`
 
     Raises
     ------
     TypeError
-        If `x` lies on a CUDA device that is not to compute.
+        If `x` lies on a CUDA device that is not to compute, or a dtype is wrong.
     ValueError
-        If `x` holds a NaN.
+        If `x` holds a NaN, channels do not fit `x`, or `out` cannot take the result.
 
     Examples
     --------
@@ -199,18 +160,41 @@ def quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.n
     >>> x = np.array([-1.0, 0.0, 0.25, 0.6, 100.0], np.float32)
     >>> quantize(x, QuantParams(0.5, 10))  # half a step rounds away from zero, 100 saturates
     array([  8,  10,  11,  11, 127], dtype=int8)
+    >>> quantize(x, QuantParams(0.5, 10), dtype=np.uint8)
+    array([136, 138, 139, 139, 255], dtype=uint8)
     """
-    return backend(device, "affine").quantize(check_array("x", x, np.float32, None, device), params)
+    x = check_array("x", x, np.float32, None, device)
+    kind = check_integer_dtype(dtype)
+    check_channels(params, x)
+    target = check_out(out, x, kind)
+    result = backend(device, "affine").quantize(x, params, kind, target)
+    return _returned(result, out)
 
 
-def dequantize(q: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
+def dequantize(
+    q: Array,
+    params: QuantParams | ChannelParams,
+    *,
+    out: Array | None = None,
+    device: Device | str = "cpu",
+) -> np.ndarray:
     """Return ``(q - offset) * scale`` as float32.
 
     Parameters
     ----------
-    q : int8 array, any shape
-    params : QuantParams
+    q : int8 or uint8 array, any shape
+        As `quantize` returns it for that dtype.
+    params : QuantParams or ChannelParams
+    out : float32 array, shape of `q`, optional
+        C-contiguous; filled and returned.
     device : str
+
+    Raises
+    ------
+    TypeError
+        If `q` lies on a CUDA device that is not to compute, or a dtype is wrong.
+    ValueError
+        If channels do not fit `q`, or `out` cannot take the result.
 
     Examples
     --------
@@ -218,25 +202,42 @@ def dequantize(q: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np
     >>> from kernels import QuantParams, dequantize
     >>> dequantize(np.array([8, 10, 127], np.int8), QuantParams(0.5, 10))
     array([-1. ,  0. , 58.5], dtype=float32)
+    >>> dequantize(np.array([136, 138, 255], np.uint8), QuantParams(0.5, 10))
+    array([-1. ,  0. , 58.5], dtype=float32)
     """
-    return backend(device, "affine").dequantize(check_array("q", q, np.int8, None, device), params)
+    q = as_array("q", q, np.int8)
+    own = str(getattr(q, "dtype", "int8")).rpartition(".")[2]  # torch has names of its own
+    q = check_array("q", q, np.uint8 if own == "uint8" else np.int8, None, device)
+    check_channels(params, q)
+    target = check_out(out, q, np.float32)
+    result = backend(device, "affine").dequantize(q, params, target)
+    return _returned(result, out)
 
 
-def fake_quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") -> np.ndarray:
+def fake_quantize(
+    x: Array,
+    params: QuantParams | ChannelParams,
+    *,
+    out: Array | None = None,
+    device: Device | str = "cpu",
+) -> np.ndarray:
     """Return ``dequantize(quantize(x))`` in one pass, float32.
 
     Parameters
     ----------
     x : float32 array, any shape
-    params : QuantParams
+    params : QuantParams or ChannelParams
+    out : float32 array, shape of `x`, optional
+        C-contiguous; filled and returned. It may be `x` itself. After an error its values mean
+        nothing.
     device : str
 
     Raises
     ------
     TypeError
-        If `x` lies on a CUDA device that is not to compute.
+        If `x` lies on a CUDA device that is not to compute, or a dtype is wrong.
     ValueError
-        If `x` holds a NaN.
+        If `x` holds a NaN, channels do not fit `x`, or `out` cannot take the result.
 
     Examples
     --------
@@ -246,13 +247,22 @@ def fake_quantize(x: np.ndarray, params: QuantParams, *, device: str = "cpu") ->
     array([-1. ,  0.5, 58.5], dtype=float32)
     """
     x = check_array("x", x, np.float32, None, device)
-    return backend(device, "affine").fake_quantize(x, params)
+    check_channels(params, x)
+    target = check_out(out, x, np.float32)
+    result = backend(device, "affine").fake_quantize(x, params, target)
+    return _returned(result, out)
 
 
 def requantize(
-    acc: np.ndarray, scale: np.ndarray | float, params: QuantParams, *, device: str = "cpu"
+    acc: Array,
+    scale: Array | float,
+    params: QuantParams,
+    *,
+    dtype: DTypeLike = np.int8,
+    out: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
-    """Turn int32 sums into int8: ``quantize(float32(acc) * scale, params)``.
+    """Turn int32 sums into int8 or uint8: ``quantize(float32(acc) * scale, params)``.
 
     Parameters
     ----------
@@ -261,16 +271,23 @@ def requantize(
         Real value of one unit of `acc`, e.g. scale_x * scale_w[c].
     params : QuantParams
         Of the result.
+    dtype : {np.int8, np.uint8}
+        As for `quantize`.
+    out : array of that dtype, shape of `acc`, optional
+        C-contiguous; filled and returned.
     device : str
 
     Returns
     -------
-    int8 array, shape of `acc`
+    int8 or uint8 array, shape of `acc`
 
     Raises
     ------
+    TypeError
+        If `acc` lies on a CUDA device that is not to compute, or a dtype is wrong.
     ValueError
-        If there are neither 1 nor C scales, or one is not positive and finite.
+        If there are neither 1 nor C scales, one is not positive and finite, or `out` cannot take
+        the result.
 
     Examples
     --------
@@ -282,115 +299,10 @@ def requantize(
            [ 7, 85]], dtype=int8)
     """
     acc = check_array("acc", acc, np.int32, None, device)
-    scales = _scales("scale", scale)
+    scales = check_scales("scale", scale)
     if scales.size != 1 and (acc.ndim < 2 or scales.size != acc.shape[1]):
         raise ValueError(f"{scales.size} scales do not fit sums of shape {acc.shape}")
-    return backend(device, "affine").requantize(acc, scales, params)
-
-
-def _scales(name: str, values: np.ndarray | float) -> np.ndarray:
-    """Return scales as a float32 array of one axis, having checked that they can be used."""
-    with np.errstate(over="ignore"):
-        scales = np.atleast_1d(np.asarray(values, dtype=np.float32))
-    if scales.ndim != 1 or not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise ValueError(f"{name} must be positive and finite, one value or one a channel")
-    return scales
-
-
-def _channels(w: np.ndarray, scales: np.ndarray, channel_axis: int) -> np.ndarray:
-    """Return the scales shaped to multiply `w`."""
-    scales = _scales("scales", scales)
-    shape = [1] * w.ndim
-    if scales.size != 1:
-        if not -w.ndim <= channel_axis < w.ndim or w.shape[channel_axis] != scales.size:
-            raise ValueError(f"{scales.size} scales do not fit axis {channel_axis} of {w.shape}")
-        shape[channel_axis] = -1
-    return scales.reshape(shape)
-
-
-def quantize_weights(
-    w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
-) -> np.ndarray:
-    """Quantize weights symmetrically (offset 0), one scale for each channel or one for all.
-
-    Parameters
-    ----------
-    w : float32 array
-        Infinities saturate.
-    scales : float32 array (C,) or (1,)
-        From `kernels.arq`.
-    channel_axis : int
-    bits : int
-
-    Returns
-    -------
-    int8 array, shape of `w`
-
-    Raises
-    ------
-    ValueError
-        If the scales do not fit or are not positive and finite, or `w` holds a NaN.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kernels import quantize_weights
-    >>> w = np.array([[127.0, -63.6], [-32.0, 16.0]], np.float32)
-    >>> quantize_weights(w, np.array([1.0, 0.25], np.float32))
-    array([[ 127,  -64],
-           [-128,   64]], dtype=int8)
-    """
-    w = check_array("w", w, np.float32, None, "cpu")
-    half = 1 << (check_bits(bits) - 1)
-    factors = np.broadcast_to(_channels(w, scales, channel_axis), w.shape)
-    out = np.empty(w.shape, np.int8)
-    pairs = np.atleast_1d(w), np.atleast_1d(factors), np.atleast_1d(out)
-    count = max(1, _PART // max(pairs[0][:1].size, 1))
-    for i in range(0, len(pairs[0]), count):
-        part, factor, q = (x[i : i + count] for x in pairs)
-        if np.isnan(part).any():
-            raise ValueError("w holds NaN")
-        with np.errstate(over="ignore", invalid="ignore"):
-            q[...] = np.clip(round_half_away(part / factor), -half, half - 1)
-    return out
-
-
-def dequantize_weights(q: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0) -> np.ndarray:
-    """Return ``q * scale`` as float32.
-
-    Parameters
-    ----------
-    q : int8 array
-    scales : float32 array (C,) or (1,)
-    channel_axis : int
-
-    Raises
-    ------
-    ValueError
-        If the scales do not fit or are not positive and finite.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kernels import dequantize_weights
-    >>> q = np.array([[127, -64], [-128, 64]], np.int8)
-    >>> dequantize_weights(q, np.array([1.0, 0.25], np.float32))
-    array([[127., -64.],
-           [-32.,  16.]], dtype=float32)
-    """
-    q = check_array("q", q, np.int8, None, "cpu")
-    return np.multiply(q, _channels(q, scales, channel_axis), dtype=np.float32)
-
-
-def fake_quantize_weights(
-    w: np.ndarray, scales: np.ndarray, *, channel_axis: int = 0, bits: int = 8
-) -> np.ndarray:
-    """Return ``dequantize_weights(quantize_weights(w))`` as float32.
-
-    Parameters
-    ----------
-    w, scales, channel_axis, bits
-        As in `quantize_weights`, whose errors are raised.
-    """
-    q = quantize_weights(w, scales, channel_axis=channel_axis, bits=bits)
-    return dequantize_weights(q, scales, channel_axis=channel_axis)
+    kind = check_integer_dtype(dtype)
+    target = check_out(out, acc, kind)
+    result = backend(device, "affine").requantize(acc, scales, params, kind, target)
+    return _returned(result, out)

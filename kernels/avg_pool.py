@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_array
-from kernels.dispatch import backend
+from kernels.checks import Array, check_array
+from kernels.dispatch import Device, backend
 from kernels.output import OutputStage, check_output
 from kernels.pool import divisors, pool_geometry
 
@@ -19,13 +19,13 @@ __all__ = ["avg_pool2d", "avg_pool2d_int8"]
 
 
 def avg_pool2d(
-    x: np.ndarray,
+    x: Array,
     kernel: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] = 1,
     pad: int | tuple[int, int] = 0,
     ceil_mode: bool = True,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Average windows in float32.
 
@@ -61,7 +61,7 @@ def avg_pool2d(
 
 
 def avg_pool2d_int8(
-    x: np.ndarray,
+    x: Array,
     kernel: int | tuple[int, int],
     *,
     x_offset: int = 0,
@@ -69,7 +69,7 @@ def avg_pool2d_int8(
     pad: int | tuple[int, int] = 0,
     ceil_mode: bool = True,
     output: OutputStage,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Average windows of int8 data: exact int32 sums, then ``sum * (scale / divisor)``.
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array, check_bits, check_integer
+from kernels.checks import Array, as_array, check_array, check_bits, check_integer
 from kernels.conv import ConvGeometry
-from kernels.dispatch import backend, check_device
+from kernels.dispatch import Device, backend, check_device
 from kernels.levels import level_table
 
 __all__ = ["ColumnMoments", "column_moments", "compensated_rounding"]
@@ -61,10 +61,10 @@ class ColumnMoments:
 
 
 def column_moments(
-    x: np.ndarray,
+    x: Array,
     x_offset: int,
     geometry: ConvGeometry,
-    positions: np.ndarray,
+    positions: Array,
     *,
     transposed: bool = False,
 ) -> ColumnMoments:
@@ -92,8 +92,10 @@ def column_moments(
     TypeError, ValueError
         If an argument is wrong.
     """
+    x = as_array("x", x, np.float32)
     floats = getattr(x, "dtype", None) == np.float32
     x = check_array("x", x, np.float32 if floats else np.int8, 4, "cpu")
+    positions = check_array("positions", positions, None, None, "cpu")
     check_integer("x_offset", x_offset, *((0, 0) if floats else (-128, 127)))
     n, channels = x.shape[:2]
     places = n * geometry.out_size[0] * geometry.out_size[1]
@@ -151,14 +153,14 @@ def _taps(
 
 
 def compensated_rounding(
-    w: np.ndarray,
-    scales: np.ndarray,
+    w: Array,
+    scales: Array,
     moments: ColumnMoments,
     *,
     damping: float = 0.01,
     bits: int = 8,
-    levels: np.ndarray | None = None,
-    device: str = "cpu",
+    levels: Array | None = None,
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Round weights to integers so that their errors cancel for the inputs seen.
 

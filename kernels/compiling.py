@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from kernels.dispatch import backend, check_device
+from kernels.dispatch import Device, backend, check_device
 
 __all__ = ["on_compile"]
 
 
 def on_compile(
-    device: str, callback: Callable[[str, int, float], None]
+    device: Device | str, callback: Callable[[str, int, float], None]
 ) -> AbstractContextManager[None]:
     """Call back before and behind each kernel that is compiled; not for those from the cache.
 

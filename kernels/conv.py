@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.checks import check_array, check_integer, check_not_empty, check_pair
-from kernels.dispatch import backend
+from kernels.checks import Array, check_array, check_integer, check_not_empty, check_pair
+from kernels.dispatch import Device, backend
 from kernels.output import OutputStage, check_bias, check_output, check_room, float_stage
 
 __all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size", "prepare_conv2d"]
@@ -101,15 +101,15 @@ def _geometry(
 
 
 def conv2d(
-    x: np.ndarray,
-    w: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
     *,
     stride: int | tuple[int, int] = 1,
     pad: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     group: int = 1,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Convolve in float32.
 
@@ -151,9 +151,9 @@ def conv2d(
 
 
 def conv2d_int8(
-    x: np.ndarray,
-    w: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
     *,
     x_offset: int = 0,
     stride: int | tuple[int, int] = 1,
@@ -161,7 +161,7 @@ def conv2d_int8(
     dilation: int | tuple[int, int] = 1,
     group: int = 1,
     output: OutputStage | None = None,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Convolve int8 data with int8 weights, summing exactly in int32.
 
@@ -218,8 +218,8 @@ def conv2d_int8(
 
 def prepare_conv2d(
     shape: tuple[int, int, int, int],
-    w: np.ndarray,
-    bias: np.ndarray | None = None,
+    w: Array,
+    bias: Array | None = None,
     *,
     x_offset: int = 0,
     stride: int | tuple[int, int] = 1,
@@ -228,7 +228,7 @@ def prepare_conv2d(
     group: int = 1,
     output: OutputStage | None = None,
     channels_last: bool = False,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> PreparedConv:
     """Pack the weights of a convolution once, for many runs on data of one shape.
 
@@ -266,7 +266,7 @@ def prepare_conv2d(
     >>> run(np.full((1, 1, 2, 2), 5, np.int8))
     array([[[[8]]]], dtype=int32)
     """
-    check_array("w", w, None, 4, device)
+    w = check_array("w", w, None, 4, device)
     integers = not str(w.dtype).endswith("float32")  # torch has names of its own
     dtype = np.int8 if integers else np.float32
     w = check_array("w", w, dtype, 4, device)
@@ -303,7 +303,7 @@ class PreparedConv:
     _layer: Any
     _device: str
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Array) -> np.ndarray:
         """Run it on data of its shape and dtype."""
         x = check_array("x", x, self.dtype, 4, self._device)
         if tuple(x.shape) != tuple(self.shape):

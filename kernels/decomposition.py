@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array
+from kernels.checks import Array, as_array, check_array
 
 __all__ = ["FORMS", "LowRank", "decompositions", "output_error"]
 
@@ -77,7 +77,7 @@ class LowRank:
 
 
 def decompositions(
-    w: np.ndarray, covariance: np.ndarray, weight: np.ndarray | None = None
+    w: Array, covariance: Array, weight: Array | None = None
 ) -> Mapping[str, LowRank]:
     """Return the low-rank forms of a convolution that make sense for its kernel.
 
@@ -103,9 +103,10 @@ def decompositions(
     w = check_array("w", w, np.float32, 4, "cpu")
     outs, ins, kh, kw = w.shape
     size = ins * kh * kw
+    covariance = np.asarray(as_array("covariance", covariance), np.float64)
     if covariance.shape != (size, size):
         raise ValueError(f"covariance must be ({size}, {size}), not {covariance.shape}")
-    d = np.ones(outs) if weight is None else np.asarray(weight, np.float64)
+    d = np.ones(outs) if weight is None else np.asarray(as_array("weight", weight), np.float64)
     if d.shape != (outs,) or not (np.isfinite(d) & (d > 0)).all():
         raise ValueError(f"weight must be {outs} positive finite numbers")
     wide = w.astype(np.float64)
@@ -163,9 +164,7 @@ def _left(energy: np.ndarray) -> np.ndarray:
     return np.sqrt(rest / rest[0]) if rest[0] > 0 else np.zeros(rest.size)
 
 
-def output_error(
-    w: np.ndarray, other: np.ndarray, covariance: np.ndarray, weight: np.ndarray | None = None
-) -> float:
+def output_error(w: Array, other: Array, covariance: Array, weight: Array | None = None) -> float:
     """Return how far the output of other weights is, relative to how much the output varies.
 
     Parameters
@@ -180,11 +179,13 @@ def output_error(
     float
         The square root of the ratio of both variances, summed over channels; 0 if equal.
     """
-    m = w.astype(np.float64).reshape(len(w), -1)
-    d = np.ones(len(m)) if weight is None else np.asarray(weight, np.float64)
+    w, other = (np.asarray(as_array(n, x), np.float64) for n, x in (("w", w), ("other", other)))
+    covariance = np.asarray(as_array("covariance", covariance), np.float64)
+    m = w.reshape(len(w), -1)
+    d = np.ones(len(m)) if weight is None else np.asarray(as_array("weight", weight), np.float64)
     noise, signal = (
         float((((x * d[:, None]) @ covariance) * (x * d[:, None])).sum())
-        for x in (m - np.asarray(other, np.float64).reshape(m.shape), m)
+        for x in (m - other.reshape(m.shape), m)
     )
     if noise <= 0:
         return 0.0

@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from kernels.checks import check_array, check_integer, check_not_empty, check_pair
+from kernels.checks import Array, check_array, check_integer, check_not_empty, check_pair
 from kernels.conv import ConvGeometry
-from kernels.dispatch import backend
+from kernels.dispatch import Device, backend
 from kernels.output import OutputStage, check_bias, check_output, check_room
 
 __all__ = ["deconv2d", "deconv2d_int8", "deconv_output_size"]
@@ -77,15 +77,15 @@ def _by_output(w: np.ndarray, group: int) -> np.ndarray:
 
 
 def deconv2d(
-    x: np.ndarray,
-    w: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
     *,
     stride: int | tuple[int, int] = 1,
     pad: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     group: int = 1,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Deconvolve in float32.
 
@@ -125,9 +125,9 @@ def deconv2d(
 
 
 def deconv2d_int8(
-    x: np.ndarray,
-    w: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
     *,
     x_offset: int = 0,
     stride: int | tuple[int, int] = 1,
@@ -135,7 +135,7 @@ def deconv2d_int8(
     dilation: int | tuple[int, int] = 1,
     group: int = 1,
     output: OutputStage | None = None,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Deconvolve int8 data with int8 weights, summing exactly in int32.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Literal, get_args
 
 __all__ = [
     "DEVICES",
+    "Device",
     "backend",
     "best_device",
     "check_device",
@@ -15,8 +17,9 @@ __all__ = [
     "select_device",
 ]
 
-#: Devices a caller can name. ``reference`` defines the results; the others must equal it.
-DEVICES = ("reference", "cpu", "cuda")
+#: How a caller can name a device. ``reference`` defines the results; the others must equal it.
+Device = Literal["reference", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = get_args(Device)
 
 
 def check_device(device: str) -> None:
@@ -44,7 +47,7 @@ def backend(device: str, operation: str) -> ModuleType:
     return importlib.import_module(f"kernels.{device}.{operation}")
 
 
-def best_device() -> tuple[str, str]:
+def best_device() -> tuple[Device, str]:
     """Return the fastest device of this machine, and its name for people.
 
     Returns
@@ -59,7 +62,7 @@ def best_device() -> tuple[str, str]:
     return "cpu", "the processor"
 
 
-def device_count(device: str) -> int:
+def device_count(device: Device | str) -> int:
     """Return how many devices of a kind there are; all processors of the host are one.
 
     Parameters
@@ -79,7 +82,7 @@ def device_count(device: str) -> int:
     return backend(device, "jit").device_count() if device == "cuda" else 1
 
 
-def select_device(device: str, number: int) -> None:
+def select_device(device: Device | str, number: int) -> None:
     """Let this thread compute on one of several devices of a kind.
 
     Parameters

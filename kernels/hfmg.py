@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import QuantParams
-from kernels.checks import check_bits, check_place
-from kernels.dispatch import backend
+from kernels.checks import Array, as_array, check_bits, check_place
+from kernels.dispatch import Device, backend
 from kernels.histogram import Histogram
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
 __all__ = ["HfmgResult", "hfmg_search", "rebinned"]
@@ -44,13 +44,13 @@ class HfmgResult:
 
 
 def hfmg_search(
-    counts: np.ndarray,
+    counts: Array,
     low: float,
     high: float,
     *,
     asymmetric: bool = True,
     bits: int = 8,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> HfmgResult:
     """Search the range on evenly spaced bins.
 
@@ -75,6 +75,7 @@ def hfmg_search(
         range.
     """
     check_bits(bits)
+    counts = as_array("counts", counts)
     check_place("counts", counts, device)
     counts = np.asarray(counts, np.int64)
     if not counts.size:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_integer, check_kind, check_place
-from kernels.dispatch import backend
+from kernels.checks import Array, check_integer, check_kind, check_place
+from kernels.dispatch import Device, backend
 
 __all__ = [
     "LEAST_EXPONENT",
@@ -140,7 +140,7 @@ class Histogram:
         self.low = self.high = math.nan
         self.smallest = self.largest = np.empty(0, np.float32)
 
-    def update(self, x: np.ndarray, *, device: str = "cpu") -> None:
+    def update(self, x: Array, *, device: Device | str = "cpu") -> None:
         """Count every value of an array.
 
         Parameters
@@ -155,7 +155,7 @@ class Histogram:
         NotFiniteError
             If there is a NaN or an infinity; the histogram is then unchanged.
         """
-        check_kind("x", x, np.float32, None)
+        x = check_kind("x", x, np.float32, None)
         check_place("x", x, device)
         size = math.prod(x.shape)
         if not size:

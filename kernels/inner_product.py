@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_array, check_not_empty
-from kernels.dispatch import backend
+from kernels.checks import Array, check_array, check_not_empty
+from kernels.dispatch import Device, backend
 from kernels.output import OutputStage, check_bias, check_output, check_room
 
 __all__ = ["inner_product", "inner_product_int8"]
@@ -19,7 +19,7 @@ def _check_shapes(x: np.ndarray, w: np.ndarray) -> None:
 
 
 def inner_product(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None, *, device: str = "cpu"
+    x: Array, w: Array, bias: Array | None = None, *, device: Device | str = "cpu"
 ) -> np.ndarray:
     """Multiply in float32.
 
@@ -55,13 +55,13 @@ def inner_product(
 
 
 def inner_product_int8(
-    x: np.ndarray,
-    w: np.ndarray,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
     *,
     x_offset: int = 0,
     output: OutputStage | None = None,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray:
     """Multiply int8 data with int8 weights, summing exactly in int32.
 

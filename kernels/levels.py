@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_integer
+from kernels.checks import Array, as_array, check_integer
 from kernels.rounding import round_half_away
 
 __all__ = ["best_levels", "entropy_bits", "level_table"]
@@ -18,7 +18,7 @@ __all__ = ["best_levels", "entropy_bits", "level_table"]
 _VALUES = 256
 
 
-def best_levels(mass: np.ndarray, count: int) -> np.ndarray:
+def best_levels(mass: Array, count: int) -> np.ndarray:
     """Return the integers that stand for int8 values with the least squared error.
 
     Parameters
@@ -49,7 +49,7 @@ def best_levels(mass: np.ndarray, count: int) -> np.ndarray:
     array([-49,   0,  60], dtype=int8)
     """
     check_integer("count", count, 1, _VALUES)
-    mass = np.asarray(mass, np.float64)
+    mass = np.asarray(as_array("mass", mass), np.float64)
     if mass.shape != (_VALUES,) or not (np.isfinite(mass) & (mass >= 0)).all():
         raise ValueError(f"mass must be {_VALUES} finite numbers, not negative")
     if not mass.any():
@@ -85,7 +85,7 @@ def _runs(values: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.where(runs, np.maximum(cost, 0.0), np.inf), level
 
 
-def level_table(levels: np.ndarray) -> np.ndarray:
+def level_table(levels: Array) -> np.ndarray:
     """Return the nearest level of each int8 value, the lower one of two.
 
     Parameters
@@ -105,14 +105,14 @@ def level_table(levels: np.ndarray) -> np.ndarray:
     >>> level_table(np.array([-4, 0, 8], np.int8))[128 - 3 : 128 + 6]
     array([-4, -4,  0,  0,  0,  0,  0,  0,  8], dtype=int8)
     """
-    levels = np.unique(np.asarray(levels, np.int8)).astype(np.int64)
+    levels = np.unique(np.asarray(as_array("levels", levels), np.int8)).astype(np.int64)
     if not levels.size:
         raise ValueError("levels is empty")
     distance = np.abs(np.arange(-128, 128)[:, None] - levels)
     return levels[distance.argmin(axis=1)].astype(np.int8)
 
 
-def entropy_bits(values: np.ndarray) -> float:
+def entropy_bits(values: Array) -> float:
     """Return the bits that an ideal entropy code needs for int8 values, without its table.
 
     ``-sum over values of log2(how often it occurs / number of values)``; Huffman codes need at
@@ -129,6 +129,6 @@ def entropy_bits(values: np.ndarray) -> float:
     >>> entropy_bits(np.array([1, 1, 2, 3], np.int8))  # 1 + 1 + 2 + 2
     6.0
     """
-    counts = np.bincount(np.asarray(values, np.int8).reshape(-1).view(np.uint8))
+    counts = np.bincount(np.asarray(as_array("values", values), np.int8).reshape(-1).view(np.uint8))
     counts = counts[counts > 0].astype(np.float64)
     return float(-(counts * np.log2(counts / max(counts.sum(), 1))).sum()) + 0.0

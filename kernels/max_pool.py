@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.checks import check_array
-from kernels.dispatch import backend
+from kernels.checks import Array, check_array
+from kernels.dispatch import Device, backend
 from kernels.pool import pool_geometry
 
 __all__ = ["max_pool2d"]
 
 
 def max_pool2d(
-    x: np.ndarray,
+    x: Array,
     kernel: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] = 1,
     pad: int | tuple[int, int] = 0,
     ceil_mode: bool = True,
     return_indices: bool = False,
-    device: str = "cpu",
+    device: Device | str = "cpu",
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Take the maximum of each window; a NaN never wins, as with C's ``>``.
 

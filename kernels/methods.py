@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from kernels.checks import check_integer
 
-__all__ = ["METHODS", "Hfmg", "Ifmr", "Kl", "Method", "MinMax", "Mse", "Percentile"]
+__all__ = ["METHODS", "Hfmg", "Ifmr", "Kl", "Method", "MethodName", "MinMax", "Mse", "Percentile"]
 
 
 #: More factors than this are a mistyped step: the search would seem to hang.
@@ -122,7 +123,8 @@ class Kl:
 
 Method = Ifmr | Hfmg | MinMax | Percentile | Mse | Kl
 
-#: Methods by the names that users write.
+#: The names that users write.
+MethodName = Literal["ifmr", "hfmg", "minmax", "percentile", "mse", "kl"]
 METHODS: dict[str, type[Method]] = {
     "ifmr": Ifmr,
     "hfmg": Hfmg,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.checks import check_array
-from kernels.dispatch import backend, check_device
+from kernels.checks import Array, as_array, check_array
+from kernels.dispatch import Device, backend, check_device
 
 __all__ = ["ChannelMoments", "channel_moments"]
 
@@ -74,13 +74,15 @@ class ChannelMoments:
                 varies = yy > 0
             return np.where(varies, np.clip(xy / np.where(varies, yy, 1), low, high), 1.0)
 
-    def shift(self, gain: np.ndarray | float = 1.0) -> np.ndarray:
+    def shift(self, gain: Array | float = 1.0) -> np.ndarray:
         """Return the mean of ``x - gain * y``, float64 (C,)."""
+        gain = np.asarray(as_array("gain", gain))
         with _quiet():
             return (self.x - gain * self.y) / self.count
 
-    def noise(self, gain: np.ndarray | float = 1.0, shift: np.ndarray | float = 0.0) -> np.ndarray:
+    def noise(self, gain: Array | float = 1.0, shift: Array | float = 0.0) -> np.ndarray:
         """Return the mean of ``(x - gain * y - shift)²``, float64 (C,)."""
+        gain, shift = np.asarray(as_array("gain", gain)), np.asarray(as_array("shift", shift))
         with _quiet():
             total = (
                 self.xx
@@ -92,7 +94,7 @@ class ChannelMoments:
             return np.maximum(total, 0) / self.count
 
 
-def channel_moments(x: np.ndarray, y: np.ndarray, *, device: str = "cpu") -> ChannelMoments:
+def channel_moments(x: Array, y: Array, *, device: Device | str = "cpu") -> ChannelMoments:
     """Return the moments of two arrays, channel by channel.
 
     Sums are float64, on each device in one order whatever the number of threads; devices differ

@@ -13,9 +13,17 @@ from math import inf
 
 import numpy as np
 
-from kernels.affine import QuantParams
-from kernels.checks import check_integer, check_kind, check_place, int32_room, is_device_array
-from kernels.dispatch import backend
+from kernels.checks import (
+    Array,
+    as_array,
+    check_integer,
+    check_kind,
+    check_place,
+    int32_room,
+    is_device_array,
+)
+from kernels.dispatch import Device, backend
+from kernels.params import QuantParams
 
 __all__ = [
     "FLOATS",
@@ -86,7 +94,7 @@ class CheckedStage:
 
 
 def check_bias(
-    bias: np.ndarray | None, channels: int, dtype: type, device: str = "cpu"
+    bias: Array | None, channels: int, dtype: type, device: Device | str = "cpu"
 ) -> np.ndarray:
     """Return the bias as an array (channels,) of `dtype`: zeros for None.
 
@@ -97,15 +105,8 @@ def check_bias(
     """
     if bias is None:
         return np.zeros(channels, dtype)
-    check_kind("bias", bias, None, None)
+    bias = check_kind("bias", bias, dtype, None)
     check_place("bias", bias, device)
-    if is_device_array(bias):
-        check_kind("bias", bias, dtype, None)
-    elif bias.dtype != dtype:
-        raise TypeError(
-            f"bias must be {np.dtype(dtype).name} of shape ({channels},), "
-            f"not {bias.dtype} {bias.shape}"
-        )
     if tuple(bias.shape) != (channels,):
         raise ValueError(
             f"bias must be {np.dtype(dtype).name} of shape ({channels},), "
@@ -151,7 +152,7 @@ def check_room(
 
 def _per_channel(name: str, values: object, channels: int) -> np.ndarray:
     with np.errstate(over="ignore"):
-        array = np.atleast_1d(np.asarray(values, dtype=np.float32))
+        array = np.atleast_1d(np.asarray(as_array(f"output.{name}", values), dtype=np.float32))
     if array.shape not in ((1,), (channels,)):
         raise ValueError(f"output.{name} must have 1 or {channels} entries, not {array.shape}")
     return np.ascontiguousarray(np.broadcast_to(array, (channels,)))

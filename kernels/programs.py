@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias, cast
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.dispatch import backend
+from kernels.dispatch import Device, backend
 from kernels.output import CheckedStage
 from kernels.pool import PoolGeometry
 
@@ -241,7 +241,7 @@ class Engine(Protocol):
         ...  # pragma: no cover
 
 
-def packed(device: str) -> Engine | None:
+def packed(device: Device | str) -> Engine | None:
     """Return the parts for a device, or None if nets are not compiled for it.
 
     Parameters
@@ -255,7 +255,7 @@ def packed(device: str) -> Engine | None:
     return cast(Engine, backend(device, "programs")) if device == "cpu" else None
 
 
-def resident(device: str) -> ModuleType | None:
+def resident(device: Device | str) -> ModuleType | None:
     """Return what nets that stay on a device need, or None for the host's own.
 
     Parameters

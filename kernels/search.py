@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels._ifmr import ifmr_candidates, percentile_range
-from kernels.affine import QuantParams, guard_scales, params_from_range
+from kernels.affine import guard_scales, params_from_range
 from kernels.checks import check_bits
-from kernels.dispatch import backend, check_device
+from kernels.dispatch import Device, backend, check_device
 from kernels.hfmg import hfmg_search, rebinned
 from kernels.histogram import Histogram
-from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MinMax, Mse, Percentile
+from kernels.methods import METHODS, Hfmg, Ifmr, Kl, Method, MethodName, MinMax, Mse, Percentile
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
-__all__ = ["SearchTrace", "quantization_error", "search_params", "search_trace"]
+__all__ = ["SearchTrace", "chosen_method", "quantization_error", "search_params", "search_trace"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class SearchTrace:
 
 def search_params(
     hist: Histogram,
-    method: str | Method = "ifmr",
+    method: MethodName | str | Method = "ifmr",
     *,
     bits: int = 8,
-    device: str = "cpu",
+    device: Device | str = "cpu",
     **settings: object,
 ) -> QuantParams:
     """Choose scale and offset for the data of a histogram.
@@ -87,10 +88,10 @@ def search_params(
 
 def search_trace(
     hist: Histogram,
-    method: str | Method = "ifmr",
+    method: MethodName | str | Method = "ifmr",
     *,
     bits: int = 8,
-    device: str = "cpu",
+    device: Device | str = "cpu",
     **settings: object,
 ) -> SearchTrace:
     """Choose scale and offset as `search_params`, and tell what was tried.
@@ -126,20 +127,34 @@ def search_trace(
     """
     check_bits(bits)
     check_device(device)
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}")
-        method = METHODS[method](**settings)  # type: ignore[arg-type]
-    elif settings:
-        raise TypeError(f"settings {sorted(settings)} must be in the {type(method).__name__} given")
-    if type(method) not in _SEARCHES:
-        raise TypeError(f"method must be a name or a settings object, not {method!r}")
+    method = chosen_method(method, **settings)
     if not hist.total:
         raise ValueError("the histogram is empty: there is nothing to search a scale for")
     return _SEARCHES[type(method)](hist, method, bits, device)
 
 
-def quantization_error(hist: Histogram, params: QuantParams, *, device: str = "cpu") -> float:
+def chosen_method(method: MethodName | str | Method, **settings: object) -> Method:
+    """Return a method, given by its name with settings or as the settings object itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such method or setting, or settings come with an object.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"method '{method}' is unknown; choose one of {', '.join(METHODS)}")
+        return METHODS[method](**settings)  # type: ignore[arg-type]
+    if settings:
+        raise TypeError(f"settings {sorted(settings)} must be in the {type(method).__name__} given")
+    if type(method) not in _SEARCHES:
+        raise TypeError(f"method must be a name or a settings object, not {method!r}")
+    return method
+
+
+def quantization_error(
+    hist: Histogram, params: QuantParams, *, device: Device | str = "cpu"
+) -> float:
     """Return the mean squared error that quantizing the data of a histogram adds.
 
     Values are taken as evenly spread within a bin; exact zeros have no error.

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from kernels.checks import check_array, check_integer
-from kernels.dispatch import backend, check_device
+from kernels.checks import Array, check_array, check_integer
+from kernels.dispatch import Device, backend, check_device
 from kernels.rounding import round_half_away
 
 __all__ = ["SHIFTS", "ShiftSearch"]
@@ -51,7 +51,7 @@ class ShiftSearch:
         self._truncate = bool(truncate)
 
     def update(
-        self, sums: np.ndarray, scale: np.ndarray | None = None, *, device: str = "cpu"
+        self, sums: Array, scale: Array | None = None, *, device: Device | str = "cpu"
     ) -> None:
         """Add a batch.
 
@@ -125,7 +125,7 @@ class ShiftSearch:
         return np.array(best, np.uint8)
 
 
-def _rounded(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _rounded(x: Array, scale: Array) -> np.ndarray:
     """Return real values in units of a channel's scale, int32."""
     x = check_array("sums", x, np.float32, None, "cpu")
     scale = check_array("scale", scale, np.float32, 1, "cpu")

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.affine import QuantParams, guard_scale
-from kernels.checks import check_array, check_bits
-from kernels.dispatch import backend
+from kernels.affine import guard_scale
+from kernels.checks import Array, check_array, check_bits
+from kernels.dispatch import Device, backend
+from kernels.params import QuantParams
 from kernels.rounding import round_half_away
 
 __all__ = ["ClipRange", "UlqGrid", "guard_clips", "ulq_backward", "ulq_forward", "ulq_grid"]
@@ -159,7 +160,7 @@ def ulq_grid(clip_max: float, clip_min: float, *, bits: int = 8) -> UlqGrid:
     return UlqGrid(float(scale), int(round_half_away(low / scale)), float(edge), bits)
 
 
-def ulq_forward(x: np.ndarray, grid: UlqGrid, *, device: str = "cpu") -> np.ndarray:
+def ulq_forward(x: Array, grid: UlqGrid, *, device: Device | str = "cpu") -> np.ndarray:
     """Fake-quantize for training: ``rint(clip(x, low, high) / scale) * scale``.
 
     Parameters
@@ -186,7 +187,7 @@ def ulq_forward(x: np.ndarray, grid: UlqGrid, *, device: str = "cpu") -> np.ndar
 
 
 def ulq_backward(
-    x: np.ndarray, gradient: np.ndarray, grid: UlqGrid, *, device: str = "cpu"
+    x: Array, gradient: Array, grid: UlqGrid, *, device: Device | str = "cpu"
 ) -> tuple[np.ndarray, float, float]:
     """Return the gradients of `ulq_forward`.
 

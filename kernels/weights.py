@@ -1,4 +1,4 @@
-"""ARQ, the scales of weights: symmetric, from the range of each channel or of the tensor."""
+"""Weights: their scales by ARQ, for each channel or for the tensor, and their integers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from types import ModuleType
 import numpy as np
 
 from kernels.affine import guard_scales
-from kernels.checks import check_array, check_bits, is_device_array
-from kernels.dispatch import backend
+from kernels.checks import Array, check_array, check_bits, check_scales, is_device_array
+from kernels.dispatch import Device, backend
+from kernels.rounding import round_half_away
 
-__all__ = ["arq", "arq_fake_quantize"]
+__all__ = [
+    "arq",
+    "arq_fake_quantize",
+    "dequantize_weights",
+    "fake_quantize_weights",
+    "quantize_weights",
+]
+
+#: Weights rounded at a time, as that takes four times their memory.
+_PART = 1 << 20
 
 
-def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.ndarray:
+def arq(w: Array, channel_axis: int | None = 0, *, bits: int = 8) -> np.ndarray:
     """Return the scales that cover weights symmetrically, offset 0.
 
     With m the extreme of larger magnitude, ``scale = m / (2**(bits-1) - 1)`` if m > 0,
@@ -56,7 +66,7 @@ def arq(w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8) -> np.nda
 
 
 def arq_fake_quantize(
-    w: np.ndarray, channel_axis: int | None = 0, *, bits: int = 8, device: str = "cpu"
+    w: Array, channel_axis: int | None = 0, *, bits: int = 8, device: Device | str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return weights quantized by their own ARQ scales and dequantized, and those scales.
 
@@ -108,9 +118,7 @@ def arq_fake_quantize(
     return np.ascontiguousarray(np.moveaxis(moved, 0, axis)), scales
 
 
-def _check(
-    w: np.ndarray, channel_axis: int | None, bits: int, device: str
-) -> tuple[np.ndarray, int]:
+def _check(w: Array, channel_axis: int | None, bits: int, device: str) -> tuple[np.ndarray, int]:
     """Return the clean weights and half the number of levels."""
     w = check_array("w", w, np.float32, None, device)
     half = 1 << (check_bits(bits) - 1)
@@ -148,3 +156,102 @@ def _rows(w: np.ndarray, axis: int) -> np.ndarray:
     if not w.ndim:
         return w.reshape(1, 1)
     return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
+
+
+def _channels(w: np.ndarray, scales: Array, channel_axis: int) -> np.ndarray:
+    """Return the scales shaped to multiply `w`."""
+    scales = check_scales("scales", scales)
+    shape = [1] * w.ndim
+    if scales.size != 1:
+        if not -w.ndim <= channel_axis < w.ndim or w.shape[channel_axis] != scales.size:
+            raise ValueError(f"{scales.size} scales do not fit axis {channel_axis} of {w.shape}")
+        shape[channel_axis] = -1
+    return scales.reshape(shape)
+
+
+def quantize_weights(
+    w: Array, scales: Array, *, channel_axis: int = 0, bits: int = 8
+) -> np.ndarray:
+    """Quantize weights symmetrically (offset 0), one scale for each channel or one for all.
+
+    Parameters
+    ----------
+    w : float32 array
+        Infinities saturate.
+    scales : float32 array (C,) or (1,)
+        From `kernels.arq`.
+    channel_axis : int
+    bits : int
+
+    Returns
+    -------
+    int8 array, shape of `w`
+
+    Raises
+    ------
+    ValueError
+        If the scales do not fit or are not positive and finite, or `w` holds a NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import quantize_weights
+    >>> w = np.array([[127.0, -63.6], [-32.0, 16.0]], np.float32)
+    >>> quantize_weights(w, np.array([1.0, 0.25], np.float32))
+    array([[ 127,  -64],
+           [-128,   64]], dtype=int8)
+    """
+    w = check_array("w", w, np.float32, None, "cpu")
+    half = 1 << (check_bits(bits) - 1)
+    factors = np.broadcast_to(_channels(w, scales, channel_axis), w.shape)
+    out = np.empty(w.shape, np.int8)
+    pairs = np.atleast_1d(w), np.atleast_1d(factors), np.atleast_1d(out)
+    count = max(1, _PART // max(pairs[0][:1].size, 1))
+    for i in range(0, len(pairs[0]), count):
+        part, factor, q = (x[i : i + count] for x in pairs)
+        if np.isnan(part).any():
+            raise ValueError("w holds NaN")
+        with np.errstate(over="ignore", invalid="ignore"):
+            q[...] = np.clip(round_half_away(part / factor), -half, half - 1)
+    return out
+
+
+def dequantize_weights(q: Array, scales: Array, *, channel_axis: int = 0) -> np.ndarray:
+    """Return ``q * scale`` as float32.
+
+    Parameters
+    ----------
+    q : int8 array
+    scales : float32 array (C,) or (1,)
+    channel_axis : int
+
+    Raises
+    ------
+    ValueError
+        If the scales do not fit or are not positive and finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import dequantize_weights
+    >>> q = np.array([[127, -64], [-128, 64]], np.int8)
+    >>> dequantize_weights(q, np.array([1.0, 0.25], np.float32))
+    array([[127., -64.],
+           [-32.,  16.]], dtype=float32)
+    """
+    q = check_array("q", q, np.int8, None, "cpu")
+    return np.multiply(q, _channels(q, scales, channel_axis), dtype=np.float32)
+
+
+def fake_quantize_weights(
+    w: Array, scales: Array, *, channel_axis: int = 0, bits: int = 8
+) -> np.ndarray:
+    """Return ``dequantize_weights(quantize_weights(w))`` as float32.
+
+    Parameters
+    ----------
+    w, scales, channel_axis, bits
+        As in `quantize_weights`, whose errors are raised.
+    """
+    q = quantize_weights(w, scales, channel_axis=channel_axis, bits=bits)
+    return dequantize_weights(q, scales, channel_axis=channel_axis)

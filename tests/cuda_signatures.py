@@ -7,6 +7,7 @@ from typing import Any
 F32, F64, I8, I32, I64 = (f"{t}[::1]" for t in ("float32", "float64", "int8", "int32", "int64"))
 TABLE = "float32[:, ::1]"
 FORMAT = "float32, float32, float32, float32"  # scale, offset, low, high
+ROWS = f"int64, int64, {F32}, {F32}, float32, float32"  # inner, lanes, scales, offsets, low, high
 
 PAIR = "UniTuple(int64, 2)"
 #: Of the GEMM: words, places, weights, phases, bias, sizes, kind, stage, result.
@@ -19,7 +20,10 @@ SIGNATURES: dict[str, dict[str, str]] = {
     "affine": {
         "_quantize": f"void({F32}, {FORMAT}, {I8}, {I64})",
         "_fake_quantize": f"void({F32}, {FORMAT}, {F32}, {I64})",
-        "_dequantize": f"void({I8}, float32, float32, {F32})",
+        "_dequantize": f"void({I8}, {FORMAT}, {F32})",
+        "_quantize_rows": f"void({F32}, {ROWS}, {I8}, {I64})",
+        "_fake_quantize_rows": f"void({F32}, {ROWS}, {F32}, {I64})",
+        "_dequantize_rows": f"void({I8}, {ROWS}, {F32})",
         "_requantize": f"void({I32}, int64, int64, {F32}, {FORMAT}, {I8})",
     },
     "weights": {

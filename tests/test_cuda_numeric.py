@@ -167,6 +167,45 @@ def test_weights_that_are_not_finite_name_their_channel():
             kernels.arq_fake_quantize(w, None, device="cuda")
 
 
+# ----------------------------------------------------------------------------- out, channels
+
+
+def test_out_on_the_device():
+    x, p = normal(3, 5) * np.float32(4), QuantParams(0.05, -3)
+    acc = np.arange(15, dtype=np.int32).reshape(3, 5)
+    channels = kernels.ChannelParams(f32(0.1, 0.2, 0.3), axis=0)
+    for name, dtype, *arguments in (
+        ("quantize", np.int8, x, p),
+        ("quantize", np.int8, x, channels),
+        ("fake_quantize", np.float32, x, p),
+        ("dequantize", np.float32, x.astype(np.int8), channels),
+        ("requantize", np.int8, acc, 0.3, p),
+    ):
+        call, (data, *rest) = getattr(kernels, name), arguments
+        want, out = call(data, *rest, device="reference"), held(np.zeros((3, 5), dtype))
+        assert call(held(data), *rest, out=out, device="cuda") is out
+        same(fetched(out), want)
+        for here, there in ((data, out), (held(data), np.zeros((3, 5), dtype))):
+            with pytest.raises(ValueError, match="out must lie where the input lies"):
+                call(here, *rest, out=there, device="cuda")
+    with pytest.raises(TypeError, match="out must be int8, not float32"):
+        kernels.quantize(held(x), p, out=held(x), device="cuda")
+    inside = held(x)
+    assert kernels.fake_quantize(inside, p, out=inside, device="cuda") is inside
+    same(fetched(inside), kernels.fake_quantize(x, p, device="reference"))
+
+
+def test_uint8_and_channels_stay_on_the_device():
+    x = normal(2, 3, 7)
+    params = kernels.ChannelParams(f32(0.01, 0.02, 0.03), [1, -2, 3])
+    for p in (params, QuantParams(0.02, 5)):
+        want = kernels.quantize(x, p, dtype=np.uint8, device="reference")
+        u = kernels.quantize(held(x), p, dtype=np.uint8, device="cuda")
+        same(fetched(u), want)
+        back = kernels.dequantize(u, p, device="cuda")
+        same(fetched(back), kernels.dequantize(want, p, device="reference"))
+
+
 # ---------------------------------------------------------------------------------------- ULQ
 
 

@@ -17,7 +17,8 @@ PACKAGES = ("kernels", "caffeio", "pipeline")
 
 #: What users of `kernels` call most: their documentation shows how.
 SHOWN = [
-    "Histogram", "IfmrPass", "OutputStage", "QuantParams", "arq", "arq_fake_quantize",
+    "ChannelParams", "Histogram", "IfmrPass", "Observer", "OutputStage", "QuantParams", "arq",
+    "arq_fake_quantize",
     "avg_pool2d", "avg_pool2d_int8", "conv2d", "conv2d_int8", "conv_output_size", "deconv2d",
     "deconv2d_int8", "deconv_output_size", "dequantize", "dequantize_weights", "fake_quantize",
     "guard_clips", "ifmr", "ifmr_candidates", "inner_product", "inner_product_int8", "max_pool2d",

@@ -306,7 +306,7 @@ def test_float_arguments_are_checked_for_their_type():
         conv2d(x.astype(np.float64), w)
     with pytest.raises(TypeError, match="w must be float32, not int8"):
         conv2d(x, W)
-    with pytest.raises(TypeError, match="bias must be float32 of shape"):
+    with pytest.raises(TypeError, match="bias must be float32, not float64: convert it"):
         conv2d(x, w, np.zeros(6))
 
 

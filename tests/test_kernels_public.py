@@ -38,7 +38,7 @@ def fresh(code: str) -> str:
 def test_importing_loads_no_compiler_and_no_heavy_library():
     found = fresh(
         "import sys, kernels\n"
-        "heavy = ('numba', 'llvmlite', 'cv2', 'google.protobuf', 'h5py', 'scipy')\n"
+        "heavy = ('numba', 'llvmlite', 'cv2', 'google.protobuf', 'h5py', 'scipy', 'torch')\n"
         "print(*[m for m in heavy if m in sys.modules])"
     )
     assert found == ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from kernels.affine import QuantParams
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange, round_half_away
+from kernels.params import ChannelParams, QuantParams, format_numbers
 
 __all__ = ["dequantize", "fake_quantize", "quantize", "requantize"]
+
+Params = QuantParams | ChannelParams
 
 _CHUNK = 1 << 15
 
@@ -94,13 +98,35 @@ def _requantize(acc, scales, scale, offset, low, high, out):
         _requantize_run(acc[r], scales[r % scales.size], scale, offset, low, high, out[r])
 
 
-def _constants(params: QuantParams) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    return (
-        np.float32(params.scale),
-        np.float32(params.offset),
-        np.float32(params.low),
-        np.float32(params.high),
-    )
+@parallel_jit
+def _quantize_rows(x, scales, offsets, low, high, out):
+    """Fill in int8 (rows, n) of float32 as `_quantize`; row r takes ``scales[r % scales.size]``."""
+    nans = 0
+    for row in prange(x.shape[0]):
+        r = np.int64(row)
+        c = r % scales.size
+        nans += _quantize_run(x[r], scales[c], offsets[c], low, high, out[r])
+    return nans
+
+
+@parallel_jit
+def _fake_quantize_rows(x, scales, offsets, low, high, out):
+    """Fill in float32 (rows, n) as `_fake_quantize`, with scales as `_quantize_rows`."""
+    nans = 0
+    for row in prange(x.shape[0]):
+        r = np.int64(row)
+        c = r % scales.size
+        nans += _fake_quantize_run(x[r], scales[c], offsets[c], low, high, out[r])
+    return nans
+
+
+@parallel_jit
+def _dequantize_rows(q, scales, offsets, out):
+    """Fill in float32 (rows, n) of integers, with scales as `_quantize_rows`."""
+    for row in prange(q.shape[0]):
+        r = np.int64(row)
+        c = r % scales.size
+        _dequantize_run(q[r], scales[c], offsets[c], out[r])
 
 
 def _refuse_nan(nans: int) -> None:
@@ -108,37 +134,72 @@ def _refuse_nan(nans: int) -> None:
         raise ValueError(f"x holds NaN ({nans} of them), which has no quantized value")
 
 
-def quantize(x: np.ndarray, params: QuantParams) -> np.ndarray:
+def _result(x: np.ndarray, dtype: type, out: np.ndarray | None) -> np.ndarray:
+    return np.empty(x.shape, dtype) if out is None else out
+
+
+def _laid(params: Params, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return arrays of one shape flat, or in rows of one channel each; they are not empty."""
+    if isinstance(params, QuantParams):
+        return [a.reshape(-1) for a in arrays]
+    shape = arrays[0].shape
+    inner = math.prod(shape[params.axis % len(shape) + 1 :])
+    return [a.reshape(-1, inner) for a in arrays]
+
+
+def quantize(
+    x: np.ndarray, params: Params, dtype: type = np.int8, out: np.ndarray | None = None
+) -> np.ndarray:
     """See `kernels.quantize`."""
-    out = np.empty(x.shape, np.int8)
+    out = _result(x, dtype, out)
+    if not x.size:
+        return out
+    # the bits of a uint8 are those of the int8 that it wraps to: one kernel does for both
+    source, target = _laid(params, x, out.view(np.int8))
+    run = _quantize if source.ndim == 1 else _quantize_rows
     with parallel_entry():
-        _refuse_nan(_quantize(x.reshape(-1), *_constants(params), out.reshape(-1)))
+        _refuse_nan(run(source, *format_numbers(params, dtype), target))
     return out
 
 
-def fake_quantize(x: np.ndarray, params: QuantParams) -> np.ndarray:
+def fake_quantize(x: np.ndarray, params: Params, out: np.ndarray | None = None) -> np.ndarray:
     """See `kernels.fake_quantize`."""
-    out = np.empty(x.shape, np.float32)
+    out = _result(x, np.float32, out)
+    if not x.size:
+        return out
+    source, target = _laid(params, x, out)
+    run = _fake_quantize if source.ndim == 1 else _fake_quantize_rows
     with parallel_entry():
-        _refuse_nan(_fake_quantize(x.reshape(-1), *_constants(params), out.reshape(-1)))
+        _refuse_nan(run(source, *format_numbers(params, np.int8), target))
     return out
 
 
-def dequantize(q: np.ndarray, params: QuantParams) -> np.ndarray:
+def dequantize(q: np.ndarray, params: Params, out: np.ndarray | None = None) -> np.ndarray:
     """See `kernels.dequantize`."""
-    out = np.empty(q.shape, np.float32)
-    scale, offset = _constants(params)[:2]
+    out = _result(q, np.float32, out)
+    if not q.size:
+        return out
+    source, target = _laid(params, q, out)
+    run = _dequantize if source.ndim == 1 else _dequantize_rows
+    scale, offset, _, _ = format_numbers(params, q.dtype.type)
     with parallel_entry():
-        _dequantize(q.reshape(-1), scale, offset, out.reshape(-1))
+        run(source, scale, offset, target)
     return out
 
 
-def requantize(acc: np.ndarray, scales: np.ndarray, params: QuantParams) -> np.ndarray:
+def requantize(
+    acc: np.ndarray,
+    scales: np.ndarray,
+    params: QuantParams,
+    dtype: type = np.int8,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """See `kernels.requantize`."""
-    out = np.empty(acc.shape, np.int8)
+    out = _result(acc, dtype, out)
     if not acc.size:
         return out
     rows = acc.shape[0] * acc.shape[1] if scales.size > 1 else 1
+    target = out.view(np.int8).reshape(rows, -1)
     with parallel_entry():
-        _requantize(acc.reshape(rows, -1), scales, *_constants(params), out.reshape(rows, -1))
+        _requantize(acc.reshape(rows, -1), scales, *format_numbers(params, dtype), target)
     return out

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.affine import QuantParams
-from kernels.cuda.arrays import empty, flat, on_device, shaped, zeros
+from kernels.cuda.arrays import empty, flat, is_on_device, on_device, shaped, zeros
 from kernels.cuda.block import stream
 from kernels.cuda.jit import (
     THREADS,
@@ -22,8 +21,11 @@ from kernels.cuda.jit import (
     streams,
     sub,
 )
+from kernels.params import ChannelParams, QuantParams, format_numbers
 
 __all__ = ["dequantize", "fake_quantize", "lanes", "quantize", "requantize", "steps"]
+
+Params = QuantParams | ChannelParams
 
 #: Sums of a piece where all share one scale.
 _PIECE = 1 << 12
@@ -55,7 +57,7 @@ def _faked(v, numbers, out, i):
 @device_jit
 def _dequantized(q, numbers, out, i):
     """Store the value of an integer, and count none."""
-    scale, offset = numbers
+    scale, offset, _, _ = numbers
     out[i] = mul(sub(np.float32(q), offset), scale)
     return False
 
@@ -91,10 +93,10 @@ def _fake_quantize(x, scale, offset, low, high, out, nans):
 
 
 @kernel
-def _dequantize(q, scale, offset, out):
-    """Fill in float32 (n,) of int8 (n,)."""
+def _dequantize(q, scale, offset, low, high, out):
+    """Fill in float32 (n,) of int8 or uint8 (n,)."""
     first, step = np.uint64(cuda.grid(1)), np.uint64(cuda.gridsize(1))
-    _DEQUANTIZE(q, first, np.uint64(q.size), step, (scale, offset), out)
+    _DEQUANTIZE(q, first, np.uint64(q.size), step, (scale, offset, low, high), out)
 
 
 @kernel
@@ -110,6 +112,64 @@ def _requantize(acc, inner, lanes, scales, scale, offset, low, high, out):
         row += cuda.gridDim.x * a_block
 
 
+def by_rows(streamed: Any) -> Any:
+    """Return a function that streams rows, each with the scale and offset of its channel.
+
+    Parameters
+    ----------
+    streamed : device function
+        Of `kernels.cuda.block.stream`.
+
+    Returns
+    -------
+    device function
+        ``(x, inner, lanes, scales, offsets, low, high, out)``: rows of `inner` values, each by so
+        many threads of a block; returns how many counted.
+    """
+
+    @device_jit
+    def rows(x, inner, lanes, scales, offsets, low, high, out):
+        """Take this thread's part of the rows."""
+        a_block, counted = cuda.blockDim.x // lanes, 0
+        step, lane = np.uint64(lanes), np.uint64(cuda.threadIdx.x % lanes)
+        row = cuda.blockIdx.x * a_block + cuda.threadIdx.x // lanes
+        while row * inner < x.size:
+            c = row % scales.size
+            numbers = scales[c], offsets[c], low, high
+            end, first = np.uint64((row + 1) * inner), np.uint64(row * inner) + lane
+            counted += streamed(x, first, end, step, numbers, out)
+            row += cuda.gridDim.x * a_block
+        return counted
+
+    return rows
+
+
+_QUANTIZE_ROWS, _FAKE_QUANTIZE_ROWS = by_rows(_QUANTIZE), by_rows(_FAKE_QUANTIZE)
+_DEQUANTIZE_ROWS = by_rows(_DEQUANTIZE)
+
+
+@kernel
+def _quantize_rows(x, inner, lanes, scales, offsets, low, high, out, nans):
+    """Fill in int8 of float32 rows; add how many are NaN to ``nans[0]``, int64."""
+    bad = _QUANTIZE_ROWS(x, inner, lanes, scales, offsets, low, high, out)
+    if bad:
+        cuda.atomic.add(nans, 0, bad)
+
+
+@kernel
+def _fake_quantize_rows(x, inner, lanes, scales, offsets, low, high, out, nans):
+    """Fill in the values that the integers of rows stand for; add their NaN to ``nans[0]``."""
+    bad = _FAKE_QUANTIZE_ROWS(x, inner, lanes, scales, offsets, low, high, out)
+    if bad:
+        cuda.atomic.add(nans, 0, bad)
+
+
+@kernel
+def _dequantize_rows(q, inner, lanes, scales, offsets, low, high, out):
+    """Fill in float32 of rows of int8 or uint8."""
+    _DEQUANTIZE_ROWS(q, inner, lanes, scales, offsets, low, high, out)
+
+
 def lanes(inner: int) -> int:
     """Return how many threads share a row: four values each, a power of two at most a block.
 
@@ -118,53 +178,79 @@ def lanes(inner: int) -> int:
     return min(1 << max(-(-inner // 4) - 1, 0).bit_length(), THREADS)
 
 
-def _constants(params: QuantParams) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    return (
-        np.float32(params.scale),
-        np.float32(params.offset),
-        np.float32(params.low),
-        np.float32(params.high),
-    )
+def _work(x: Any, params: Params, dtype: type) -> tuple[bool, int, tuple[Any, ...]]:
+    """Return whether it goes by rows, how many blocks that takes, and what tells of the format."""
+    numbers = format_numbers(params, dtype)
+    size = prod(x.shape)
+    if isinstance(params, QuantParams):
+        return False, streams(size), numbers
+    inner = prod(x.shape[params.axis % len(x.shape) + 1 :])
+    each = lanes(inner)
+    scales, offsets, low, high = numbers
+    blocks = streams(-(-size // inner) * each * 4)
+    return True, blocks, (inner, each, on_device(scales), on_device(offsets), low, high)
 
 
-def _without_nan(function: Any, x: Any, params: QuantParams, dtype: type) -> Any:
+def _target(x: Any, dtype: type, out: Any) -> Any:
+    """Return the device array of one axis that a kernel fills."""
+    return empty(prod(x.shape), dtype) if out is None or not is_on_device(out) else flat(out)
+
+
+def _finished(filled: Any, x: Any, out: Any) -> Any:
+    """Return what a kernel has filled where its result belongs."""
+    if out is None:
+        return shaped(filled, x)
+    if filled.size and not is_on_device(out):
+        filled.copy_to_host(out.reshape(-1))
+    return out
+
+
+def _without_nan(
+    functions: Any, x: Any, params: Params, dtype: type, stored: type, out: Any
+) -> Any:
     """Run a kernel that counts NaN; refuse the data if there are any."""
-    out = empty(prod(x.shape), dtype)
-    if out.size:
+    target = _target(x, stored, out)
+    if target.size:
         nans = zeros(1, np.int64)
-        launch(function, streams(out.size), THREADS, flat(x), *_constants(params), out, nans)
+        rows, blocks, numbers = _work(x, params, dtype)
+        launch(functions[rows], blocks, THREADS, flat(x), *numbers, target, nans)
         bad = int(nans.copy_to_host()[0])
         if bad:
             raise ValueError(f"x holds NaN ({bad} of them), which has no quantized value")
-    return shaped(out, x)
+    return _finished(target, x, out)
 
 
-def quantize(x: Any, params: QuantParams) -> Any:
+def quantize(x: Any, params: Params, dtype: type = np.int8, out: Any = None) -> Any:
     """See `kernels.quantize`."""
-    return _without_nan(_quantize, x, params, np.int8)
+    return _without_nan((_quantize, _quantize_rows), x, params, dtype, dtype, out)
 
 
-def fake_quantize(x: Any, params: QuantParams) -> Any:
+def fake_quantize(x: Any, params: Params, out: Any = None) -> Any:
     """See `kernels.fake_quantize`."""
-    return _without_nan(_fake_quantize, x, params, np.float32)
+    functions = _fake_quantize, _fake_quantize_rows
+    return _without_nan(functions, x, params, np.int8, np.float32, out)
 
 
-def dequantize(q: Any, params: QuantParams) -> Any:
+def dequantize(q: Any, params: Params, out: Any = None) -> Any:
     """See `kernels.dequantize`."""
-    out = empty(prod(q.shape), np.float32)
-    if out.size:
-        scale, offset = _constants(params)[:2]
-        launch(_dequantize, streams(out.size), THREADS, flat(q), scale, offset, out)
-    return shaped(out, q)
+    target, source = _target(q, np.float32, out), flat(q)
+    if target.size:
+        rows, blocks, numbers = _work(q, params, source.dtype.type)
+        function = (_dequantize, _dequantize_rows)[rows]
+        launch(function, blocks, THREADS, source, *numbers, target)
+    return _finished(target, q, out)
 
 
-def requantize(acc: Any, scales: np.ndarray, params: QuantParams) -> Any:
+def requantize(
+    acc: Any, scales: np.ndarray, params: QuantParams, dtype: type = np.int8, out: Any = None
+) -> Any:
     """See `kernels.requantize`."""
-    out = empty(prod(acc.shape), np.int8)
-    if out.size:
+    target = _target(acc, dtype, out)
+    if target.size:
         inner = prod(acc.shape[2:]) if scales.size > 1 else _PIECE
         each = lanes(inner)
-        blocks = streams(-(-out.size // inner) * each * 4)
+        blocks = streams(-(-target.size // inner) * each * 4)
         sums, factors = flat(acc), on_device(scales)
-        launch(_requantize, blocks, THREADS, sums, inner, each, factors, *_constants(params), out)
-    return shaped(out, acc)
+        numbers = format_numbers(params, dtype)
+        launch(_requantize, blocks, THREADS, sums, inner, each, factors, *numbers, target)
+    return _finished(target, acc, out)
