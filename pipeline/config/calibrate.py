@@ -154,6 +154,9 @@ class CalibrateConfig(Table):
         None, description="default: standard; with a quant_cfg or a training: original"
     )
     exact: bool = Field(False, description="IFMR from a second pass over the data itself")
+    ranges_from: FilePath | None = Field(
+        None, description="ncnn's table or TensorRT's cache: ranges of the layers that it names"
+    )
     common_config: Algorithm = Algorithm()
     override_layer_types: Annotated[tuple[TypeOverride, ...], BeforeValidator(as_tuple)] = ()
     override_layer_configs: Annotated[tuple[LayerOverride, ...], BeforeValidator(as_tuple)] = ()

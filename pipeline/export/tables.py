@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caffeio import CaffeFileError, Net
+from caffeio import Net
 from pipeline.layers.int8 import QuantizedLayer
 
-__all__ = ["asymmetric_layers", "ncnn_table", "npz_arrays", "read_tensorrt_cache", "tensorrt_cache"]
+__all__ = ["asymmetric_layers", "ncnn_table", "npz_arrays", "tensorrt_cache"]
 
 Layers = Mapping[str, QuantizedLayer]
 
@@ -27,7 +26,9 @@ def asymmetric_layers(layers: Layers) -> tuple[str, ...]:
 
 
 def _largest(q: QuantizedLayer) -> float:
-    """Return the largest magnitude of a layer's data."""
+    """Return the magnitude that 127 shall stand for; a symmetric scale stays what it is."""
+    if q.data.offset == 0:
+        return 127 * q.data.scale
     low, high = q.data.range
     return max(abs(low), abs(high))
 
@@ -83,32 +84,6 @@ def tensorrt_cache(net: Net, layers: Layers) -> str:
     lines = ["TRT-8601-EntropyCalibration2"]
     lines += [f"{blob}: {struct.pack('>f', scale).hex()}" for blob, scale in scales.items()]
     return "".join(f"{line}\n" for line in lines)
-
-
-def read_tensorrt_cache(text: str, path: str | Path = "<text>") -> dict[str, float]:
-    """Return the scale of each blob in a calibration cache.
-
-    Raises
-    ------
-    CaffeFileError
-        If it is none: with the line.
-    """
-    lines = text.splitlines()
-    if not lines or not lines[0].startswith("TRT-"):
-        raise CaffeFileError(path, "is no calibration cache of TensorRT: line 1 is not its head")
-    scales = {}
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        blob, _, digits = line.rpartition(": ")
-        try:
-            (scale,) = struct.unpack(">f", bytes.fromhex(digits.strip()))
-        except (ValueError, struct.error):
-            raise CaffeFileError(path, f"line {number} holds no scale: '{line[:60]}'") from None
-        if not blob or not (np.isfinite(scale) and scale > 0):
-            raise CaffeFileError(path, f"line {number}: the scale of '{blob}' is {scale:g}")
-        scales[blob] = scale
-    return scales
 
 
 def npz_arrays(net: Net, layers: Layers) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from pipeline.config.load import Config
 from pipeline.jobs.data import calibration_feed, chosen_how
 from pipeline.layers import Shape
 from pipeline.log import log
-from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly
+from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly, with_given
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.data_seen import DataSeen, DataWatch
 from pipeline.quantize.improve import (
@@ -114,6 +114,7 @@ def calibrate(
             params = search_exactly(net, work.plans, seen, again, bits=bits)
         else:
             params = search(net.net, work.plans, seen, net.device, bits=bits)
+        params = with_given(net.net, work.plans, seen, params, work.given, bits=bits)
     finally:
         feed.close()
     ranges, order = ranges_of(work, net.net, seen, params), config.transform.channel_order

@@ -28,11 +28,12 @@ from kernels import (
 from pipeline.errors import PipelineError
 from pipeline.log import log
 from pipeline.quantize.assign import LayerPlan
+from pipeline.quantize.given_ranges import given_ranges
 from pipeline.quantize.observe import LONGEST_TAIL, Observations, planned
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.state import State
 
-__all__ = ["candidate_ranges", "search", "search_exactly"]
+__all__ = ["candidate_ranges", "search", "search_exactly", "with_given"]
 
 #: A percentile among the candidates that cuts off more than the default does.
 _CLIPPED = 0.9999
@@ -85,6 +86,28 @@ def _log(layer: Layer, value: Value, hist: Histogram, method: Method, trace: Sea
         "layer '%s': %r: scale %.9g, offset %d%s",
         layer.name, method, trace.params.scale, trace.params.offset, tried,
     )  # fmt: skip
+
+
+def with_given(
+    net: Net,
+    plans: Mapping[str, LayerPlan],
+    seen: Observations,
+    params: Mapping[str, QuantParams],
+    given: Mapping[str, float],
+    bits: int = 8,
+) -> dict[str, QuantParams]:
+    """Return `params` with the ranges of those layers that another runtime has found."""
+    changed = {
+        layer.name: given_ranges(
+            given[layer.name],
+            seen.histograms[value],
+            plans[layer.name].method.asymmetric,
+            bits,
+        )
+        for layer, value in planned(net, plans)
+        if layer.name in given
+    }
+    return {**params, **changed}
 
 
 def candidate_ranges(

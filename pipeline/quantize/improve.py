@@ -114,7 +114,8 @@ def wanted_improvements(config: ImproveConfig, work: Prepared) -> ImproveConfig:
     Raises
     ------
     ConfigError
-        If ``[improve]`` asks for what does, with ``joint_quant``.
+        If ``[improve]`` asks for what does, with ``joint_quant``; or for what changes ranges, with
+        ``ranges_from``.
     """
     effort = EFFORTS[work.effort].model_copy(update={"memory": config.memory})
     if work.calibrate.joint_quant:
@@ -122,6 +123,11 @@ def wanted_improvements(config: ImproveConfig, work: Prepared) -> ImproveConfig:
             key = "gain" if config.gain else "search"
             raise ConfigError(f"improve.{key} changes single layers' scales: not with joint_quant")
         effort = effort.model_copy(update={"gain": False, "search": "method"})
+    if work.given:
+        if config.equalize or config.search == "auto":
+            key = "equalize" if config.equalize else "search"
+            raise ConfigError(f"improve.{key} changes ranges: not with calibrate.ranges_from")
+        effort = effort.model_copy(update={"equalize": False, "search": "method"})
     given = {key: value for key, value in config.model_dump().items() if value is not None}
     return effort.model_copy(update=given)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from pipeline.quantize.assign import LayerPlan, check_names, layer_plan
 from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
 from pipeline.quantize.eligibility import Verdict, check_float, judge
 from pipeline.quantize.fuse import Fused, fuse
+from pipeline.quantize.given_ranges import layer_ranges
 from pipeline.runtime.schedule import blocked
 
 __all__ = [
@@ -59,6 +60,8 @@ class Prepared:
         a training, whose results are those of the original tool.
     warnings : tuple of str
         What is probably wrong.
+    given : dict of layer name to float
+        Largest magnitudes of their data, as another runtime has found them.
     """
 
     net: Net
@@ -69,6 +72,7 @@ class Prepared:
     notes: tuple[str, ...]
     effort: Effort = "original"
     warnings: tuple[str, ...] = ()
+    given: Mapping[str, float] = field(default_factory=dict)
 
     def reads(self, net: Net) -> dict[str, Value]:
         """Return what each layer to be quantized reads in a net of these layers."""
@@ -171,8 +175,12 @@ def prepare_layers(
         unknown = tuple(_unknown_layers(fused.net))
         why = unknown[0] if unknown else "--plan shows the rule for each layer"
         raise PipelineError(f"net '{net.name}' has no layer to quantize; {why}")
+    given: dict[str, float] = {}
+    if calibrate.ranges_from is not None:
+        given, more = layer_ranges(calibrate.ranges_from, fused.net, plans)
+        notes = (*notes, *more)
     notes = (*notes_on(net, fused.net), *notes, *met)
-    return Prepared(net, fused, verdicts, plans, calibrate, notes, effort)
+    return Prepared(net, fused, verdicts, plans, calibrate, notes, effort, given=given)
 
 
 def notes_on(net: Net, fused: Net) -> tuple[str, ...]:
