@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -237,6 +239,33 @@ def test_long_names_are_cut_in_the_middle():
     assert "y" not in text.split()
     assert all(f"layer/{i}" in text for i in range(3))
     assert max(map(len, text.splitlines())) <= 24
+
+
+def test_in_a_notebook(run, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    _, report = run
+    ax = report.plot_layer("conv1")
+    assert {t.get_text() for t in ax.get_legend().get_texts()} >= {"data", "chosen", "mse", "kl"}
+    detail = report.details["conv1"]
+    chosen = [line.get_xdata()[0] for line in ax.lines if line.get_color() == "black"]
+    assert chosen == [detail.range[1], detail.range[0]]
+    errors = report.plot_errors()
+    assert [t.get_text() for t in errors.get_xticklabels()] == list(report.record.layers)
+    assert len(errors.lines) == 3
+    assert report.plot_errors(errors) is errors
+    with pytest.raises(KeyError, match="no data of layer 'branch' was observed"):
+        report.plot_layer("branch")
+    with pytest.raises(ValueError, match="had no"):
+        replace(report, layers=()).plot_errors()
+    frame = report._repr_html_()
+    assert frame.startswith("<iframe srcdoc=")
+    assert html.unescape(frame.split('srcdoc="')[1].split('" style')[0]).startswith(
+        "<!DOCTYPE html>"
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"caffe-quant\[plot\]"):
+        report.plot_errors()
 
 
 def test_names_cannot_break_the_page(run):

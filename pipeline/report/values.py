@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caffeio import Net
 from caffeio.record import Record
@@ -20,6 +20,9 @@ from pipeline.quantize.levels import NuqResult
 from pipeline.quantize.sensitivity import Sensitivity
 from pipeline.report.curve import Training
 from pipeline.report.details import LayerCostSeen, LayerDetail
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["SCHEMA", "LayerReport", "Report", "to_json"]
 
@@ -143,6 +146,27 @@ class Report:
         if self.net_quantized is None:
             raise ValueError(f"the report of '{self.net}' holds no net")
         return Int8Net.of_fused(self.net_quantized, self.record, device=device)
+
+    def plot_layer(self, name: str, ax: Axes | None = None) -> Axes:
+        """Draw the data of a quantized layer and the ranges found in it; see `draw_layer`."""
+        from pipeline.report.plots import draw_layer
+
+        return draw_layer(self, name, ax)
+
+    def plot_errors(self, ax: Axes | None = None) -> Axes:
+        """Draw the error at each quantized layer's output; see `draw_errors`."""
+        from pipeline.report.plots import draw_errors
+
+        return draw_errors(self, ax)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame, as notebooks show it."""
+        from html import escape
+
+        from pipeline.report.page import page_of
+
+        page = escape(page_of(json.loads(to_json(self))), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 720px; border: 0"></iframe>'
 
 
 def to_json(report: Report) -> str:
