@@ -457,3 +457,14 @@ def test_a_run_warns_of_a_wrong_transform(tmp_path, capsys, right):
     assert warned == (not right)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert bool(report["warnings"]) == (not right)
+
+
+def test_data_that_is_not_there_is_named_with_its_table(tmp_path, capsys):
+    config = write_job(tmp_path)
+    config.write_text(config.read_text().replace("data.start = 8", "").replace(
+        'batch_size = 5\ndata.source = "data.npz"', 'data.source = "val.txt"'
+    ))  # fmt: skip
+    assert main([str(config)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'val.txt'}: does not exist" in said
+    assert "note: named in [evaluate.data] of the config" in said

@@ -68,6 +68,7 @@ def starter_config(
         "",
         "[output]",
         'directory = "quantized"',
+        "# overwrite = true              # a second run may replace the files of the first",
         f"prefix = {toml_value(_prefix(net, prototxt))}",
         "",
         "# [fallback]                    # leave the fewest layers in float that keep the accuracy",

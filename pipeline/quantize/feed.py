@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffeio import Net
+from caffeio import MissingFileError, Net
 from caffeio.data import (
     DATA_LAYERS,
     Batch,
@@ -279,6 +279,9 @@ def _open(table: DataConfig, where: str, labelled: bool) -> Source:
         )
     except TypeError as error:
         raise ConfigError(f"[{where}]: {error}") from None
+    except MissingFileError as error:
+        error.add_note(f"named in [{where}] of the config")
+        raise
 
 
 def to_transform(table: TransformConfig) -> Transform:
