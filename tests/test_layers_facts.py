@@ -240,6 +240,7 @@ def test_what_changes_nothing_changes_nothing():
          (1, 4, 5, 5), [(7, 100), (7,)], 700),
         ("Pooling", "pooling_param { pool: AVE kernel_size: 3 stride: 2 }",
          (1, 4, 5, 5), [], 4 * 2 * 2 * 9),
+        ("Pooling", "pooling_param { pool: MAX kernel_size: 3 stride: 2 }", (1, 4, 5, 5), [], 0),
         ("ReLU", "", (1, 4, 5, 5), [], 0),
     ],
 )  # fmt: skip

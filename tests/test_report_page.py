@@ -222,7 +222,7 @@ def test_tables_fit_the_terminal(run):
         text = " ".join(console.file.getvalue().split())
         assert "named in skip_layers branch" in text
         assert "dilation is 2, not 1 dilated" in text
-        assert "lose nothing in float: 1 Input, 1 ReLU, 1 Eltwise, 1 Softmax." in text
+        assert "lose nothing in float: 1 Input, 1 ReLU, 1 Eltwise, 1 Pooling, 1 Softmax." in text
         assert "4 layers are folded into those in front." in text
 
 

@@ -102,6 +102,8 @@ def test_ranges_may_begin_as_calibrated(tmp_path):
     course = report.training
     assert course is not None
     assert course.metric == "acc"
+    assert report.accuracy[0].top1 < 50  # it was a guess before the training, which is no fault
+    assert report.warnings == ()
     assert {p.iteration for p in course.points if p.metric is not None} >= {0, course.best}
     assert {s.model: s.top1 for s in report.accuracy}["int8"] > 95
 

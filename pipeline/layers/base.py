@@ -180,8 +180,8 @@ class LayerType:
     sign : callable
         ``sign(layer) -> Sign``.
     macs : callable
-        ``macs(layer, bottom, top) -> int``: multiplications with additions; for pooling
-        additions.
+        ``macs(layer, bottom, top) -> int``: multiplications with additions; for AVE
+        pooling additions.
     step : callable
         ``step(layer, bottom_shapes, top_shape) -> Step or None``: what it is in a compiled net,
         for one top and bottoms of two or four axes; None: it runs as it is.

@@ -346,7 +346,8 @@ def pool_geometry(layer: Layer, bottom: Shape, top: Shape) -> kernels.PoolGeomet
 
 
 def _macs(layer: Layer, bottom: Shape, top: Shape) -> int:
-    return prod(top) * prod(pool_params(layer, bottom).kernel)
+    p = pool_params(layer, bottom)
+    return prod(top) * prod(p.kernel) if p.method == AVE else 0
 
 
 def _step(layer: Layer, bottoms: Sequence[Shape], top: Shape) -> Step | None:

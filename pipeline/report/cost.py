@@ -31,7 +31,7 @@ class LayerCost:
     bottom, top : tuple of int
         Shapes of its first bottom and top, batch 1.
     macs : int
-        Multiplications with additions; additions for pooling.
+        Multiplications with additions; additions for AVE pooling.
     weights : int
         Numbers in its blobs.
     """

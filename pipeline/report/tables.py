@@ -59,7 +59,8 @@ def _show_end(report: Report, console: Console) -> None:
     """Print how good it is and what to try, the worst layers to paste, time and memory."""
     if report.sensitive and report.effort != "original":
         names = ", ".join(f'"{name}"' for name in report.sensitive)
-        console.print("The layers that add most error; to leave them in float:", highlight=False)
+        why = "The net loses most by" if report.sensitivity else "Most error is added by"
+        console.print(f"{why} these layers; to leave them in float:", highlight=False)
         console.print(f"  skip_layers = [{names}]", markup=False, highlight=False, soft_wrap=True)
     peak = report.about.get("peak_memory_bytes", 0) / 2**20
     seconds = sum(report.seconds.values())

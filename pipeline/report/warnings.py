@@ -42,12 +42,17 @@ def said_of(
         exact = accuracy[0]
         if exact.unranked:
             notes.append(f"accuracy is not measured because {exact.unranked}")
-        if exact.top1 is not None:
-            right = round(exact.top1 * exact.samples / 100)
-            if near_chance(right, exact.samples, exact.classes):
-                warnings.append(
-                    f"the float net itself has {exact.top1:.2f} % top-1 on {exact.samples} "
-                    f"samples, no better than guessing among {exact.classes} classes: do "
-                    "[transform], the labels and the weights belong together?"
-                )
+        # where a training has made another of it that does better, the data is right
+        if all(map(_guesses, accuracy)):
+            warnings.append(
+                f"the float net itself has {exact.top1:.2f} % top-1 on {exact.samples} "
+                f"samples, no better than guessing among {exact.classes} classes: do "
+                "[transform], the labels and the weights belong together?"
+            )
     return tuple(notes), tuple(warnings)
+
+
+def _guesses(score: ModelScore) -> bool:
+    if score.top1 is None:
+        return False
+    return near_chance(round(score.top1 * score.samples / 100), score.samples, score.classes)

@@ -314,10 +314,11 @@ function training() {
 }
 
 function accuracy() {
-  grid("Accuracy", ["model", "output", "cosine", "dB", "mean dB", "top-1 %", "top-5 %"],
+  const ranks = R.accuracy.some(s => s.top1 !== null) ? ["top1", "top5"] : [];
+  grid("Accuracy", ["model", "output", "cosine", "dB", "mean dB", ...ranks.map(r => r.replace("p", "p-") + " %")],
     R.accuracy.flatMap(s => (s.outputs.length ? s.outputs : [{}]).map((o, i) => [
       i ? "" : s.model, o.blob || "", num(o.cosine, 6), db(o.sqnr), db(o.sample_sqnr),
-      i ? "" : num(s.top1), i ? "" : num(s.top5)])));
+      ...ranks.map(r => i ? "" : num(s[r]))])));
   const names = [...new Set(R.accuracy.flatMap(s => Object.keys(s.metrics)))];
   if (names.length) grid("Metrics", ["model", ...names],
     R.accuracy.map(s => [s.model, ...names.map(n => num(s.metrics[n], 4))]));
