@@ -45,10 +45,11 @@ def compare(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from pipeline.report.compare import comparison_page, read_run, show_comparison
+    from pipeline.report.compare import comparison_page, read_run, short_names, show_comparison
     from pipeline.report.tables import wide
 
-    runs = [read_run(folder) for folder in options.folders]
+    names = short_names(options.folders)
+    runs = [read_run(f, name) for f, name in zip(options.folders, names, strict=True)]
     show_comparison(runs, wide(Console()))
     if options.page is not None:
         _write(Path(options.page), comparison_page(runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,11 +13,18 @@ from typing import Any
 from rich.console import Console
 
 from caffeio import CaffeFileError
-from pipeline.report.fit import plain_table
+from pipeline.report.fit import Column, fitted_table, plain_table
 from pipeline.report.page import style
 from pipeline.report.values import SCHEMA
 
-__all__ = ["RunRead", "changed_layers", "comparison_page", "read_run", "show_comparison"]
+__all__ = [
+    "RunRead",
+    "changed_layers",
+    "comparison_page",
+    "read_run",
+    "short_names",
+    "show_comparison",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class RunRead:
     Attributes
     ----------
     name : str
-        The folder.
+        What it is called; a folder.
     report : mapping
     """
 
@@ -39,13 +47,15 @@ class RunRead:
         return {layer["layer"]: layer for layer in self.report["layers"]}
 
 
-def read_run(folder: str | Path) -> RunRead:
+def read_run(folder: str | Path, name: str | None = None) -> RunRead:
     """Read the report of a run.
 
     Parameters
     ----------
     folder : path-like
         The run's, or its report.json.
+    name : str, optional
+        What to call it; by default as the folder.
 
     Raises
     ------
@@ -62,7 +72,7 @@ def read_run(folder: str | Path) -> RunRead:
         raise CaffeFileError(path, f"is not JSON: {error}") from None
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise CaffeFileError(path, f"is no report of schema {SCHEMA}; run the config again")
-    return RunRead(str(folder), report)
+    return RunRead(name or str(folder), report)
 
 
 def _summary(layer: Mapping[str, Any] | None, details: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,7 +80,7 @@ def _summary(layer: Mapping[str, Any] | None, details: Mapping[str, Any]) -> tup
     if layer is None:
         return ("not there", "", "", "", "")
     if not layer["quantized"]:
-        return (f"float: {layer['reason']}", "", "", "", "")
+        return ("float", layer["reason"], "", "", "")
     error = (layer["error"] or {}).get("sqnr")
     db = "" if error is None else error if isinstance(error, str) else f"{error:.1f}"
     method = details.get(layer["layer"], {}).get("method", "")
@@ -98,6 +108,36 @@ def _accuracy(run: RunRead) -> list[tuple[str, ...]]:
     return rows
 
 
+def short_names(folders: Sequence[str]) -> list[str]:
+    """Return what tells folders apart: without the path that they have in common.
+
+    Examples
+    --------
+    >>> short_names(["runs/kl/out", "runs/best/out"])
+    ['kl/out', 'best/out']
+    """
+    paths = [Path(folder) for folder in folders]
+    if len({path.is_absolute() for path in paths}) > 1 or len(set(paths)) == 1:
+        return list(folders)
+    common = Path(os.path.commonpath(paths))
+    return [str(path.relative_to(common)) for path in paths]
+
+
+#: What is shown of a layer that changed.
+_CHANGED = ("layer", "run", "state", "method", "scale", "offset", "adds dB")
+
+
+def _changed_rows(
+    runs: Sequence[RunRead], changed: Mapping[str, Sequence[tuple[str, ...]]]
+) -> list[tuple[str, ...]]:
+    """Return a row for each run of each layer, the layer's name in the first."""
+    return [
+        (name if i == 0 else "", run.name, *row)
+        for name, rows in changed.items()
+        for i, (run, row) in enumerate(zip(runs, rows, strict=True))
+    ]
+
+
 def show_comparison(runs: Sequence[RunRead], console: Console) -> None:
     """Print accuracy of all runs, and the layers that changed."""
     table = plain_table("Accuracy", "run", "model", "top-1 %", "top-5 %", "mean dB", left=2)
@@ -109,12 +149,17 @@ def show_comparison(runs: Sequence[RunRead], console: Console) -> None:
     if not changed:
         console.print("All layers are alike.", highlight=False)
         return
-    columns = ("layer", "run", "state", "method", "scale", "offset", "adds dB")
-    table = plain_table(f"{len(changed)} layers changed", *columns, left=4)
-    for name, rows in changed.items():
-        for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
-            table.add_row(name if i == 0 else "", run.name, *row)
-    console.print(table)
+    rows = _changed_rows(runs, changed)
+    cells = [list(column) for column in zip(*rows, strict=True)]
+    method = _CHANGED.index("method")
+    cells[method] = [text.partition("(")[0] for text in cells[method]]  # settings: on the page
+    ranks = {"method": 3, "offset": 2, "scale": 1}
+    columns = [
+        Column(name, column, left=i < 4, rank=ranks.get(name, 0))
+        for i, (name, column) in enumerate(zip(_CHANGED, cells, strict=True))
+    ]
+    title = f"{len(changed)} layers changed" if len(changed) > 1 else "1 layer changed"
+    console.print(fitted_table(title, columns, console.width))
 
 
 def comparison_page(runs: Sequence[RunRead]) -> str:
@@ -126,11 +171,7 @@ def comparison_page(runs: Sequence[RunRead]) -> str:
         return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
     scores = [(run.name, *row) for run in runs for row in _accuracy(run)]
-    layers = [
-        (name if i == 0 else "", run.name, *row)
-        for name, rows in changed_layers(runs).items()
-        for i, (run, row) in enumerate(zip(runs, rows, strict=True))
-    ]
+    changed = changed_layers(runs)
     names = " and ".join(run.name for run in runs)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -138,7 +179,7 @@ def comparison_page(runs: Sequence[RunRead]) -> str:
         f"<title>{escape(names)}</title><style>{style()}</style></head><body>"
         f"<h1>{escape(names)}</h1><h2>Accuracy</h2>"
         + table(("run", "model", "top-1 %", "top-5 %", "mean dB"), scores)
-        + f"<h2>Layers that changed: {len(changed_layers(runs))}</h2>"
-        + table(("layer", "run", "state", "method", "scale", "offset", "adds dB"), layers)
+        + f"<h2>Layers that changed: {len(changed)}</h2>"
+        + table(_CHANGED, _changed_rows(runs, changed))
         + "</body></html>\n"
     )
