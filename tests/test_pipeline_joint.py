@@ -94,6 +94,20 @@ def test_layers_of_one_sum_share_scale_and_shift(run):
     assert any("left, right share deq_scale and N" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("coeff", "joint"), [("1, 1", True), ("1, 0.25", False), ("1, -1", False)])
+def test_sums_with_factors_join_nothing(tmp_path, coeff, joint):
+    first, second = coeff.split(", ")
+    param = f"eltwise_param {{ coeff: {first} coeff: {second} }} }}"
+    text = TEXT.replace('bottom: "right" top: "sum" }', f'bottom: "right" top: "sum" {param}')
+    assert text != TEXT
+    blobs = {x.name: [*x.blobs] for x in residual_net().layers if x.blobs}
+    net = with_blobs(caffeio.parse_net(text), blobs)
+    more = 'effort = "original"\njoint_quant = true'
+    report = pipeline.quantize_model(write_job(tmp_path, net, calibrate=more))
+    groups = joint_groups(report.net_quantized, report.record)
+    assert (("left", "right") in groups) == joint
+
+
 def test_a_convolution_to_one_point_has_one_scale_and_one_shift(run):
     _, report = run
     point = report.record.layers["point"]

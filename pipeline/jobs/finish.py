@@ -91,7 +91,7 @@ def finish(
         record = result.record
         if work.calibrate.joint_quant and config.retrain is None and config.record is None:
             with calibration_batches(config, work, reporter, "search N") as batches:
-                record = with_shifts(result.net, record, batches, ranges.shapes)
+                record = with_shifts(result.net, record, batches, ranges.shapes, device=device)
             work = replace(work, notes=(*work.notes, *joint_notes(result.net, record)))
         int8 = Int8Net.of_fused(result.net, record, device=device)
     scores: tuple[tuple[ModelScore, ...], dict[str, LayerError]] = ((), {})

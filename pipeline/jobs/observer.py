@@ -188,7 +188,7 @@ class Calibration:
         record, net = better.result.record, better.result.net
         notes = (*work.notes, *better.notes)
         if work.calibrate.joint_quant:
-            record = with_shifts(net, record, self._kept, ranges.shapes)
+            record = with_shifts(net, record, self._kept, ranges.shapes, device=device)
             notes = (*notes, *joint_notes(net, record))
         int8 = Int8Net.of_fused(net, record, device=device)
         return QuantizedModel(record, int8, better.fused, notes, work.warnings)

@@ -33,9 +33,9 @@ _STEPS = 64
 def joint_groups(net: Net, record: Record) -> tuple[tuple[str, ...], ...]:
     """Return the quantized layers that share deq_scale and N, each layer in one group.
 
-    Those are the layers with weights whose output, as it is, an Eltwise adds or takes the maximum
-    of; and those of two such Eltwise layers that have one in common. Layers with another number of
-    scales are groups of their own.
+    Those are the layers with weights whose output, as it is, an Eltwise adds without factors or
+    takes the maximum of; and those of two such Eltwise layers that have one in common. Layers with
+    another number of scales are groups of their own.
     """
     makers = {
         value: layer.name
@@ -45,8 +45,9 @@ def joint_groups(net: Net, record: Record) -> tuple[tuple[str, ...], ...]:
     }
     group_of = {name: {name} for name in makers.values()}
     for layer, link in zip(net.layers, net.links, strict=True):
-        product = layer.param.eltwise_param.operation == EltwiseParameter.PROD
-        if layer.type != "Eltwise" or product:
+        p = layer.param.eltwise_param
+        weighted = any(c != 1 for c in p.coeff)  # such a sum is no sum of the numbers themselves
+        if layer.type != "Eltwise" or p.operation == EltwiseParameter.PROD or weighted:
             continue
         fed = [makers[v] for v in link.reads if v in makers]
         for name in fed[1:]:
@@ -141,6 +142,8 @@ def with_shifts(
     record: Record,
     batches: Iterable[Mapping[str, np.ndarray]],
     bottoms: Mapping[str, Shape],
+    *,
+    device: str = "cpu",
 ) -> Record:
     """Return a record with the N of least error for each layer with weights.
 
@@ -153,8 +156,9 @@ def with_shifts(
     batches : iterable of dict of blob name to array
     bottoms : mapping of layer name to tuple of int
         What each layer reads, batch first.
+    device : str
     """
-    int8 = Int8Net.of_fused(net, record)
+    int8 = Int8Net.of_fused(net, record, device=device)
     groups = joint_groups(net, record)
     group_of = {name: group for group in groups for name in group}
     searches: dict[tuple[str, ...], ShiftSearch] = {}
@@ -166,10 +170,10 @@ def with_shifts(
         if group is None:
             return
         q = int8.layers[layer.name]
-        sums = INT8_TYPES[layer.type].forward(layer, q, bottoms[0], "cpu", raw=True)
+        sums = INT8_TYPES[layer.type].forward(layer, q, bottoms[0], device, raw=True)
         if group not in searches:
             searches[group] = ShiftSearch(sums.shape[1])
-        searches[group].update(sums)
+        searches[group].update(sums, device=device)
 
     state = State()
     for inputs in batches:
