@@ -23,6 +23,16 @@ log.addHandler(logging.NullHandler())
 said = log.getChild("said")
 
 
+class _Plain(logging.Formatter):
+    """Shows what stands in names; a terminal that the log is printed to does not obey it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line of the log."""
+        from pipeline.report.console import printable
+
+        return printable(super().format(record))
+
+
 @contextmanager
 def logging_to(
     path: str | Path | None, console: Console | None, command: Sequence[str]
@@ -47,12 +57,13 @@ def logging_to(
             to_file = logging.FileHandler(path, encoding="utf-8")
         except OSError as error:
             raise PipelineError(f"{path}: cannot be written: {error.strerror}") from None
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        to_file.setFormatter(_Plain("%(asctime)s %(levelname)-7s %(message)s"))
         handlers.append(to_file)
     if console is not None:
         from rich.logging import RichHandler
 
         to_console = RichHandler(console=console, show_path=False, markup=False, highlighter=None)
+        to_console.setFormatter(_Plain("%(message)s"))
         to_console.addFilter(lambda record: record.name != said.name)
         handlers.append(to_console)
     level = log.level

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+#: Characters of a line of an error; a name in a damaged file may be as long as the file.
+_LONGEST_LINE = 600
 _THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -162,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _logging(options, arguments):
             return _run(options)
     except KeyboardInterrupt as stopped:
-        print(str(stopped) or "interrupted; nothing was written", file=sys.stderr)
+        _say(str(stopped) or "interrupted; nothing was written")
         return INTERRUPTED
     except Exception as error:
         if options.verbose:
@@ -173,11 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _logging(options: argparse.Namespace, arguments: Sequence[str]) -> AbstractContextManager[None]:
     if options.log is None and not options.verbose:
         return nullcontext()
-    from rich.console import Console
-
     from pipeline.log import logging_to
+    from pipeline.report.console import PlainConsole
 
-    options.console = Console(stderr=True) if options.verbose else None
+    options.console = PlainConsole(stderr=True) if options.verbose else None
     return logging_to(options.log, options.console, arguments)
 
 
@@ -205,15 +206,14 @@ def _run(options: argparse.Namespace) -> int:
 
         sys.stdout.write(converted_config(options.convert_config))
         return DONE
-    from rich.console import Console
-
     from kernels import best_device
     from pipeline.config.load import load_config
     from pipeline.jobs.plan import plan_model
+    from pipeline.report.console import PlainConsole
     from pipeline.report.progress import Reporter
     from pipeline.report.tables import show_plan, wide
 
-    console = wide(Console(quiet=options.quiet))
+    console = wide(PlainConsole(quiet=options.quiet))
     config = load_config(options.config, retrain=options.retrain, record=options.from_record)
     if options.write_config is not None:
         output = config.output.model_copy(update={"write_config": options.write_config})
@@ -343,20 +343,29 @@ def _retrain(
     return DONE
 
 
+def _say(text: str) -> None:
+    """Print to standard error: what files name cannot steer the terminal, nor fill it."""
+    from pipeline.report.console import printable
+    from pipeline.report.fit import shortened
+
+    for line in printable(text).split("\n"):
+        print(shortened(line, _LONGEST_LINE), file=sys.stderr)
+
+
 def _explain(error: Exception) -> int:
     """Print what went wrong as a line, and return the exit code."""
     from caffeio import CaffeFileError, MissingFileError, NetError
     from pipeline.errors import ConfigError, PipelineError
 
     if isinstance(error, ConfigError):
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return WRONG_USE
     expected = isinstance(error, CaffeFileError | NetError | PipelineError | ImportError)
     kind = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else " (--verbose shows where)"
-    print(f"error: {kind}{error}{hint}", file=sys.stderr)
+    _say(f"error: {kind}{error}{hint}")
     for note in getattr(error, "__notes__", ()):
-        print(f"note: {note}", file=sys.stderr)
+        _say(f"note: {note}")
     # what command or config name is not there
     return WRONG_USE if isinstance(error, MissingFileError) else FAILED
 

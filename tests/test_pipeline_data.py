@@ -466,5 +466,5 @@ def test_data_that_is_not_there_is_named_with_its_table(tmp_path, capsys):
     ))  # fmt: skip
     assert main([str(config)]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'val.txt'}: does not exist" in said
-    assert "note: named in [evaluate.data] of the config" in said
+    missing = tmp_path / "val.txt"
+    assert f"{missing}: does not exist; [evaluate.data] of the config names it" in said

@@ -108,7 +108,7 @@ def test_plan_computes_and_writes_nothing(tmp_path, capsys):
     assert main([str(write_job(tmp_path)), "--plan"]) == 0
     printed = capsys.readouterr().out
     assert "mse" in printed
-    assert "pooling is MAX, not AVE" in printed
+    assert "dilation is 2, not 1" in printed
     assert "MACs a sample" in printed
     # conv1: 8 outputs x 12 x 10 places x 3 inputs x 9 taps
     assert f"{8 * 120 * 27:,}" in printed

@@ -66,9 +66,8 @@ def calibration(arguments: Sequence[str]) -> int:
 
 
 def _by_evaluator(options: argparse.Namespace, settings: CalibrateConfig) -> int:
-    from rich.console import Console
-
     from pipeline.commands.evaluator import calibrate_by
+    from pipeline.report.console import PlainConsole
     from pipeline.report.progress import Reporter
     from pipeline.report.tables import show_files
 
@@ -82,7 +81,7 @@ def _by_evaluator(options: argparse.Namespace, settings: CalibrateConfig) -> int
         options.save_path,
         Reporter(quiet=options.quiet),
     )
-    console = Console(quiet=options.quiet)
+    console = PlainConsole(quiet=options.quiet)
     for name, metric in metrics.items():
         console.print(f"{name}: {metric}", markup=False, highlight=False)
     show_files(files, console)
@@ -171,14 +170,13 @@ def _shape(parser: argparse.ArgumentParser, text: str) -> tuple[str, tuple[int, 
 
 
 def _run(options: argparse.Namespace, config: Config, job: Callable[..., Report]) -> int:
-    from rich.console import Console
-
+    from pipeline.report.console import PlainConsole
     from pipeline.report.progress import Reporter
     from pipeline.report.tables import show_report, wide
 
     device = "cpu" if options.gpu_id is None else _gpu(options.gpu_id)
     report = job(config, device=device, reporter=Reporter(quiet=options.quiet))
-    show_report(report, wide(Console(quiet=options.quiet)))
+    show_report(report, wide(PlainConsole(quiet=options.quiet)))
     return 0
 
 

@@ -43,14 +43,13 @@ def compare(arguments: Sequence[str]) -> int:
     if len(options.folders) < 2:
         parser.error("two runs are needed")
 
-    from rich.console import Console
-
     from pipeline.report.compare import comparison_page, read_run, short_names, show_comparison
+    from pipeline.report.console import PlainConsole
     from pipeline.report.tables import wide
 
     names = short_names(options.folders)
     runs = [read_run(f, name) for f, name in zip(options.folders, names, strict=True)]
-    show_comparison(runs, wide(Console()))
+    show_comparison(runs, wide(PlainConsole()))
     if options.page is not None:
         _write(Path(options.page), comparison_page(runs))
         print(f"Written: {options.page}")

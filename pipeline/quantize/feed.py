@@ -280,8 +280,8 @@ def _open(table: DataConfig, where: str, labelled: bool) -> Source:
     except TypeError as error:
         raise ConfigError(f"[{where}]: {error}") from None
     except MissingFileError as error:
-        error.add_note(f"named in [{where}] of the config")
-        raise
+        what = f"does not exist; [{where}] of the config names it"
+        raise MissingFileError(error.path, what) from None
 
 
 def to_transform(table: TransformConfig) -> Transform:

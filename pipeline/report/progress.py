@@ -21,6 +21,7 @@ from rich.progress import (
 
 from kernels import on_compile
 from pipeline.log import log, said
+from pipeline.report.console import PlainConsole
 
 __all__ = ["Reporter", "TrainingProgress"]
 
@@ -68,7 +69,7 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet)
+        self.console = console or PlainConsole(stderr=True, quiet=quiet)
         #: the bar that is shown, and its task
         self._bar: tuple[Progress, TaskID] | None = None
 
@@ -98,11 +99,11 @@ class Reporter:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(what, total=total, note="")
@@ -131,7 +132,7 @@ class Reporter:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task("", total=None)
