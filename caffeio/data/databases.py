@@ -167,6 +167,10 @@ class LMDBSource(_Database):
                 subdir=Path(path).is_dir()))  # fmt: skip
         except lmdb.Error as error:
             raise CaffeFileError(path, f"cannot be opened as an LMDB: {error}") from None
+        missing = _bytes_missing(self.path, self._db)
+        if missing:  # a page that is not there would end the process
+            self.close()
+            raise CaffeFileError(path, f"is an LMDB that is cut short by {missing:,} bytes")
         self._count = int(self._db.stat()["entries"])
         if self._count == 0:
             self.close()
@@ -189,14 +193,30 @@ class LMDBSource(_Database):
                         count = index - len(self._keys) + _KEYS_AHEAD
                         keys = itertools.islice(cursor.iternext(values=False), count)
                         self._keys.extend(bytes(key) for key in keys)
+            if index >= len(self._keys):
+                raise CaffeFileError(
+                    self.path, f"is damaged: record {index} of {self._count} is not there"
+                )
             return self._keys[index]
 
     def read(self, index: int) -> Sample:
         """Read a record."""
-        key = self._key(index)
-        with self._db.begin() as transaction:
-            value = transaction.get(key)
+        import lmdb
+
+        try:
+            key = self._key(index)
+            with self._db.begin() as transaction:
+                value = transaction.get(key)
+        except lmdb.Error as error:
+            raise CaffeFileError(self.path, f"record {index}: {error}") from None
         return self._sample(key, value)
+
+
+def _bytes_missing(path: Path, database: Any) -> int:
+    """Return how much shorter an LMDB's file is than its last page; it is read as memory is."""
+    file = path / "data.mdb" if path.is_dir() else path
+    pages = int(database.info()["last_pgno"]) + 1
+    return max(0, pages * int(database.stat()["psize"]) - file.stat().st_size)
 
 
 class LevelDBSource(_Database):
