@@ -12,6 +12,8 @@ from caffeio import wire
 
 __all__ = ["FileBlob", "decode_blob", "encode_blob"]
 
+#: kMaxBlobAxes of Caffe.
+_MOST_AXES = 32
 _DATA, _DIFF, _SHAPE, _DOUBLE, _DOUBLE_DIFF = 5, 6, 7, 8, 9
 _INT8, _INT32, _UINT64, _RAW_DIFF = 10, 11, 12, 13
 #: NVCaffe's `Type` for raw_data, see its caffe.proto.
@@ -117,6 +119,8 @@ def decode_blob(data: memoryview, start: int, end: int) -> FileBlob:
     shape = _shape(data, by_number)
     if shape is None:
         shape = (array.size,)
+    if len(shape) > _MOST_AXES:
+        raise wire.WireError(f"a shape has {len(shape)} axes; Caffe allows {_MOST_AXES}", start)
     if min(shape, default=0) < 0 or math.prod(shape) != array.size:
         raise wire.WireError(f"the shape {shape} does not fit the {array.size} values", start)
     raw = any(f.wire == wire.VARINT for f in by_number.get(_INT8, []))

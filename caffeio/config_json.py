@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from caffeio.calibration_config import HfmgSettings, IfmrSettings, LayerSettings, QuantConfig
 from caffeio.errors import CaffeFileError
+from caffeio.files import parse_json
 from caffeio.retrain_config import RetrainLayerSettings, RetrainQuantConfig
 
 __all__ = ["config_to_json", "is_json", "parse_config_json", "parse_retrain_json",
@@ -54,12 +55,7 @@ def _parsed(
     make: Callable[[dict[str, Any], Layers, tuple[str, ...]], T],
     purpose: str,
 ) -> T:
-    try:
-        whole = json.loads(text.lstrip("\ufeff"))
-    except ValueError as error:
-        raise CaffeFileError(path, f"is not JSON: {error}") from None
-    except RecursionError:
-        raise CaffeFileError(path, "is not JSON: it is nested too deeply") from None
+    whole = parse_json(text, path)
     if not isinstance(whole, dict):
         raise CaffeFileError(path, "holds no object of settings")
     layers = {name: x for name, x in whole.items() if isinstance(x, dict) and name not in _TOP}

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["CaffeFileError", "MissingFileError", "NetError"]
+__all__ = ["CaffeFileError", "MissingFileError", "NetError", "reading", "within_limits"]
+
+#: Of a message: characters of a line, and lines. A word of a damaged file is as long as the file.
+_LONGEST_LINE, _MOST_LINES = 600, 60
+
+
+def within_limits(message: str) -> str:
+    """Return a message without the middle of lines that nobody would read to the end."""
+    lines = message.split("\n")
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"… and {len(lines) - _MOST_LINES} lines more"]
+    return "\n".join(_cut(line) for line in lines)
+
+
+def _cut(line: str) -> str:
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2
+    return f"{line[: half - 1]}…{line[-half:]}"
 
 
 class CaffeFileError(ValueError):
@@ -31,7 +51,7 @@ class CaffeFileError(ValueError):
         self.line = line
         self.column = column
         place = "".join(f":{n}" for n in (line, column) if n is not None)
-        super().__init__(f"{path}{place}: {message}")
+        super().__init__(within_limits(f"{path}{place}: {message}"))
 
 
 class MissingFileError(CaffeFileError):
@@ -51,4 +71,47 @@ class NetError(ValueError):
 
     def __init__(self, message: str, layer: str | None = None) -> None:
         self.layer = layer
-        super().__init__(f"layer '{layer}': {message}" if layer else message)
+        super().__init__(within_limits(f"layer '{layer}': {message}" if layer else message))
+
+
+@contextmanager
+def reading(path: str | Path, what: str = "", form: str = "") -> Iterator[None]:
+    """Say of whatever goes wrong within that a file cannot be read.
+
+    For what libraries do with a file: what they raise where it is damaged is no closed list.
+
+    Parameters
+    ----------
+    path : path-like
+    what : str
+        The part that is read; by default the file.
+    form : str
+        What it is read as, such as "HDF5".
+
+    Raises
+    ------
+    CaffeFileError
+        In place of any other exception; its cause is kept.
+
+    Examples
+    --------
+    >>> with reading("labels.npy"):
+    ...     raise KeyError("shape")
+    Traceback (most recent call last):
+        ...
+    caffeio.errors.CaffeFileError: labels.npy: cannot be read: KeyError: 'shape'
+    """
+    failed = f"{what} cannot be read{form and f' as {form}'}".lstrip()
+    try:
+        yield
+    except (CaffeFileError, NetError):
+        raise
+    except MemoryError as error:
+        why = "there is not enough memory for it"
+        raise CaffeFileError(path, f"{failed}: {why}") from error
+    except Exception as error:
+        plain = isinstance(error, ValueError | EOFError | OSError) and str(error)
+        why = getattr(error, "strerror", None) or (
+            str(error) if plain else f"{type(error).__name__}: {error}"
+        )
+        raise CaffeFileError(path, f"{failed}: {why}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from caffeio.errors import CaffeFileError, MissingFileError
 
-__all__ = ["decoded", "read_bytes", "read_proto_text", "read_text_file"]
+__all__ = ["decoded", "parse_json", "read_bytes", "read_json", "read_proto_text", "read_text_file"]
 
 _BOM = b"\xef\xbb\xbf"
 _LFS = b"version https://git-lfs"
@@ -75,6 +77,33 @@ def read_text_file(path: str | Path) -> str:
         return _lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _no_text(path, error.start) from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises
+    ------
+    CaffeFileError
+        As for `read_text_file`, or if it is not JSON.
+    """
+    return parse_json(read_text_file(path), path)
+
+
+def parse_json(text: str, path: str | Path) -> Any:
+    """Return what a JSON text holds; `path` is for messages.
+
+    Raises
+    ------
+    CaffeFileError
+        If it is not JSON.
+    """
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except ValueError as error:
+        raise CaffeFileError(path, f"is not JSON: {error}") from None
+    except RecursionError:
+        raise CaffeFileError(path, "is not JSON: it is nested too deeply") from None
 
 
 def read_proto_text(path: str | Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +11,20 @@ import numpy as np
 
 from caffeio.blobs import FileBlob
 from caffeio.caffemodel import Weights
-from caffeio.errors import CaffeFileError
+from caffeio.errors import CaffeFileError, reading
+from caffeio.memory import no_room
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["import_h5py", "is_hdf5", "read_hdf5_weights"]
+__all__ = ["import_h5py", "is_hdf5", "own_dataset", "own_items", "read_hdf5_weights"]
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _MOST_BLOBS = 100
+#: Groups in groups, as a layer's name has parts.
+_DEEPEST = 32
+#: Zeros are at most so many times shorter when compressed (deflate: 1032).
+_MOST_PACKED = 2000
 
 
 def is_hdf5(path: str | Path) -> bool:
@@ -60,30 +67,91 @@ def read_hdf5_weights(path: str | Path) -> Weights:
     path = Path(path)
     h5py = import_h5py(path)
     layers: dict[str, tuple[FileBlob | None, ...]] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            if not isinstance(file.get("data"), h5py.Group):
-                raise CaffeFileError(path, "has no group 'data'; is it a Caffe snapshot?")
-            _collect(file["data"], "", layers, path, h5py)
-    except OSError as error:
-        raise CaffeFileError(path, f"cannot be read as HDF5: {error}") from None
+    with reading(path, form="HDF5"), h5py.File(path, "r") as file:
+        data = dict(own_items(path, file)).get("data")
+        if not isinstance(data, h5py.Group):
+            raise CaffeFileError(path, "has no group 'data'; is it a Caffe snapshot?")
+        _collect(data, (), layers, path, h5py)
     return Weights(path, layers)
+
+
+def own_items(path: Path, group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a group holds, by name; links that lead out of the file are refused.
+
+    A file from elsewhere shall not say which of the user's other files are read.
+
+    Raises
+    ------
+    CaffeFileError
+        If there is a link to another file, or to another place of this one: Caffe writes none.
+    """
+    h5py = import_h5py(path)
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            raise CaffeFileError(
+                path, f"holds a link, '{group.name.rstrip('/')}/{key}', where data is expected"
+            )
+        yield key, group[key]
+
+
+def own_dataset(path: Path, file: Any, name: str) -> Any:
+    """Return a dataset of numbers that lies in the file itself.
+
+    Raises
+    ------
+    CaffeFileError
+        If there is none of that name, or its data is not numbers, or lies in another file.
+    """
+    h5py = import_h5py(path)
+    item = file
+    for part in filter(None, name.split("/")):
+        item = dict(own_items(path, item)).get(part) if isinstance(item, h5py.Group) else None
+    if not isinstance(item, h5py.Dataset):
+        raise CaffeFileError(path, f"has no dataset '{name}'; it has {', '.join(file) or 'none'}")
+    _check_dataset(path, item)
+    return item
+
+
+def _check_dataset(path: Path, item: Any) -> None:
+    if item.is_virtual or item.external:
+        raise CaffeFileError(path, f"the data of '{item.name}' lies in other files; copy it in one")
+    if item.dtype.kind not in "buif":
+        raise CaffeFileError(path, f"'{item.name}' holds {item.dtype}, not numbers")
+    if item.shape is None:
+        raise CaffeFileError(path, f"'{item.name}' is an empty dataset, without a shape")
+    if item.chunks and (needed := no_room(math.prod(item.chunks) * item.dtype.itemsize)):
+        raise CaffeFileError(path, f"a chunk of '{item.name}' takes {needed}")
+
+
+def _whole(path: Path, item: Any) -> np.ndarray:
+    """Read a dataset of weights, of which the file must hold all."""
+    _check_dataset(path, item)
+    size, there = item.size * item.dtype.itemsize, item.id.get_storage_size()
+    if size > there * (_MOST_PACKED if item.chunks else 1):
+        raise CaffeFileError(
+            path, f"holds {there:,} bytes of '{item.name}', whose shape {item.shape} takes {size:,}"
+        )
+    if needed := no_room(4 * item.size):
+        raise CaffeFileError(path, f"'{item.name}' takes {needed}")
+    return np.array(item, np.float32, order="C")
 
 
 def _collect(
     group: Any,
-    name: str,
+    names: tuple[str, ...],
     layers: dict[str, tuple[FileBlob | None, ...]],
     path: Path,
     h5py: ModuleType,
 ) -> None:
     """Collect a layer's datasets; a layer named "a/b" is a group in a group."""
-    blobs: dict[int, FileBlob] = {}
-    for key, item in group.items():
+    if len(names) > _DEEPEST:
+        raise CaffeFileError(path, f"holds groups in groups, more than {_DEEPEST}, or in a circle")
+    name, blobs = "/".join(names), {}
+    for key, item in own_items(path, group):
         if isinstance(item, h5py.Group):
-            _collect(item, f"{name}/{key}" if name else key, layers, path, h5py)
-        elif key.isdecimal() and name:
-            blobs[int(key)] = FileBlob(np.array(item, np.float32, order="C"))
+            _collect(item, (*names, key), layers, path, h5py)
+        elif name and key.isascii() and key.isdecimal() and key == str(int(key[:9])):
+            blobs[int(key)] = FileBlob(_whole(path, item))
         else:
             raise CaffeFileError(
                 path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def _existing(path: Path, name: str, key: str, root: str | Path | None) -> Path:
     folders = [path.parent, *path.resolve().parent.parents]
     folders += [] if root is None else [Path(root)]
     for folder in folders:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise CaffeFileError(
         path,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-#: Characters of a line of an error; a name in a damaged file may be as long as the file.
-_LONGEST_LINE = 600
 _THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -345,11 +343,10 @@ def _retrain(
 
 def _say(text: str) -> None:
     """Print to standard error: what files name cannot steer the terminal, nor fill it."""
+    from caffeio.errors import within_limits
     from pipeline.report.console import printable
-    from pipeline.report.fit import shortened
 
-    for line in printable(text).split("\n"):
-        print(shortened(line, _LONGEST_LINE), file=sys.stderr)
+    print(within_limits(printable(text)), file=sys.stderr)
 
 
 def _explain(error: Exception) -> int:

@@ -11,11 +11,12 @@ from small_nets import samples, small_net, write_job
 
 import caffeio
 import pipeline
+from caffeio import memory
 from pipeline.config.load import Config
 from pipeline.config.unused import unused_settings
 from pipeline.jobs.plan import plan_model
-from pipeline.report import memory
 from pipeline.report.cost import LayerCost, NetCost
+from pipeline.report.memory import needed_memory
 from pipeline.run import main
 
 
@@ -177,7 +178,7 @@ def test_memory_grows_with_all_that_needs_it():
     cost = NetCost((layer,), 1 << 20)
 
     def need(cost: NetCost = cost, size: int = 8, apart: bool = True, improve: int = 0) -> int:
-        return memory.needed_memory(cost, 1000, size, apart=apart, improve=improve)
+        return needed_memory(cost, 1000, size, apart=apart, improve=improve)
 
     assert need(size=64) - need() == pytest.approx(4 * 1000 * 56 * 4)  # samples, run in parts
     assert need(size=64, apart=False) - need(apart=False) > 56 * (4 << 20)

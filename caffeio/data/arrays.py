@@ -10,11 +10,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
+from caffeio.data.rows import FileRows
 from caffeio.data.source import Label, Order, Sample, Source, unread_files
-from caffeio.errors import CaffeFileError
+from caffeio.errors import CaffeFileError, reading
+from caffeio.memory import no_room
 
 __all__ = ["ArraySource", "RawSource", "as_label", "as_sample", "is_idx", "open_idx",
            "open_numpy", "open_raw"]  # fmt: skip
@@ -22,6 +25,13 @@ __all__ = ["ArraySource", "RawSource", "as_label", "as_sample", "is_idx", "open_
 _DATA_NAMES = ("data", "images", "x")
 _LABEL_NAMES = ("label", "labels", "y")
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_AXES = 8
+_GZIP = b"\x1f\x8b"
+_NPY = ".npy"
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def as_sample(row: np.ndarray) -> np.ndarray:
@@ -49,8 +59,8 @@ class ArraySource(Source):
     Attributes
     ----------
     path : Path
-    data : ndarray
-        N×C×H×W, N×H×W or N×...; it may be a memory map.
+    data : ndarray or FileRows
+        N×C×H×W, N×H×W or N×...
     labels : ndarray or None
         N or N×...
     order : {"BGR", "RGB"} or None
@@ -58,7 +68,7 @@ class ArraySource(Source):
     """
 
     path: Path
-    data: np.ndarray
+    data: np.ndarray | FileRows
     labels: np.ndarray | None = None
     order: Order = None
 
@@ -105,7 +115,7 @@ def open_numpy(
     Parameters
     ----------
     path : path-like
-        .npy is mapped, not read; .npz is read whole.
+        .npy stays in its file, sample by sample; .npz is read whole.
     dataset, labels : str, optional
         Names within a .npz; else the usual ones: data, images or x; label, labels or y; or
         the only array there is.
@@ -120,69 +130,96 @@ def open_numpy(
         If the file is damaged, or has not the datasets.
     """
     path = Path(path)
-    try:
+    with reading(path, form="NumPy arrays"):
         if not zipfile.is_zipfile(path) and path.suffix.lower() != ".npz":
-            data = np.load(path, mmap_mode="r", allow_pickle=False)
-            return ArraySource(path, data, order=order)
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = list(archive.files)
+            return ArraySource(path, _rows(path), order=order)
+        with zipfile.ZipFile(path) as archive:
+            names = [n[: -len(_NPY)] for n in archive.namelist() if n.endswith(_NPY)]
             name = _pick(path, names, dataset, _DATA_NAMES)
             if name is None:
                 if len(names) != 1:
-                    raise CaffeFileError(
-                        path, f"which dataset holds the data? Name one of {', '.join(names)}"
-                    )
+                    which = ", ".join(names) or "it holds no arrays"
+                    raise CaffeFileError(path, f"which dataset holds the data? Name one of {which}")
                 name = names[0]
             others = [n for n in names if n != name]
             label = _pick(path, others, labels, _LABEL_NAMES) if labelled else None
-            return ArraySource(path, archive[name], archive[label] if label else None, order)
-    except CaffeFileError:
-        raise
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise CaffeFileError(path, f"cannot be read as NumPy arrays: {error}") from None
+            data = _member(path, archive, name)
+            return ArraySource(path, data, _member(path, archive, label) if label else None, order)
 
 
-def _read_maybe_gzip(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise CaffeFileError(path, f"cannot be read: {error}") from None
+def _rows(path: Path) -> FileRows | np.ndarray:
+    """Return the array of a .npy, left in its file if its rows lie one after another there."""
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # NumPy holds size against header
+    if mapped.flags.c_contiguous and mapped.ndim and mapped.size:
+        return FileRows(path, mapped.offset, mapped.shape, mapped.dtype)
+    _check_room(path, mapped.nbytes)
+    return np.load(path, allow_pickle=False)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array of a .npz, whose header must tell the size that the archive tells."""
+    info = archive.getinfo(name + _NPY)
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _NPY_HEADERS:
+            raise CaffeFileError(path, f"'{name}' is of NumPy's format {version}, not of numbers")
+        shape, _, dtype = _NPY_HEADERS[version](file)
+        size = math.prod(shape) * dtype.itemsize
+        if file.tell() + size != info.file_size or dtype.hasobject:
+            raise CaffeFileError(
+                path, f"'{name}' has {info.file_size} bytes, not those of {shape} {dtype}"
+            )
+        _check_room(path, size)
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_room(path: Path, size: int) -> None:
+    if needed := no_room(size):
+        raise CaffeFileError(path, f"is too large: its array takes {needed}")
 
 
 def is_idx(path: Path) -> bool:
     """Tell whether a file, perhaps compressed, begins as MNIST's idx files do."""
     try:
-        with path.open("rb") as file:
-            head = file.read(2)
-        if head == b"\x1f\x8b":
-            with gzip.open(path) as file:
-                head = file.read(4)
-        else:
-            with path.open("rb") as file:
-                head = file.read(4)
+        with _plain_or_gzip(path) as file:
+            head = file.read(4)
     except (OSError, EOFError, zlib.error):
         return False
-    return len(head) == 4 and head[:2] == b"\0\0" and head[2] in _IDX_TYPES and 0 < head[3] <= 8
+    return _is_idx_head(head)
+
+
+def _is_idx_head(head: bytes) -> bool:
+    plain = len(head) == 4 and head[:2] == b"\0\0"
+    return plain and head[2] in _IDX_TYPES and 0 < head[3] <= _MOST_AXES
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    data = _read_maybe_gzip(path)
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
-        raise CaffeFileError(path, "is not an idx file")
-    axes = data[3]
-    begin = 4 + 4 * axes
-    if len(data) < begin:
-        raise CaffeFileError(path, "is cut short")
-    shape = struct.unpack(f">{axes}I", data[4:begin])
-    dtype = np.dtype(_IDX_TYPES[data[2]])
-    if len(data) - begin != math.prod(shape) * dtype.itemsize:
+    with reading(path), _plain_or_gzip(path) as file:
+        head = file.read(4)
+        if not _is_idx_head(head):
+            raise CaffeFileError(path, "is not an idx file")
+        axes = head[3]
+        sizes = file.read(4 * axes)
+        if len(sizes) < 4 * axes:
+            raise CaffeFileError(path, "is cut short")
+        shape = struct.unpack(f">{axes}I", sizes)
+        dtype = np.dtype(_IDX_TYPES[head[2]])
+        size = math.prod(shape) * dtype.itemsize
+        _check_room(path, size)
+        data = file.read(size + 1)
+    if len(data) != size:
+        more = "more" if len(data) > size else f"{len(data)}"
         raise CaffeFileError(
-            path,
-            f"holds {len(data) - begin} bytes of data, but its shape "
-            f"{shape} needs {math.prod(shape) * dtype.itemsize}",
+            path, f"holds {more} bytes of data, but its shape {shape} needs {size}"
         )
-    return np.frombuffer(data, dtype, offset=begin).reshape(shape).astype(dtype.newbyteorder("="))
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _plain_or_gzip(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    return cast(IO[bytes], gzip.open(path) if packed else path.open("rb"))
 
 
 def open_idx(
@@ -244,10 +281,8 @@ class RawSource(Source):
         file, row = self.files[index // self.shape[0]], index % self.shape[0]
         count = math.prod(self.shape[1:])
         dtype = np.dtype(self.dtype)
-        try:
+        with reading(file):
             data = np.fromfile(file, dtype, count, offset=row * count * dtype.itemsize)
-        except OSError as error:
-            raise CaffeFileError(file, f"cannot be read: {error.strerror}") from None
         if data.size != count:
             raise CaffeFileError(file, f"ends within sample {row}")
         return Sample(as_sample(data.reshape(self.shape[1:])), None, f"{file}[{row}]")

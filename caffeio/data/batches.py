@@ -18,6 +18,7 @@ from caffeio.errors import CaffeFileError
 __all__ = ["Batch", "batches"]
 
 _MAX_WORKERS = 4
+_MOST_LABEL = 1 << 63
 _Inputs = Mapping[str, tuple[Source, Transform]]
 
 
@@ -198,4 +199,7 @@ def _labels(rows: list[_Row]) -> tuple[np.ndarray | None, str]:
         return None, (
             f"the label of sample '{other.name}' has another shape than that of '{rows[0].name}'"
         )
+    large = next((r for r in rows if whole and abs(r.label) >= _MOST_LABEL), None)  # type: ignore
+    if large is not None:
+        return None, f"the label of sample '{large.name}' has more than 64 bits"
     return np.array([row.label for row in rows], np.int64 if whole else np.float32), ""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from caffeio.data.decode import decode_image
+from caffeio.data.lmdb_pages import check_lmdb_pages
 from caffeio.data.source import Order, Sample, Source
-from caffeio.errors import CaffeFileError
+from caffeio.errors import CaffeFileError, reading
 from caffeio.proto import caffe_pb2 as pb
 
 __all__ = ["LMDBSource", "LevelDBSource", "datum_sample"]
@@ -161,16 +162,13 @@ class LMDBSource(_Database):
             raise CaffeFileError(
                 path, "is an LMDB; reading it needs lmdb: pip install caffe-quant[data]"
             ) from None
-        try:
+        path = Path(path)
+        # what is not there would end the process
+        check_lmdb_pages(path / "data.mdb" if path.is_dir() else path)
+        with reading(path):
             super().__init__(path, color, order, lambda: lmdb.open(
                 str(path), readonly=True, lock=False, readahead=False,
-                subdir=Path(path).is_dir()))  # fmt: skip
-        except lmdb.Error as error:
-            raise CaffeFileError(path, f"cannot be opened as an LMDB: {error}") from None
-        missing = _bytes_missing(self.path, self._db)
-        if missing:  # a page that is not there would end the process
-            self.close()
-            raise CaffeFileError(path, f"is an LMDB that is cut short by {missing:,} bytes")
+                subdir=path.is_dir()))  # fmt: skip
         self._count = int(self._db.stat()["entries"])
         if self._count == 0:
             self.close()
@@ -201,22 +199,11 @@ class LMDBSource(_Database):
 
     def read(self, index: int) -> Sample:
         """Read a record."""
-        import lmdb
-
-        try:
+        with reading(self.path, f"record {index}"):
             key = self._key(index)
             with self._db.begin() as transaction:
                 value = transaction.get(key)
-        except lmdb.Error as error:
-            raise CaffeFileError(self.path, f"record {index}: {error}") from None
         return self._sample(key, value)
-
-
-def _bytes_missing(path: Path, database: Any) -> int:
-    """Return how much shorter an LMDB's file is than its last page; it is read as memory is."""
-    file = path / "data.mdb" if path.is_dir() else path
-    pages = int(database.info()["last_pgno"]) + 1
-    return max(0, pages * int(database.stat()["psize"]) - file.stat().st_size)
 
 
 class LevelDBSource(_Database):

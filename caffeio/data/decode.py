@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["decode_image", "most_pixels"]
+__all__ = ["MOST_PIXELS", "decode_image", "most_pixels"]
 
 _JPEG, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 #: Marks of frames, whose headers say the image's size.
@@ -16,12 +16,12 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PNG, _PNG_HEAD, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND"
 _BMP = b"BM"
 #: In the environment: the most pixels that an image may have.
-_LIMIT = "CAFFE_QUANT_MAX_PIXELS"
+MOST_PIXELS = "CAFFE_QUANT_MAX_PIXELS"
 
 
 def most_pixels() -> int:
     """Return how many pixels an image may have: 2**27, or what CAFFE_QUANT_MAX_PIXELS says."""
-    text = os.environ.get(_LIMIT, "")
+    text = os.environ.get(MOST_PIXELS, "")
     return int(text) if text.isdecimal() else 1 << 27
 
 
@@ -61,7 +61,7 @@ def decode_image(data: bytes, color: bool | None = True) -> np.ndarray:
     if height * width > most_pixels():
         raise ValueError(
             f"the image has {width}×{height} pixels, or is damaged; more than "
-            f"{most_pixels():,} are refused unless {_LIMIT} in the environment allows them"
+            f"{most_pixels():,} are refused unless {MOST_PIXELS} in the environment allows them"
         )
     flag = {True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE, None: cv2.IMREAD_UNCHANGED}[color]
     try:

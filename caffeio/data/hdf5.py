@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 
 from caffeio.data.arrays import as_label, as_sample
 from caffeio.data.source import Order, Sample, Source
-from caffeio.errors import CaffeFileError
+from caffeio.errors import CaffeFileError, reading
 from caffeio.files import read_text_file
-from caffeio.hdf5 import import_h5py
+from caffeio.hdf5 import import_h5py, own_dataset
+from caffeio.memory import no_room
 
 __all__ = ["HDF5Source", "open_hdf5", "open_hdf5_list"]
 
@@ -64,21 +67,21 @@ class HDF5Source(Source):
 
     def _open(self, file: Path, dataset: str, labels: str | None) -> None:
         h5py = import_h5py(file)
-        try:
+        with reading(file, form="HDF5"):
             handle = h5py.File(file, "r")
-        except OSError as error:
-            raise CaffeFileError(file, f"cannot be read as HDF5: {error}") from None
-        self._files.append(handle)
-        for name in (dataset, *([labels] if labels else [])):
-            if not isinstance(handle.get(name), h5py.Dataset):
-                raise CaffeFileError(
-                    file, f"has no dataset '{name}'; it has {', '.join(handle) or 'none'}"
-                )
-        data, label = handle[dataset], handle[labels] if labels else None
+            self._files.append(handle)
+            data = own_dataset(file, handle, dataset)
+            label = own_dataset(file, handle, labels) if labels else None
+        for name, rows in ((dataset, data), (labels, label)):
+            if rows is not None and not rows.shape:
+                raise CaffeFileError(file, f"'{name}' is one number, not a row for each sample")
         if label is not None and len(label) != len(data):
             raise CaffeFileError(
                 file, f"has {len(data)} samples in '{dataset}' but {len(label)} in '{labels}'"
             )
+        size = math.prod(data.shape[1:]) * max(data.dtype.itemsize, 4)
+        if needed := no_room(size):
+            raise CaffeFileError(file, f"a sample of '{dataset}' takes {needed}")
         self._parts.append((file, data, label))
 
     def __len__(self) -> int:
@@ -89,12 +92,9 @@ class HDF5Source(Source):
         part = bisect.bisect_right(self._ends, index)
         file, data, labels = self._parts[part]
         row = index - (self._ends[part - 1] if part else 0)
-        try:
-            with self._lock:
-                array = data[row]
-                label = None if labels is None else labels[row]
-        except OSError as error:
-            raise CaffeFileError(file, f"sample {row} cannot be read: {error}") from None
+        with reading(file, f"sample {row}"), self._lock:
+            array = data[row]
+            label = None if labels is None else labels[row]
         data = as_sample(array)
         return Sample(
             data.reshape(array.shape) if self._exact else data,
@@ -112,11 +112,8 @@ class HDF5Source(Source):
 def _usual_label(file: Path, dataset: str) -> str | None:
     """Return "label" if the file has such a dataset beside the data."""
     h5py = import_h5py(file)
-    try:
-        with h5py.File(file, "r") as handle:
-            return "label" if "label" in handle and dataset != "label" else None
-    except OSError as error:
-        raise CaffeFileError(file, f"cannot be read as HDF5: {error}") from None
+    with reading(file, form="HDF5"), h5py.File(file, "r") as handle:
+        return "label" if "label" in handle and dataset != "label" else None
 
 
 def open_hdf5(
@@ -165,7 +162,7 @@ def open_hdf5_list(
     for number, line in enumerate(read_text_file(path).splitlines(), 1):
         if line.strip():
             files.append(base / line.strip())
-            if not files[-1].is_file():
+            if not os.path.isfile(files[-1]):
                 raise CaffeFileError(path, f"names the file '{files[-1]}', which does not exist",
                                      number)  # fmt: skip
     if not files:

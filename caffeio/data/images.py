@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from caffeio.data.decode import decode_image
 from caffeio.data.source import Label, Sample, Source, unread_files
-from caffeio.errors import CaffeFileError
+from caffeio.errors import CaffeFileError, reading
 from caffeio.files import read_text_file
 
 __all__ = ["IMAGE_ENDINGS", "ImageSource", "open_folder", "open_list"]
@@ -20,6 +22,10 @@ IMAGE_ENDINGS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp", ".jp2"}
 )
 
+#: Of whole numbers; larger ones become floats.
+_MOST_LABEL = 1 << 62
+#: Of a list: a path, and hundreds of boxes.
+_LONGEST_LINE = 1 << 16
 #: Between path and label.
 _LAST_SPACE = re.compile(r"[ \t]+(?=[^ \t]+$)")
 
@@ -53,10 +59,8 @@ class ImageSource(Source):
     def read(self, index: int) -> Sample:
         """Decode an image."""
         file = self.files[index]
-        try:
+        with reading(file):
             data = file.read_bytes()
-        except OSError as error:
-            raise CaffeFileError(file, f"cannot be read: {error.strerror}") from None
         try:
             image = decode_image(data, self.color)
         except ValueError as error:
@@ -107,11 +111,9 @@ def open_folder(path: str | Path, class_folders: bool = False, color: bool = Tru
 
 
 def _number(word: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
+    with suppress(ValueError):
+        number = float(word)
+        return int(word) if abs(number) < _MOST_LABEL and word.lstrip("+-").isdecimal() else number
     return None
 
 
@@ -151,6 +153,10 @@ def open_list(
         text = line.strip()
         if not text:
             continue
+        if len(text) > _LONGEST_LINE:
+            raise CaffeFileError(
+                path, f"has a line of {len(text)} characters; is it a list of images?", number
+            )
         found = _split(base, text)
         if found is None:
             name, word = _last_word(text)
@@ -167,11 +173,11 @@ def _split(base: Path, text: str) -> tuple[Path, Label] | None:
     """Return the image that a line names, and its label; None if there is no such image."""
     name, word = _last_word(text)
     last = _number(word) if name else None
-    if last is not None and (base / name).is_file():
+    if last is not None and os.path.isfile(base / name):
         return base / name, last
     name = text
     while name:
-        if (base / name).is_file():
+        if os.path.isfile(base / name):
             numbers = [_number(word) for word in text[len(name) :].split()]
             whole = bool(numbers) and None not in numbers
             return base / name, np.array(numbers, np.float32) if whole else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def _existing(layer: Layer, base: Path, name: str, what: str) -> Path:
     if not name:
         raise NetError(f"names no {what}", layer.name)
     path = base / name
-    if not path.exists():
+    if not os.path.exists(path):
         raise NetError(
             f"names the {what} '{path}', which does not exist; set root to the folder that Caffe "
             "is started from, where relative paths begin",

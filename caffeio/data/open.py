@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def detect_kind(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         return _folder_kind(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingFileError(path, "does not exist")
     ending = path.suffix.lower()
     if ending in _ENDINGS:
@@ -109,7 +110,7 @@ def open_source(
     """
     if kind != "auto" and kind not in KINDS:
         raise ValueError(f"kind is '{kind}'; it must be auto or one of {', '.join(KINDS)}")
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise MissingFileError(path, "does not exist")
     kind = detect_kind(path) if kind == "auto" else kind
     name = None if labels is None else str(labels)

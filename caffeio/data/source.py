@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from caffeio.errors import reading
+
 __all__ = ["Label", "NotEnoughData", "Order", "Sample", "Source", "unread_files"]
 
 Label = int | float | np.ndarray | None
@@ -87,7 +89,8 @@ class Source(ABC):
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"'{self.path}' has {count} samples, there is no number {index}")
-        return self.read(index % count)
+        with reading(self.path, f"sample {index}"):
+            return self.read(index % count)
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing
         """Release files that are kept open; the source is not used after that."""

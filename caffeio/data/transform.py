@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from caffeio.data.decode import MOST_PIXELS, most_pixels
 from caffeio.data.source import Sample
 
 __all__ = ["ChannelOrder", "Transform"]
@@ -130,6 +131,11 @@ class Transform:
             new_height, new_width = height * self.resize // short, width * self.resize // short
         if (new_height, new_width) == (height, width):
             return pixels
+        if new_height * new_width > most_pixels():
+            raise ValueError(
+                f"would be resized to {new_width}×{new_height} pixels; more than "
+                f"{most_pixels():,} are refused unless {MOST_PIXELS} in the environment allows them"
+            )
         resized = cv2.resize(
             np.ascontiguousarray(pixels), (new_width, new_height), interpolation=cv2.INTER_LINEAR
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,9 @@ __all__ = [
     "OutputConfig",
     "load_config",
 ]
+
+#: A key of 64 parts, a.b.c and so on.
+_LONG_KEY = re.compile(r"""(?<![\w.'"-])(?:[\w'"-]++[ \t]*+\.[ \t]*+){64}""")
 
 
 class ModelConfig(Table):
@@ -157,10 +161,15 @@ def load_config(
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if _LONG_KEY.search(text):  # takes tomllib minutes
+            raise ConfigError(f"{path}: is not TOML that can be read: a key has too many parts")
+        table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: is not TOML that can be read: it is nested too deep") from None
+    except ValueError as error:  # no TOML, not UTF-8, or a number of thousands of digits
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     if retrain is not None:
         table["retrain"] = {**table.get("retrain", {}), "solver": str(Path(retrain).resolve())}

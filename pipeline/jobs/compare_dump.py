@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +10,8 @@ import numpy as np
 
 import kernels
 from caffeio import CaffeFileError, Layer, Net
+from caffeio.errors import reading
+from caffeio.files import read_json
 from caffeio.proto.caffe_pb2 import PoolingParameter
 from pipeline.config.load import Config, load_config
 from pipeline.errors import ConfigError
@@ -179,7 +180,7 @@ def _entries(folder: Path, net: Net) -> list[Entry]:
     path = folder / INDEX
     if path.exists():
         try:
-            arrays = json.loads(path.read_text(encoding="utf-8"))["arrays"]
+            arrays = read_json(path)["arrays"]
             entries = [Entry(**{k: a.get(k) for k in Entry.__dataclass_fields__}) for a in arrays]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CaffeFileError(path, f"is no index of a dump: {error!r}") from None
@@ -205,13 +206,11 @@ def _read(
 ) -> np.ndarray:
     """Read an array of a dump, in our shape where there is one; `kind` is that of bare .bin."""
     path = folder / entry.file
-    try:
+    with reading(path):
         if path.suffix == ".bin":
             array = np.fromfile(path, np.dtype(entry.dtype or kind))
         else:
             array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise CaffeFileError(path, f"cannot be read: {error}") from None
     shape = tuple(entry.shape) if entry.shape else (array.shape if ours is None else ours.shape)
     if array.size != int(np.prod(shape)) or (ours is not None and array.size != ours.size):
         wanted = shape if ours is None else ours.shape

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 
+from caffeio import CaffeFileError
+from caffeio.files import read_json
 from caffeio.record import Record
 from pipeline.config.improve import memory_bytes
 from pipeline.config.load import Config
@@ -59,11 +60,9 @@ def _mapped(settings: NuqConfig) -> tuple[str, ...]:
     path = settings.mapping_file
     assert path is not None
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"nuq.mapping_file: {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"nuq.mapping_file: {path}: is not JSON: {error}") from None
+        whole = read_json(path)
+    except CaffeFileError as error:
+        raise ConfigError(f"nuq.mapping_file: {error}") from None
     if isinstance(whole, dict) and isinstance(whole.get("nodes"), list):
         whole = [n.get("quantized") if isinstance(n, dict) else None for n in whole["nodes"]]
     if not isinstance(whole, list) or not all(isinstance(x, str) for x in whole):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from caffeio.memory import machine_memory
 from pipeline.config.improve import EFFORTS, memory_bytes
 from pipeline.config.load import Config, load_config
 from pipeline.jobs.convert_config import original_config
@@ -27,7 +28,7 @@ from pipeline.quantize.improve import wanted_improvements
 from pipeline.quantize.prepare import Prepared, prepare, read_model
 from pipeline.quantize.samples import TOO_FEW_SAMPLES, samples_of
 from pipeline.report.cost import net_cost
-from pipeline.report.memory import machine_memory, needed_memory
+from pipeline.report.memory import needed_memory
 from pipeline.report.plan import Plan
 from pipeline.runtime.batching import splits
 from pipeline.runtime.executor import FloatNet

@@ -148,7 +148,7 @@ def zoom_size(layer: Layer) -> tuple[int, int]:
     )
     need(
         layer,
-        all(z >= 1 and z == int(z) for z in zoom),
+        all(1 <= z < 1 << 31 and z == int(z) for z in zoom),
         f"zoom {zoom} must be whole numbers of at least 1",
     )
     return int(zoom[0]), int(zoom[1])

@@ -176,9 +176,10 @@ def _lrn(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[np.n
         scale *= _f32(p.alpha)
         scale += _f32(1)
     else:
+        half = min(half, x.shape[1])  # a wider window holds no more
         padded = np.pad(squares, ((0, 0), (half, half), (0, 0), (0, 0)))
         scale = np.zeros_like(x)
-        for i in range(p.local_size):
+        for i in range(2 * half + 1):
             scale += padded[:, i : i + x.shape[1]]
         scale *= _f32(p.alpha / p.local_size)
         scale += _f32(p.k)

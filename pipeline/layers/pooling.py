@@ -35,6 +35,9 @@ _MAX, AVE, STOCHASTIC = "MAX", "AVE", "STOCHASTIC"
 _SIDES = ("pad_t", "pad_b", "pad_l", "pad_r")
 FLT_MAX = np.finfo(np.float32).max
 
+#: Of a pyramid: each has four times the bins of the one before.
+_MOST_LEVELS = 16
+
 
 @dataclass(frozen=True)
 class PoolParams:
@@ -189,7 +192,11 @@ def _pooling(layer: Layer, bottoms: Sequence[np.ndarray], device: str) -> tuple[
 def pyramid_levels(layer: Layer, height: int, width: int) -> list[PoolParams]:
     """Return the poolings of a pyramid: level i has 2^i bins along each axis."""
     p = layer.param.spp_param
-    need(layer, p.pyramid_height > 0, "spp_param needs pyramid_height > 0")
+    need(
+        layer,
+        0 < p.pyramid_height <= _MOST_LEVELS,
+        f"pyramid_height is {p.pyramid_height}; it must be 1 to {_MOST_LEVELS}",
+    )
     levels = []
     for level in range(p.pyramid_height):
         bins = 1 << level

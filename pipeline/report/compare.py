@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from caffeio import CaffeFileError
+from caffeio.files import read_json
 from pipeline.report.fit import Column, fitted_table, plain_table
 from pipeline.report.page import style
 from pipeline.report.values import SCHEMA
@@ -64,12 +64,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRead:
     """
     path = Path(folder)
     path = path / "report.json" if path.is_dir() else path
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CaffeFileError(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CaffeFileError(path, f"is not JSON: {error}") from None
+    report = read_json(path)
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise CaffeFileError(path, f"is no report of schema {SCHEMA}; run the config again")
     return RunRead(name or str(folder), report)

@@ -1,14 +1,10 @@
-"""The memory that a run needs, as an estimate, and what the machine has."""
+"""The memory that a run needs, as an estimate."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from pathlib import Path
-
 from pipeline.report.cost import NetCost
 
-__all__ = ["machine_memory", "needed_memory"]
+__all__ = ["needed_memory"]
 
 #: Python, its libraries and compiled kernels.
 _PROGRAM = 250 << 20
@@ -22,20 +18,6 @@ _DECODED = 4
 _IMPROVE = 2
 #: Evaluation samples that are held from one model to the next.
 _EVALUATION = 64 << 20
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def machine_memory() -> int | None:
-    """Return the bytes that this process may use at most; None where it cannot be told."""
-    sizes = []
-    with suppress(AttributeError, ValueError, OSError):  # not on every system
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in _LIMITS:  # of a container, which sees the memory of the whole machine
-        try:
-            sizes.append(int(Path(name).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return min(sizes, default=None)
 
 
 def needed_memory(cost: NetCost, sample: int, batch_size: int, *, apart: bool, improve: int) -> int:

@@ -6,6 +6,7 @@ Ranges that a training with fake quantization learns have no place in it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def weights_of(state: SolverState, path: Path) -> Path:
     named = Path(state.learned_net)
     places = [path.parent / named.name, named, path.parent / named]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return place
     raise ConfigError(
         f"{path}: its weights '{state.learned_net}' are not there; put '{named.name}' beside it"
@@ -139,7 +140,7 @@ def read_state(path: Path) -> tuple[SolverState, Path]:
     caffeio.CaffeFileError
         If it is damaged.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"--resume: there is no file '{path}'")
     state = caffeio.read_solver_state(path)
     return state, weights_of(state, path)

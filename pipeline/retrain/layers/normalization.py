@@ -83,10 +83,11 @@ def _batch_norm(
 
 def _across_channels(x: Tensor, p: LRNParameter) -> Tensor:
     """Return ``k + alpha / n * sum of squares`` over the n channels around each."""
-    half, channels = p.local_size // 2, x.shape[1]
+    channels = x.shape[1]
+    half = min(p.local_size // 2, channels)  # a wider window holds no more
     squares = functional.pad(x.square(), (0, 0, 0, 0, half, half))
     total = squares[:, :channels]
-    for i in range(1, p.local_size):
+    for i in range(1, 2 * half + 1):
         total = total + squares[:, i : i + channels]
     return total * (p.alpha / p.local_size) + p.k
 
