@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline import __version__
 from pipeline.commands import positive
 from pipeline.installed import check_kernels
+from pipeline.streams import safe_streams, terminated_is_interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,7 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 wrong use (the command, the config, or a path in them that does not
         exist), 130 interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with safe_streams(), terminated_is_interrupted():
+        return _main(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _main(arguments: list[str]) -> int:
     command = _command(arguments)
     parser = _parser()
     options = argparse.Namespace(verbose="--verbose" in arguments, threads=None)
@@ -162,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _logging(options, arguments):
             return _run(options)
     except KeyboardInterrupt as stopped:
-        _say(str(stopped) or "interrupted; nothing was written")
+        _say(str(stopped) or _interrupted())
         return INTERRUPTED
     except Exception as error:
         if options.verbose:
@@ -203,7 +208,8 @@ def _run(options: argparse.Namespace) -> int:
         from pipeline.jobs.convert_config import converted_config
 
         sys.stdout.write(converted_config(options.convert_config))
-        return DONE
+        sys.stdout.flush()
+        return DONE if getattr(sys.stdout, "failed", None) is None else FAILED
     from kernels import best_device
     from pipeline.config.load import load_config
     from pipeline.jobs.plan import plan_model
@@ -339,6 +345,16 @@ def _retrain(
     if trained is not None:
         show_trained(trained, console)
     return DONE
+
+
+def _interrupted() -> str:
+    """Say what is on disk."""
+    from pipeline.jobs.writing import written_files
+
+    files = written_files()
+    if not files:
+        return "interrupted; nothing was written"
+    return f"interrupted; {len(files)} files had been written to {files[-1].parent}"
 
 
 def _say(text: str) -> None:

@@ -143,7 +143,8 @@ def test_save_writes_what_is_asked_for(original, tmp_path):
         assert (tmp_path / "both" / name).read_bytes() == (original / "out" / name).read_bytes()
     model.save("Deploy", f"{tmp_path}/deploy/")
     assert {p.name for p in (tmp_path / "deploy").iterdir()} == {
-        "deploy_model.prototxt", "deploy_weights.caffemodel", "record.txt", "quant.json"
+        "deploy_model.prototxt", "deploy_weights.caffemodel", "record.txt", "quant.json",
+        "manifest.json",
     }  # fmt: skip
     model.save("Fakequant", tmp_path / "fake" / "a_")
     assert (tmp_path / "fake" / "a__fake_quant_model.prototxt").exists()

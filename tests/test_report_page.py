@@ -306,7 +306,7 @@ def test_runs_beside_each_other(run, tmp_path, capsys):
         assert part in page.read_text().replace("</td><td>", " ")
     assert main(["compare", str(a), str(a)]) == 0
     assert "All layers are alike." in capsys.readouterr().out
-    assert main(["compare", str(a), str(tmp_path)]) == 1
+    assert main(["compare", str(a), str(tmp_path)]) == 2
     with pytest.raises(SystemExit):
         main(["compare", str(a)])
     if BROWSER:

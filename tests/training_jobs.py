@@ -19,6 +19,7 @@ import caffeio
 MODEL_FILES = {
     "net_record.txt", "net_fake_quant_model.prototxt", "net_fake_quant_weights.caffemodel",
     "net_deploy_model.prototxt", "net_deploy_weights.caffemodel", "net_quant.json", "report.json", "report.csv", "report.html",
+    "net_manifest.json",
 }  # fmt: skip
 COURSE_FILES = {
     "net_trained.caffemodel", "net_training.csv", "net_training.png", "net_last.caffemodel",

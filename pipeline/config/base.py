@@ -48,7 +48,12 @@ def as_tuple(value: Any) -> Any:
 
 
 def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("must be a number that a float can hold") from None
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]

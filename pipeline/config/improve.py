@@ -17,6 +17,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]?)")
 
 
+#: Characters of a size.
+_LONGEST = 24
+
+
 def memory_bytes(text: str) -> int:
     """Return a size such as ``"2G"`` or ``"500M"`` in bytes.
 
@@ -25,7 +29,7 @@ def memory_bytes(text: str) -> int:
     ValueError
         If it is no size.
     """
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise ValueError("must be a number of bytes, or one with K, M or G behind it, as '2G'")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -59,9 +59,8 @@ def quantize_model(
     config = config if isinstance(config, Config) else load_config(config)
     config = config.model_copy(update={"retrain": None})
     reporter = reporter or Reporter(quiet=True)
-    files = output_files(config, output, model_files(config))
-    clock = Clock()
-    with reporter.compiling(device):
+    clock, names = Clock(), model_files(config)
+    with output_files(config, output, names) as files, reporter.compiling(device):
         with clock.stage("read"):
             work = prepare(config, read_model(config))
             _check(config, work)

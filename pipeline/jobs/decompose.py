@@ -15,9 +15,10 @@ from pipeline.config.load import Config, load_config
 from pipeline.config.retrain import RetrainConfig
 from pipeline.jobs.data import calibration_feed, evaluation, evaluation_feed
 from pipeline.jobs.evaluation import check_evaluation, evaluator_of
-from pipeline.jobs.files import Writer, output_files, write_files, write_text
+from pipeline.jobs.files import output_files, write_text
 from pipeline.jobs.stages import Clock
 from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.jobs.writing import Writer, write_files
 from pipeline.layers import Shape
 from pipeline.qat.net import merge_phases
 from pipeline.quantize.activations import Activations
@@ -79,11 +80,15 @@ def decompose_model(
         As `quantize_model`.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    reporter = reporter or Reporter(quiet=True)
-    settings = config.decompose or DecomposeConfig()
     names = _FILES if config.retrain is None else {**_FILES, **_TRAIN_FILES}
-    files = output_files(config, output, names)
-    clock = Clock()
+    with output_files(config, output, names) as files:
+        return _decompose(config, files, device, reporter or Reporter(quiet=True))
+
+
+def _decompose(
+    config: Config, files: dict[str, Path], device: str, reporter: Reporter
+) -> Decomposed:
+    settings, clock = config.decompose or DecomposeConfig(), Clock()
     with reporter.compiling(device):
         with clock.stage("read"):
             net = read_model(config)
@@ -105,7 +110,7 @@ def decompose_model(
     }
     if config.retrain is not None:
         writers |= _training_writers(config, config.retrain, pairs, files)
-    write_files(files, writers)
+    write_files(files, writers, overwrite=config.output.overwrite)
     notes = (*net.notes, *(() if pairs else ("no layer saves enough: the net is as it was",)))
     macs_before, macs = (c.macs for c in costs)
     weights_before, weights = (

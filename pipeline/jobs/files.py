@@ -1,12 +1,12 @@
-"""The files that a run leaves behind: checked before the work, written all or none."""
+"""The files that a run leaves behind: their names, checked before the work, and what is in them."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from caffeio.record import Record, write_record
 from pipeline.config.load import FORMAT_ENDINGS, Config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export import FORMATS
-from pipeline.log import log
+from pipeline.jobs.writing import VIEWS, Writer, held_folder
+from pipeline.manifest import digests
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
@@ -28,7 +29,6 @@ from pipeline.report.values import Report, to_json
 __all__ = [
     "CONFIG_FILES",
     "MODEL_FILES",
-    "Writer",
     "check_output",
     "format_writers",
     "integer_writers",
@@ -37,12 +37,8 @@ __all__ = [
     "output_files",
     "prefixed_files",
     "prefixed_names",
-    "write_files",
     "write_text",
 ]
-
-#: Writes one file.
-Writer = Callable[[Path], None]
 
 #: The files of a quantized model, by kind; the prefix comes before each but the report.
 MODEL_FILES = {
@@ -55,7 +51,11 @@ MODEL_FILES = {
     "report": "report.json",
     "layers": "report.csv",
     "page": "report.html",
+    "manifest": "_manifest.json",
 }
+
+#: Kinds that are written after all others.
+_LAST = ("report", "manifest")
 
 #: The original tool's config, if it is asked for.
 CONFIG_FILES = {"json": "_config.json", "cfg": "_quant.cfg"}
@@ -93,35 +93,39 @@ def check_output(
     return files
 
 
+@contextmanager
 def output_files(
-    config: Config, output: str | Path | None, names: dict[str, str]
-) -> dict[str, Path]:
-    """Return what will be written, having checked that it may be.
+    config: Config, output: str | Path | None, names: Mapping[str, str], *, held: bool = True
+) -> Iterator[dict[str, Path]]:
+    """Hold the folder that a run writes to, and yield what will be written.
 
     Parameters
     ----------
     config : Config
     output : path-like or None
         Folder, instead of the config's.
-    names : dict of kind to ending
+    names : mapping of kind to ending
         As `MODEL_FILES`.
+    held : bool
+        False: nothing is held, for a process that writes nothing.
 
     Raises
     ------
     ConfigError
         If a file exists already and must not be overwritten.
     PipelineError
-        If the folder cannot be made or written.
+        If the folder cannot be made or written, or another run writes to it.
     """
     folder = Path(output) if output is not None else config.output.directory
     files = _paths(config, folder, names)
-    _writable(folder)
-    return files
+    with held_folder(folder) if held else nullcontext():
+        yield files
 
 
-def _paths(config: Config, folder: Path, names: dict[str, str]) -> dict[str, Path]:
+def _paths(config: Config, folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     """Return the files by kind; raise if one is there that must stay."""
-    files = {kind: folder / _named(config.output.prefix, end) for kind, end in names.items()}
+    ordered = sorted(names.items(), key=lambda item: item[0] in _LAST)
+    files = {kind: folder / _named(config.output.prefix, end) for kind, end in ordered}
     existing_paths = [path for path in files.values() if path.exists()]
     if existing_paths and not config.output.overwrite:
         raise ConfigError(
@@ -153,31 +157,24 @@ def prefixed_files(save_path: str | Path, kinds: Collection[str]) -> dict[str, P
         ``"results/"`` makes ``results/deploy_model.prototxt``.
     kinds : collection of str
 
-    Raises
-    ------
-    PipelineError
-        If the folder cannot be made or written.
     """
     folder, prefix = os.path.split(str(save_path))
-    _writable(Path(folder))
     names = prefixed_names(prefix)
     return {kind: Path(folder) / name for kind, name in names.items() if kind in kinds}
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
 def model_writers(report: Report, fused: Fused, int8: Int8Net) -> dict[str, Writer]:
     """Return what writes each file of `MODEL_FILES`."""
     text = to_json(report)
+    others = [p.name for kind, p in report.files.items() if kind not in (*VIEWS, "manifest")]
+
+    def write_report(path: Path) -> None:
+        whole = {**json.loads(text), "digests": digests(path.with_name(name) for name in others)}
+        write_text(path, json.dumps(whole, indent=1) + "\n")
+
     return {
         **integer_writers(report.record, fused, int8),
-        "report": lambda path: write_text(path, text),
+        "report": write_report,
         "layers": lambda path: write_text(path, csv_of(json.loads(text))),
         "page": lambda path: write_text(path, page_of(json.loads(text))),
     }
@@ -198,17 +195,6 @@ def integer_writers(record: Record, fused: Fused, int8: Int8Net) -> dict[str, Wr
         "deploy_weights": written(deploy_net, caffeio.write_caffemodel),
         "node_map": lambda path: write_text(path, json.dumps({"nodes": nodes}, indent=1) + "\n"),
     }
-
-
-def write_files(files: dict[str, Path], writers: dict[str, Writer]) -> None:
-    """Write all files to a temporary folder, then give each its name: all of them or none."""
-    folder = next(iter(files.values())).parent
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
-        for kind, path in files.items():
-            writers[kind](Path(temporary) / path.name)
-        for path in files.values():
-            os.replace(Path(temporary) / path.name, path)
-            log.info("written: %s", path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,8 +14,9 @@ from pipeline.export import format_notes
 from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import has_evaluation
 from pipeline.jobs.evaluation import evaluate
-from pipeline.jobs.files import Writer, format_writers, model_writers, write_files, write_text
+from pipeline.jobs.files import format_writers, model_writers, write_text
 from pipeline.jobs.stages import Clock, Ranges, calibration_batches, make_record, read_samples
+from pipeline.jobs.writing import Writer, write_files
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.evaluate import LayerError, ModelScore
 from pipeline.quantize.fallback import FallbackResult
@@ -115,7 +116,7 @@ def finish(
     writers |= format_writers(config, int8)
     if (settings := original_config(config, work)) is not None:
         writers["original_config"] = lambda path: write_text(path, settings)
-    write_files(files, writers)
+    write_files(files, writers, overwrite=config.output.overwrite)
     return report
 
 

@@ -15,18 +15,14 @@ from caffeio.prototxt import format_text
 from kernels import Ifmr, QuantParams
 from pipeline.config.base import DataConfig
 from pipeline.config.load import Config, load_config
+from pipeline.config.retrain import RetrainConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.data import input_shapes
-from pipeline.jobs.files import (
-    Writer,
-    model_files,
-    output_files,
-    write_files,
-    write_text,
-)
+from pipeline.jobs.files import model_files, output_files, write_text
 from pipeline.jobs.finish import finish
 from pipeline.jobs.stages import Clock, Ranges, calibrate
 from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.jobs.writing import Writer, write_files
 from pipeline.layers.source import declared_batch
 from pipeline.qat.net import merge_phases, qat_net, ranges_of, without_qat
 from pipeline.qat.plan import fake_plan
@@ -81,11 +77,16 @@ def emit_qat(
         As `quantize_model`.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    reporter = reporter or Reporter(quiet=True)
-    settings = config.retrain
-    if settings is None:
+    if config.retrain is None:
         raise ConfigError("[retrain] is missing: it names the solver")
-    files = output_files(config, output, _QAT_FILES)
+    with output_files(config, output, _QAT_FILES) as files:
+        _emit(config, config.retrain, files, device, reporter or Reporter(quiet=True))
+    return files
+
+
+def _emit(
+    config: Config, settings: RetrainConfig, files: dict[str, Path], device: str, reporter: Reporter
+) -> None:
     solver = caffeio.read_solver(settings.solver, settings.root)
     if solver.test_net is None:
         raise ConfigError(
@@ -114,8 +115,7 @@ def emit_qat(
             path, head + _solver_text(solver, files["qat_prototxt"].name)
         ),
     }
-    write_files(files, writers)
-    return files
+    write_files(files, writers, overwrite=config.output.overwrite)
 
 
 #: What whoever trains with the emitted files should know.
@@ -211,9 +211,8 @@ def quantize_trained(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = output_files(config, output, model_files(config))
-    clock = Clock()
-    with reporter.compiling(device):
+    clock, names = Clock(), model_files(config)
+    with output_files(config, output, names) as files, reporter.compiling(device):
         with clock.stage("read"):
             trained = caffeio.read_net(prototxt, caffemodel, "TRAIN")
             before = read_model(config)

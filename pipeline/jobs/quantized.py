@@ -7,8 +7,8 @@ from pathlib import Path
 
 from caffeio import Net
 from caffeio.record import Record
-from pipeline.errors import PipelineError
-from pipeline.jobs.files import integer_writers, prefixed_files, write_files
+from pipeline.jobs.files import integer_writers, prefixed_files
+from pipeline.jobs.writing import held_folder, write_files
 from pipeline.quantize.export import deploy_net, fakequant_net
 from pipeline.quantize.fuse import Fused
 from pipeline.quantize.int8_net import Int8Net
@@ -20,9 +20,9 @@ _DEPLOY = ("deploy_prototxt", "deploy_weights")
 
 #: What is written, by the original tool's ``save_type``.
 SAVE_TYPES = {
-    "Fakequant": ("record", *_FAKEQUANT, "node_map"),
-    "Deploy": ("record", *_DEPLOY, "node_map"),
-    "Both": ("record", *_FAKEQUANT, *_DEPLOY, "node_map"),
+    "Fakequant": ("record", *_FAKEQUANT, "node_map", "manifest"),
+    "Deploy": ("record", *_DEPLOY, "node_map", "manifest"),
+    "Both": ("record", *_FAKEQUANT, *_DEPLOY, "node_map", "manifest"),
 }
 
 
@@ -83,8 +83,6 @@ class QuantizedModel:
             raise ValueError(f"save_type is '{save_type}', not one of {', '.join(SAVE_TYPES)}")
         files = prefixed_files(save_path, SAVE_TYPES[save_type])
         writers = integer_writers(self.record, self.fused, self.int8)
-        try:
+        with held_folder(next(iter(files.values())).parent):
             write_files(files, writers)
-        except OSError as error:
-            raise PipelineError(f"{save_path}: cannot be written: {error.strerror}") from None
         return files

@@ -18,6 +18,7 @@ from pipeline.jobs.finish import finish
 from pipeline.jobs.quantized import QuantizedModel
 from pipeline.jobs.stages import Clock, Ranges
 from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.manifest import changed_since
 from pipeline.quantize.convert import Fold, prepare_record, size_doubts
 from pipeline.quantize.corrections import Corrected
 from pipeline.quantize.improve import Improved
@@ -67,9 +68,8 @@ def quantize_from_record(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = output_files(config, output, model_files(config))
-    clock = Clock()
-    with reporter.compiling(device):
+    clock, names = Clock(), model_files(config)
+    with output_files(config, output, names) as files, reporter.compiling(device):
         with clock.stage("read"):
             work, record = prepare_from_record(config)
             for warning in work.warnings:
@@ -99,6 +99,8 @@ def prepare_from_record(config: Config) -> tuple[Prepared, Record]:
         raise ConfigError("[record] is missing: it names the record")
     record = caffeio.read_record(config.record.file)
     work = prepare_record(read_model(config), record, config.record.fold)
+    if said := changed_since(config.record.file):
+        work = replace(work, warnings=(*work.warnings, f"{config.record.file} {said}"))
     c = config.calibrate
     # where to read samples from, if any are read
     sizes = {"data": c.data, "batch_num": c.batch_num, "batch_size": c.batch_size}

@@ -14,6 +14,7 @@ from caffeio.proto import caffe_pb2
 from kernels import QuantParams, quantize_weights
 from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
 from pipeline.layers.quant import quant_params
+from pipeline.manifest import check_unchanged
 from pipeline.quantize.int8_net import Int8Net
 from pipeline.quantize.integers import weight_scales
 
@@ -41,7 +42,8 @@ def load_quantized(prototxt: str | Path, caffemodel: str | Path, *, device: str 
     Raises
     ------
     caffeio.CaffeFileError, caffeio.NetError
-        If a file cannot be read, or they are no quantized model: the layer is named.
+        If a file cannot be read, or is not as the run that wrote it says in its manifest; or they
+        are no quantized model: the layer is named.
 
     Examples
     --------
@@ -49,6 +51,7 @@ def load_quantized(prototxt: str | Path, caffemodel: str | Path, *, device: str 
     ...     "quantized/net_deploy_model.prototxt", "quantized/net_deploy_weights.caffemodel"
     ... )  # doctest: +SKIP
     """
+    check_unchanged(prototxt, caffemodel)
     net, layers = integers_of(caffeio.read_net(prototxt, caffemodel))
     return Int8Net.of_layers(net, layers, device=device)
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "join"]
+__all__ = ["Group", "join", "leads_here"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class _Total(torch.autograd.Function):
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
+
+
+def leads_here() -> bool:
+    """Whether this process will lead the group that ``torchrun`` has announced, or is alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from pipeline.errors import ConfigError
 from pipeline.jobs.convert_config import original_config
 from pipeline.jobs.data import input_shapes
 from pipeline.jobs.evaluation import check_evaluation
-from pipeline.jobs.files import Writer, model_files, output_files, write_files
+from pipeline.jobs.files import model_files, output_files
 from pipeline.jobs.finish import finish
 from pipeline.jobs.stages import Clock, Ranges, calibrate
 from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.jobs.writing import Writer, write_files
 from pipeline.qat.plan import fake_plan, trained_channel_wise
 from pipeline.qat.trained import plan_of, with_trained
 from pipeline.quantize.assign import LayerPlan
@@ -29,7 +30,7 @@ from pipeline.report.curve import Training, draw_curve, write_curve
 from pipeline.report.progress import Reporter
 from pipeline.report.values import Report
 from pipeline.retrain.fake import clips_by_layer
-from pipeline.retrain.group import Group, join
+from pipeline.retrain.group import Group, join, leads_here
 from pipeline.retrain.plan import Plan, Test
 from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
 from pipeline.retrain.snapshot import fingerprint
@@ -128,13 +129,13 @@ def train_model(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = _files(config, output, _COURSE_FILES, resume)
-    with join(_device(config)) as group:
-        done = _train(config, group, files, reporter, resume)
-    if not group.leads:
-        return None
-    write_files(files, _course_writers(done, files))
-    _remove_snapshots(files["course"])
+    with _files(config, output, _COURSE_FILES, resume) as files:
+        with join(_device(config)) as group:
+            done = _train(config, group, files, reporter, resume)
+        if not group.leads:
+            return None
+        write_files(files, _course_writers(done, files), overwrite=config.output.overwrite)
+        _remove_snapshots(files["course"])
     return _trained(done, files)
 
 
@@ -168,15 +169,14 @@ def retrain_model(
     """
     config = config if isinstance(config, Config) else load_config(config)
     reporter = reporter or Reporter(quiet=True)
-    files = _files(config, output, {**model_files(config), **_COURSE_FILES}, resume)
-    clock = Clock()
-    with reporter.compiling(device):
+    clock, names = Clock(), {**model_files(config), **_COURSE_FILES}
+    with _files(config, output, names, resume) as files, reporter.compiling(device):
         with clock.stage("train"), join(_device(config)) as group:
             done = _train(config, group, files, reporter, resume, device)
         if not group.leads:
             return None
         report = _quantize(done, config, device, files, reporter, clock)
-    _remove_snapshots(files["course"])
+        _remove_snapshots(files["course"])
     return report
 
 
@@ -344,20 +344,21 @@ def _notes(done: _Done) -> tuple[str, ...]:
     )
 
 
+@contextmanager
 def _files(
     config: Config,
     output: str | Path | None,
     names: dict[str, str],
     resume: bool | str | Path,
-) -> dict[str, Path]:
-    files = output_files(config, output, names)
-    snapshot = _snapshot_path(files["course"])
-    if snapshot.exists() and resume is not True and not config.output.overwrite:
-        raise ConfigError(
-            f"{snapshot} is left from a training that did not end: --resume goes on from it; "
-            "remove it, or set output.overwrite = true, to start anew"
-        )
-    return files
+) -> Iterator[dict[str, Path]]:
+    with output_files(config, output, names, held=leads_here()) as files:
+        snapshot = _snapshot_path(files["course"])
+        if snapshot.exists() and resume is not True and not config.output.overwrite:
+            raise ConfigError(
+                f"{snapshot} is left from a training that did not end: --resume goes on from it; "
+                "remove it, or set output.overwrite = true, to start anew"
+            )
+        yield files
 
 
 def _snapshot_path(course: Path) -> Path:

@@ -1,0 +1,243 @@
+"""Writing a run's files: all of them or none, by one run at a time, and what was written known."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.log import log
+from pipeline.manifest import write_manifest
+
+__all__ = [
+    "VIEWS",
+    "Writer",
+    "held_folder",
+    "temporary_folder",
+    "write_files",
+    "written_files",
+]
+
+#: Writes one file.
+Writer = Callable[[Path], None]
+
+#: Folders of files that are not whole yet, in the folder that is written to or beside it.
+_PREFIX = ".writing-"
+#: Kinds that tell of a run, or are made of these: in no manifest, which is the same twice.
+VIEWS = ("report", "layers", "page")
+#: What `caffeio.atomic_write` leaves where a process is killed.
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_written: list[Path] = []
+
+
+def written_files() -> tuple[Path, ...]:
+    """Return what this process has written, for whoever says what an interruption left."""
+    return tuple(_written)
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other runs from writing to it; what killed ones left is removed.
+
+    The lock is on the folder itself (flock): it is gone with the process, however that ends. A
+    folder that was made here and is still empty at the end is removed.
+
+    Raises
+    ------
+    PipelineError
+        If another run writes to it, or it cannot be made or written.
+    """
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        if not _locked(lock):
+            raise PipelineError(
+                f"{folder}: another run is writing to this folder; wait for its end, or write to "
+                "another one"
+            )
+        _remove_leftovers(folder)
+        yield
+    finally:
+        os.close(lock)
+        with suppress(OSError):  # it holds something, or is held
+            for path in made:
+                path.rmdir()
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock of an open folder; True also where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN)
+    return True
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs have half written; folders of runs that live are locked."""
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+    for path in (*folder.glob(f"{_PREFIX}*"), *folder.parent.glob(f"{_PREFIX}{folder.name}-*")):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if _locked(descriptor):
+                    shutil.rmtree(path)
+                    log.info("removed %s, which a run that was killed has left", path)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder for files that will be in `folder`: beside it, or in it where that fails.
+
+    Whatever it still holds at the end is removed.
+    """
+    try:
+        made = tempfile.mkdtemp(dir=folder.parent, prefix=f"{_PREFIX}{folder.name}-")
+        if os.stat(made).st_dev != (folder if folder.exists() else folder.parent).stat().st_dev:
+            os.rmdir(made)  # a mounted folder: nothing moves into it in one step
+            raise OSError
+    except OSError:
+        made = tempfile.mkdtemp(dir=folder, prefix=_PREFIX)
+    lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    _locked(lock)
+    try:
+        yield Path(made)
+    finally:
+        os.close(lock)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def write_files(
+    files: Mapping[str, Path], writers: Mapping[str, Writer], *, overwrite: bool = True
+) -> None:
+    """Write all files to a temporary folder, then give each its name: all of them or none.
+
+    In one step where the folder is empty. Else one after another, with signals held back; if one
+    cannot be put there, those before it are taken back. The manifest, which is made here, comes
+    last: a set of which a process that was killed has changed a part is noticed by it.
+
+    Parameters
+    ----------
+    files : mapping of kind to Path
+        All in one folder; that of the kind "manifest" names the others.
+    writers : mapping of kind to Writer
+    overwrite : bool
+        Whether files that are there by now may be replaced.
+
+    Raises
+    ------
+    ConfigError
+        If a file has been made meanwhile, and must not be replaced. Nothing has changed then.
+    PipelineError
+        If the folder cannot be written.
+    KeyboardInterrupt
+        If a signal came while files were given their names: all are in place, as it says.
+    """
+    folder = next(iter(files.values())).parent
+    try:
+        with temporary_folder(folder) as temporary:
+            made = {kind: temporary / path.name for kind, path in files.items()}
+            manifest = made.pop("manifest", None)
+            for kind, path in made.items():
+                writers[kind](path)
+            if manifest is not None:
+                write_manifest(manifest, [p for k, p in made.items() if k not in VIEWS])
+                made["manifest"] = manifest
+            with _signals_held() as arrived:
+                if not _moved_whole(temporary, folder):
+                    _move_each(temporary, [folder / p.name for p in made.values()], overwrite)
+                _written.extend(files.values())
+    except FileExistsError as error:
+        raise ConfigError(
+            f"{error.filename2} has been made meanwhile; set output.overwrite = true, or write to "
+            "another folder"
+        ) from None
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+    for path in files.values():
+        log.info("written: %s", path)
+    if arrived:
+        raise KeyboardInterrupt(f"interrupted; all files had been written to {folder}")
+
+
+@contextmanager
+def _signals_held() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM instead of acting on them."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _moved_whole(temporary: Path, folder: Path) -> bool:
+    """Put a whole folder in the place of one that is empty, and a user's as ours is."""
+    try:
+        is_ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+        if not is_ours or temporary.parent != folder.parent:
+            return False
+        os.chmod(temporary, folder.stat().st_mode)
+        os.rename(temporary, folder)  # fails unless the folder is empty
+    except OSError:
+        return False
+    return True
+
+
+def _move_each(temporary: Path, paths: Sequence[Path], overwrite: bool) -> None:
+    """Give each file its name; take all back if one cannot have it."""
+    old, moved = temporary / "old", []
+    old.mkdir()
+    try:
+        for path in paths:
+            if overwrite:
+                with suppress(FileNotFoundError):
+                    _kept(path, old / path.name)
+                os.replace(temporary / path.name, path)
+            else:
+                os.link(temporary / path.name, path)  # unlike a rename, fails if one is there
+            moved.append(path)
+    except BaseException:
+        for path in moved:
+            if (old / path.name).exists():
+                os.replace(old / path.name, path)
+            else:
+                path.unlink()
+        raise
+
+
+def _kept(path: Path, old: Path) -> None:
+    """Keep a file under a second name; a copy where the file system has no links."""
+    try:
+        os.link(path, old)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(path, old)

@@ -1,0 +1,97 @@
+"""Standard output and error of a command: what happens to them does not end the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TextIO
+
+__all__ = ["SafeStream", "safe_streams", "terminated_is_interrupted"]
+
+
+class SafeStream:
+    """A stream whose reader may go (``| head``), or that may be full; then it is silent.
+
+    Parameters
+    ----------
+    stream : file
+
+    Attributes
+    ----------
+    failed : OSError or None
+        Why it is silent.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failed: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, if that is still possible."""
+        if self.failed is None:
+            try:
+                return self._stream.write(text)
+            except OSError as error:
+                self._fail(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over what has been written."""
+        if self.failed is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.failed = error
+        with suppress(OSError, ValueError):  # what is left in buffers goes nowhere, in silence
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextmanager
+def safe_streams() -> Iterator[None]:
+    """Make standard output and error safe; say at the end if output could not be written.
+
+    A reader that has gone is no news: it has seen what it wanted.
+    """
+    before = sys.stdout, sys.stderr
+    out, errors = (None if s is None else SafeStream(s) for s in before)
+    sys.stdout, sys.stderr = out, errors
+    try:
+        yield
+    finally:
+        if out is not None:
+            out.flush()
+            if out.failed is not None and not isinstance(out.failed, BrokenPipeError):
+                print(f"note: not all could be printed: {out.failed.strerror}", file=errors)
+        if errors is not None:
+            errors.flush()
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def terminated_is_interrupted() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
