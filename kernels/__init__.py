@@ -32,7 +32,8 @@ IFMR on the data itself
 Training with a learned range
     `ClipRange`, `guard_clips`, `UlqGrid`, `ulq_grid`, `ulq_forward`, `ulq_backward`
 Devices and compiling
-    `DEVICES` and their type `Device`, `best_device`, `device_count`, `select_device`, `on_compile`
+    `DEVICES` and their type `Device`, `DeviceError`, `best_device`, `device_count`,
+    `select_device`; `on_compile`, `cache_problem`, `CacheWarning`
 For programs that run whole nets
     `packed`, `resident`, `check_output`, `float_stage`, `ConvGeometry`, `PoolGeometry`
 
@@ -63,11 +64,18 @@ from kernels.affine import (
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
 from kernels.compensation import ColumnMoments, column_moments, compensated_rounding
-from kernels.compiling import on_compile
+from kernels.compiling import CacheWarning, cache_problem, on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
 from kernels.decomposition import LowRank, decompositions, output_error
 from kernels.deconv import deconv2d, deconv2d_int8, deconv_output_size
-from kernels.dispatch import DEVICES, Device, best_device, device_count, select_device
+from kernels.dispatch import (
+    DEVICES,
+    Device,
+    DeviceError,
+    best_device,
+    device_count,
+    select_device,
+)
 from kernels.histogram import Histogram, NotFiniteError
 from kernels.inner_product import inner_product, inner_product_int8
 from kernels.levels import best_levels, entropy_bits, level_table
@@ -96,12 +104,14 @@ __version__ = "0.2.0"
 
 __all__ = [
     "DEVICES",
+    "CacheWarning",
     "ChannelMoments",
     "ChannelParams",
     "ClipRange",
     "ColumnMoments",
     "ConvGeometry",
     "Device",
+    "DeviceError",
     "Histogram",
     "IfmrCandidates",
     "IfmrPass",
@@ -120,6 +130,7 @@ __all__ = [
     "avg_pool2d_int8",
     "best_device",
     "best_levels",
+    "cache_problem",
     "channel_moments",
     "check_output",
     "column_moments",

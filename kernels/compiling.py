@@ -7,7 +7,36 @@ from contextlib import AbstractContextManager, nullcontext
 
 from kernels.dispatch import Device, backend, check_device
 
-__all__ = ["on_compile"]
+__all__ = ["CacheWarning", "cache_problem", "on_compile"]
+
+
+class CacheWarning(UserWarning):
+    """Compiled kernels could not be kept on disk; it is said once in a process.
+
+    Everything works: only the next process compiles them again.
+    """
+
+
+def cache_problem(device: Device | str) -> str:
+    """Return why kernels compiled so far will have to be compiled again by the next process.
+
+    Parameters
+    ----------
+    device : str
+        Only those of the CPU are kept on disk.
+
+    Returns
+    -------
+    str
+        Empty if nothing was compiled, or all of it is kept.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    check_device(device)
+    return str(backend(device, "jit").cache_problem()) if device == "cpu" else ""
 
 
 def on_compile(

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 __all__ = [
     "DEVICES",
     "Device",
+    "DeviceError",
     "backend",
     "best_device",
     "check_device",
@@ -20,6 +21,10 @@ __all__ = [
 #: How a caller can name a device. ``reference`` defines the results; the others must equal it.
 Device = Literal["reference", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
+
+
+class DeviceError(RuntimeError):
+    """A device that this process cannot compute on; the message says what would do."""
 
 
 def check_device(device: str) -> None:
@@ -42,6 +47,10 @@ def backend(device: str, operation: str) -> ModuleType:
     ------
     ValueError
         If there is no such device.
+    DeviceError
+        If this process cannot compute on it.
+    ImportError
+        If a library that it needs is missing.
     """
     check_device(device)
     return importlib.import_module(f"kernels.{device}.{operation}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.commands import positive
@@ -164,7 +165,7 @@ def _main(arguments: list[str]) -> int:
     try:
         if command is not None:
             return command(arguments[1:])
-        with _logging(options, arguments):
+        with _logging(options, arguments), _notes(options.quiet):
             return _run(options)
     except KeyboardInterrupt as stopped:
         _say(str(stopped) or _interrupted())
@@ -183,6 +184,24 @@ def _logging(options: argparse.Namespace, arguments: Sequence[str]) -> AbstractC
 
     options.console = PlainConsole(stderr=True) if options.verbose else None
     return logging_to(options.log, options.console, arguments)
+
+
+@contextmanager
+def _notes(quiet: bool) -> Iterator[None]:
+    """Show as a line that compiled kernels are not kept, which for programs is a warning."""
+    from kernels import CacheWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_note(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, CacheWarning):
+                show(message, category, *place)
+            elif not quiet:
+                _say(f"note: {message}")
+
+        warnings.showwarning = show_note  # type: ignore[assignment]
+        yield
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
@@ -368,12 +387,14 @@ def _say(text: str) -> None:
 def _explain(error: Exception) -> int:
     """Print what went wrong as a line, and return the exit code."""
     from caffeio import CaffeFileError, MissingFileError, NetError
+    from kernels import DeviceError
     from pipeline.errors import ConfigError, PipelineError
 
     if isinstance(error, ConfigError):
         _say(f"error: {error}")
         return WRONG_USE
-    expected = isinstance(error, CaffeFileError | NetError | PipelineError | ImportError)
+    of_ours = CaffeFileError | NetError | PipelineError | DeviceError | ImportError
+    expected = isinstance(error, of_ours)
     kind = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else " (--verbose shows where)"
     _say(f"error: {kind}{error}{hint}")

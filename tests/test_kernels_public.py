@@ -104,6 +104,8 @@ def test_classes_are_documented(name: str):
     cls = getattr(kernels, name)
     text = inspect.getdoc(cls) or ""
     assert len(text.split("\n")[0]) > 20
+    if issubclass(cls, Exception) and "__init__" not in vars(cls):
+        return
     if "settings" not in name and inspect.signature(cls).parameters:
         simple = {"MinMax", "Percentile", "Mse", "Kl"}  # one sentence says it all
         assert name in simple or documented(cls, "Parameters") or documented(cls, "Attributes")

@@ -14,25 +14,44 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import numba
-from numba.core import event
+from numba.core import config, event
 
+from kernels.cpu.cache import cache_for
+from kernels.cpu.cache import problem as cache_problem
+from kernels.dispatch import DeviceError
 from kernels.rounding import round_half_away as _round_half_away
 
-__all__ = ["jit", "on_compile", "parallel_entry", "parallel_jit", "prange", "round_half_away"]
+__all__ = [
+    "cache_problem",
+    "jit",
+    "on_compile",
+    "parallel_entry",
+    "parallel_jit",
+    "prange",
+    "round_half_away",
+]
+
+if vars(config)["DISABLE_JIT"]:
+    raise DeviceError(
+        "device 'cpu' needs numba to compile its kernels, which NUMBA_DISABLE_JIT=1 forbids: "
+        "unset it, or choose device 'reference'"
+    )
 
 prange = numba.prange
 
-_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
-def jit(function: Callable) -> Any:
+def jit(function: Callable, **options: Any) -> Any:
     """Compile for one core. No fastmath: it deletes NaN checks and changes rounding."""
-    return numba.njit(**_OPTIONS)(function)
+    dispatcher = numba.njit(**_OPTIONS, **options)(function)
+    dispatcher._cache = cache_for(function)  # where numba's `enable_caching` puts its own
+    return dispatcher
 
 
 def parallel_jit(function: Callable) -> Any:
     """Compile with `prange` loops spread over the cores; call it in `parallel_entry`."""
-    return numba.njit(parallel=True, **_OPTIONS)(function)
+    return jit(function, parallel=True)
 
 
 round_half_away = jit(_round_half_away)

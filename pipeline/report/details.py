@@ -106,6 +106,8 @@ def layer_details(
     seen: Observations,
     layers: Mapping[str, QuantizedLayer],
     corrections: Mapping[str, LayerCorrection],
+    *,
+    device: str = "cpu",
 ) -> dict[str, LayerDetail]:
     """Return the details of each quantized layer whose data was observed.
 
@@ -115,6 +117,8 @@ def layer_details(
     seen : Observations
     layers : mapping of layer name to QuantizedLayer
     corrections : mapping of layer name to LayerCorrection
+    device : str
+        Where other methods are searched.
     """
     reads = work.reads(work.fused.net)
     winners: dict[tuple[Value, bool], dict[str, list[float]]] = {}
@@ -126,8 +130,8 @@ def layer_details(
         hist, method = seen.histograms[reads[name]], work.plans[name].method
         key = reads[name], method.asymmetric
         if key not in winners:
-            winners[key] = _winners(hist, method.asymmetric)
-        tried, chosen = _search(hist, method)
+            winners[key] = _winners(hist, method.asymmetric, device)
+        tried, chosen = _search(hist, method, device)
         low, high = _weight_ends(layer.blobs, layers[name])
         details[name] = LayerDetail(
             repr(method),
@@ -149,20 +153,22 @@ def layer_details(
     return details
 
 
-def _winners(hist: Histogram, asymmetric: bool) -> dict[str, list[float]]:
+def _winners(hist: Histogram, asymmetric: bool, device: str) -> dict[str, list[float]]:
     found = {}
     for name in kernels.METHODS:
         try:
-            params = kernels.search_params(hist, name, asymmetric=asymmetric)
+            params = kernels.search_params(hist, name, device=device, asymmetric=asymmetric)
         except ValueError:
             continue
         found[name] = list(params.range)
     return found
 
 
-def _search(hist: Histogram, method: kernels.Method) -> tuple[list[list[float]], list[float]]:
+def _search(
+    hist: Histogram, method: kernels.Method, device: str
+) -> tuple[list[list[float]], list[float]]:
     """Return some of what a search tried, and what it chose."""
-    trace = kernels.search_trace(hist, method)
+    trace = kernels.search_trace(hist, method, device=device)
     if not trace.losses.size:
         return [], []
     rows = np.stack([trace.lows, trace.highs, trace.losses], axis=1)

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from kernels import on_compile
+from kernels import cache_problem, on_compile
 from pipeline.log import log, said
 from pipeline.report.console import PlainConsole
 
@@ -85,9 +85,8 @@ class Reporter:
         with on_compile(device, found):
             yield
         if found.count:
-            self.say(
-                f"compiled {found.count} kernels in {found.seconds:.1f} s; the next run has them"
-            )
+            after = "" if cache_problem(device) else "; the next run has them"
+            self.say(f"compiled {found.count} kernels in {found.seconds:.1f} s{after}")
 
     def track(
         self, items: Iterable[T], what: str, total: int | None, unit: str = "batches"
@@ -157,7 +156,7 @@ class _Compiles:
 
     def __call__(self, kernel: str, count: int, seconds: float) -> None:
         if not self.count:
-            self._reporter.say("compiling kernels for this processor, only this once ...")
+            self._reporter.say("compiling kernels for this processor ...")
         self.count, self.seconds = count, seconds
         log.debug("compiling %s (number %d, after %.1f s)", kernel, count, seconds)
         text = f"compiling {kernel} ({count}, {seconds:.0f} s)" if kernel else ""

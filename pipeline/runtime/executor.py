@@ -9,6 +9,7 @@ on it, on a device whose memory the data never leaves (`pipeline.runtime.device`
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from pipeline.layers.int8 import QuantizedLayer
 from pipeline.runtime.compiled import Watch
 from pipeline.runtime.loop import Observer
 from pipeline.runtime.model import Model, Request
-from pipeline.runtime.runners import runner_for
+from pipeline.runtime.runners import Runner, runner_for
 from pipeline.runtime.shapes import check_inputs
 from pipeline.runtime.state import State
 
@@ -62,7 +63,13 @@ class Executor:
         self.net = net
         self.device = device
         self._model = Model(net, numbers, device)
-        self._runner = runner_for(self._model)
+        if device == "cuda":
+            _ = self._runner  # raises where there is none
+
+    @cached_property
+    def _runner(self) -> Runner:
+        """What runs it: not made, nor a compiler loaded, for one that is only asked its shapes."""
+        return runner_for(self._model)
 
     @property
     def remembers(self) -> bool:
