@@ -18,6 +18,7 @@ from kernels.affine import guard_scales
 from kernels.checks import Array, as_array, check_array, check_bits, is_device_array
 from kernels.dispatch import Device, backend
 from kernels.histogram import Histogram
+from kernels.locks import Guarded
 from kernels.methods import Ifmr, Percentile
 from kernels.params import QuantParams
 from kernels.rounding import round_half_away
@@ -58,6 +59,8 @@ def tail_rank(total: int, percentile: float) -> int:
 @dataclass(frozen=True)
 class IfmrCandidates:
     """What IFMR chooses from.
+
+    Never changes: threads and forked processes may share it.
 
     Attributes
     ----------
@@ -139,7 +142,7 @@ def ifmr_candidates(low: float, high: float, settings: Ifmr, bits: int = 8) -> I
     return IfmrCandidates(lows, highs, guard_scales(scales), settings.asymmetric, bits)
 
 
-class IfmrPass:
+class IfmrPass(Guarded):
     """A second pass over the data that equals IFMR on all of it, in constant memory.
 
     Parameters
@@ -154,6 +157,11 @@ class IfmrPass:
     total : int
         Values seen.
 
+    Notes
+    -----
+    Threads: may be shared; the order in which their losses are added rounds the last bits. A
+    forked child goes on with a copy.
+
     Examples
     --------
     >>> import numpy as np
@@ -166,6 +174,7 @@ class IfmrPass:
     """
 
     def __init__(self, candidates: IfmrCandidates) -> None:
+        super().__init__()
         self.candidates = candidates
         self.losses = np.zeros(candidates.scales.size)
         self.total = 0
@@ -177,8 +186,10 @@ class IfmrPass:
         found by `params`: they leave a loss that is not finite.
         """
         x, c = _flat(x, device), self.candidates
-        self.losses += backend(device, "ifmr").squared_errors(x, c.lows, c.highs, c.scales)
-        self.total += math.prod(x.shape)
+        losses = backend(device, "ifmr").squared_errors(x, c.lows, c.highs, c.scales)
+        with self._lock:
+            self.losses = self.losses + losses
+            self.total += math.prod(x.shape)
 
     def params(self) -> QuantParams:
         """Return the parameters of the best candidate.

@@ -33,6 +33,8 @@ _CHUNK_BYTES = 64 << 20
 class ColumnMoments:
     """Moments of the columns that a layer multiplies with its weights.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     count : int

@@ -13,6 +13,8 @@ __all__ = ["CacheWarning", "cache_problem", "on_compile"]
 class CacheWarning(UserWarning):
     """Compiled kernels could not be kept on disk; it is said once in a process.
 
+    Threads: whichever compiles first says it.
+
     Everything works: only the next process compiles them again.
     """
 

@@ -25,6 +25,8 @@ __all__ = ["ConvGeometry", "conv2d", "conv2d_int8", "conv_output_size", "prepare
 class ConvGeometry:
     """How a kernel slides over an image; pairs are (vertical, horizontal).
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     kernel, stride, pad, dilation : (int, int)
@@ -291,6 +293,9 @@ def prepare_conv2d(
 class PreparedConv:
     """A convolution with packed weights; made by `prepare_conv2d`.
 
+    Never changes: threads may share it, and run it at once. A forked child may not run it where
+    `kernels.DeviceError` says so.
+
     Attributes
     ----------
     shape : tuple of int
@@ -326,6 +331,8 @@ class PreparedConv:
 @dataclass(frozen=True)
 class InPlace:
     """Buffers of a prepared convolution, valid while they are taken.
+
+    For one thread, as long as they are taken.
 
     Attributes
     ----------

@@ -40,6 +40,8 @@ _FLOOR = 1e-6
 class LowRank:
     """Two convolutions whose first R channels between them are the best of rank R.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     first : float64 array (N, I, ...)

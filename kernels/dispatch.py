@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -14,6 +16,7 @@ __all__ = [
     "backend",
     "best_device",
     "check_device",
+    "check_usable",
     "device_count",
     "select_device",
 ]
@@ -23,14 +26,42 @@ Device = Literal["reference", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = get_args(Device)
 
 
+#: Devices that this process has lost, because it was forked from one that used them.
+_LOST: set[Device] = set()
+
+
 class DeviceError(RuntimeError):
-    """A device that this process cannot compute on; the message says what would do."""
+    """A device that this process cannot compute on; the message says what would do.
+
+    Raised to every thread of a forked child that must be spawned, and where a compiler is off.
+    """
 
 
 def check_device(device: str) -> None:
     """Raise `ValueError` if there is no such device."""
     if device not in DEVICES:
         raise ValueError(f"device '{device}' is unknown; choose one of {', '.join(DEVICES)}")
+
+
+def check_usable(device: Device | str) -> None:
+    """Raise `DeviceError` if the process was forked from one that had used the device."""
+    if device in _LOST:
+        raise DeviceError(
+            f"device '{device}' was in use when this process was forked, and a child cannot go on "
+            "with it: start processes by 'spawn', as multiprocessing.get_context('spawn') does"
+        )
+
+
+def _note_lost() -> None:
+    """Note, in a child, the devices whose threads or contexts have stayed in the parent."""
+    for device in DEVICES:
+        code = sys.modules.get(f"kernels.{device}.jit")
+        if code is not None and not getattr(code, "survives_fork", bool)():  # half imported: lost
+            _LOST.add(device)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_lost)
 
 
 def backend(device: str, operation: str) -> ModuleType:
@@ -53,6 +84,7 @@ def backend(device: str, operation: str) -> ModuleType:
         If a library that it needs is missing.
     """
     check_device(device)
+    check_usable(device)
     return importlib.import_module(f"kernels.{device}.{operation}")
 
 

@@ -13,12 +13,14 @@ makes percentiles near 0 and 1 exact, and counts exact zeros, which a quantizer 
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.checks import Array, check_integer, check_kind, check_place
 from kernels.dispatch import Device, backend
+from kernels.locks import Guarded
 
 __all__ = [
     "LEAST_EXPONENT",
@@ -38,6 +40,8 @@ LEAST_EXPONENT = -126
 class NotFiniteError(ValueError):
     """The data holds NaN or infinity.
 
+    Threads and other processes may be given it.
+
     Attributes
     ----------
     nans, infinities : int
@@ -47,6 +51,10 @@ class NotFiniteError(ValueError):
     def __init__(self, nans: int, infinities: int) -> None:
         self.nans, self.infinities = nans, infinities
         super().__init__(f"data holds {nans} NaN and {infinities} infinite values")
+
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        """Let it come back from another process."""
+        return type(self), (self.nans, self.infinities)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Seen:
     largest: np.ndarray
 
 
-class Histogram:
+class Histogram(Guarded):
     """Accumulates float32 data of any size and range.
 
     Parameters
@@ -115,6 +123,12 @@ class Histogram:
     smallest, largest : float32 array
         The extreme values, ascending from the least and descending from the greatest.
 
+    Notes
+    -----
+    Threads: may be shared; they count one after the other, and copies and pickles are of one
+    moment. Attributes read while another thread counts need not belong together. A forked child
+    goes on with a copy.
+
     Examples
     --------
     >>> import numpy as np
@@ -130,6 +144,7 @@ class Histogram:
     """
 
     def __init__(self, half: int = 1 << 14, tail: int = 4096) -> None:
+        super().__init__()
         self.half, self.tail = check_integer("half", half, 2), check_integer("tail", tail, 1)
         if self.half & (self.half - 1):
             raise ValueError(f"half must be a power of two, not {half}")
@@ -161,14 +176,15 @@ class Histogram:
         if not size:
             return
         code = backend(device, "histogram")
-        ends = self.smallest, self.largest
-        seen = code.count(x, self.counts, self.exponent, ends, self.tail)
-        if seen.nans or seen.infinities:
-            raise NotFiniteError(seen.nans, seen.infinities)
-        self.exponent = seen.exponent
-        self.zeros += seen.zeros
-        self.smallest, self.largest = seen.smallest, seen.largest
-        self._widen(seen.low, seen.high, size)
+        with self._lock:
+            ends = self.smallest, self.largest
+            seen = code.count(x, self.counts, self.exponent, ends, self.tail)
+            if seen.nans or seen.infinities:
+                raise NotFiniteError(seen.nans, seen.infinities)
+            self.exponent = seen.exponent
+            self.zeros += seen.zeros
+            self.smallest, self.largest = seen.smallest, seen.largest
+            self._widen(seen.low, seen.high, size)
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen; the order of merging makes no difference.
@@ -185,28 +201,28 @@ class Histogram:
             )
         if not other.total:
             return
-        exponent, counts = max(self.exponent, other.exponent), other.counts.copy()
-        join(self.counts, exponent - self.exponent)
-        join(counts, exponent - other.exponent)
-        self.counts += counts
-        self.exponent = exponent
-        self.zeros += other.zeros
-        self.largest = greatest(self.largest, other.largest, self.tail)
-        self.smallest = -greatest(-self.smallest, -other.smallest, self.tail)
-        self._widen(other.low, other.high, other.total)
+        other = copy(other)  # as it is now: never are both locked
+        with self._lock:
+            exponent, counts = max(self.exponent, other.exponent), other.counts
+            join(self.counts, exponent - self.exponent)
+            join(counts, exponent - other.exponent)
+            self.counts += counts
+            self.exponent = exponent
+            self.zeros += other.zeros
+            self.largest = greatest(self.largest, other.largest, self.tail)
+            self.smallest = -greatest(-self.smallest, -other.smallest, self.tail)
+            self._widen(other.low, other.high, other.total)
 
     def edges(self) -> BinEdges:
         """Return the bins that hold something, for integrating a loss over them."""
-        counts = self.counts.copy()
-        counts[self.half] -= self.zeros
+        with self._lock:
+            counts, zeros, exponent = self.counts.copy(), self.zeros, self.exponent
+            low, high = self.low, self.high
+        counts[self.half] -= zeros
         used = np.flatnonzero(counts != 0)  # of booleans it is many times faster
-        width = math.ldexp(1.0, self.exponent)
+        width = math.ldexp(1.0, exponent)
         left = (used - self.half) * width
-        return BinEdges(
-            np.clip(left, self.low, self.high),
-            np.clip(left + width, self.low, self.high),
-            counts[used],
-        )
+        return BinEdges(np.clip(left, low, high), np.clip(left + width, low, high), counts[used])
 
     def largest_at(self, k: int) -> tuple[float, bool]:
         """Return the k-th largest value (k from 1) and whether it is exact.
@@ -218,11 +234,13 @@ class Histogram:
         ValueError
             If fewer than k values were seen.
         """
-        return self._kth(k, self.largest, 1)
+        with self._lock:
+            return self._kth(k, self.largest, 1)
 
     def smallest_at(self, k: int) -> tuple[float, bool]:
         """Return the k-th smallest value (k from 1) and whether it is exact; see above."""
-        return self._kth(k, self.smallest, -1)
+        with self._lock:
+            return self._kth(k, self.smallest, -1)
 
     def _kth(self, k: int, tail_values: np.ndarray, sign: int) -> tuple[float, bool]:
         if not 1 <= k <= self.total:

@@ -24,6 +24,8 @@ def _check_percentile(name: str, value: float) -> None:
 class Ifmr:
     """Shrink or stretch the upper end, keep what leaves the least squared error.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     search_range : (float, float)
@@ -61,6 +63,8 @@ class Ifmr:
 class Hfmg:
     """Trim a histogram from both ends, keep the range of the least expected error.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     num_of_bins : int
@@ -81,14 +85,20 @@ class Hfmg:
 
 @dataclass(frozen=True)
 class MinMax:
-    """Take the whole range seen."""
+    """Take the whole range seen.
+
+    Never changes: threads and forked processes may share it.
+    """
 
     asymmetric: bool = True
 
 
 @dataclass(frozen=True)
 class Percentile:
-    """Take the range between two percentiles, each in (0.5, 1]."""
+    """Take the range between two percentiles, each in (0.5, 1].
+
+    Never changes: threads and forked processes may share it.
+    """
 
     max_percentile: float = 0.999999
     min_percentile: float = 0.999999
@@ -101,7 +111,10 @@ class Percentile:
 
 @dataclass(frozen=True)
 class Mse:
-    """Try `steps` shares of either end, keep the pair of the least squared error."""
+    """Try `steps` shares of either end, keep the pair of the least squared error.
+
+    Never changes: threads and forked processes may share it.
+    """
 
     steps: int = 100
     asymmetric: bool = True
@@ -112,7 +125,10 @@ class Mse:
 
 @dataclass(frozen=True)
 class Kl:
-    """Try `steps` shares of the range, keep the one of the least Kullback-Leibler divergence."""
+    """Try `steps` shares of the range, keep the one of the least Kullback-Leibler divergence.
+
+    Never changes: threads and forked processes may share it.
+    """
 
     steps: int = 100
     asymmetric: bool = True

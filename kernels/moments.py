@@ -26,6 +26,8 @@ def _quiet() -> np.errstate:
 class ChannelMoments:
     """Sums over samples and positions of x (exact values) and y (what stands for them).
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     count : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, TypeVar
 
 from kernels.checks import check_bits
@@ -37,6 +38,11 @@ class Observer:
     ------
     TypeError, ValueError
         If the method, bits or device is wrong.
+
+    Notes
+    -----
+    Threads: may be shared, as its histogram may. What is observed while another thread resets it
+    counts before or after. A forked child goes on with a copy.
 
     Examples
     --------
@@ -84,7 +90,8 @@ class Observer:
         ValueError
             If nothing was.
         """
-        return search_params(self.histogram, self._method, bits=self._bits, device=self._device)
+        seen = copy(self.histogram)  # of one moment, while others may observe
+        return search_params(seen, self._method, bits=self._bits, device=self._device)
 
     def merge(self, other: Observer) -> None:
         """Add what another observer has seen; the order of merging makes no difference."""

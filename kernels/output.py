@@ -42,6 +42,8 @@ __all__ = [
 class OutputStage:
     """How a layer's int32 sums are stored.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     scale : float32 array (C,) or (1,), or float

@@ -17,6 +17,8 @@ __all__ = ["ChannelParams", "QuantParams", "check_channels", "format_numbers"]
 class QuantParams:
     """Scale and offset of one tensor.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     scale : float
@@ -88,6 +90,8 @@ class QuantParams:
 @dataclass(frozen=True, eq=False)
 class ChannelParams:
     """Scale and offset of each channel of a tensor.
+
+    Never changes: threads and forked processes may share it.
 
     Attributes
     ----------

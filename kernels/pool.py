@@ -15,6 +15,8 @@ __all__ = ["PoolGeometry", "divisors", "pool_geometry", "pool_output_size"]
 class PoolGeometry:
     """How a window slides over an image; pairs are (vertical, horizontal).
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     kernel, stride, pad, out_size : (int, int)

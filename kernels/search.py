@@ -24,6 +24,8 @@ __all__ = ["SearchTrace", "chosen_method", "quantization_error", "search_params"
 class SearchTrace:
     """What a search tried, and what it chose.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     params : QuantParams

@@ -9,11 +9,13 @@ order or on who has summed what, for up to 2**31 values of a channel.
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import numpy as np
 
 from kernels.checks import Array, check_array, check_integer
 from kernels.dispatch import Device, backend, check_device
+from kernels.locks import Guarded
 from kernels.rounding import round_half_away
 
 __all__ = ["SHIFTS", "ShiftSearch"]
@@ -23,7 +25,7 @@ SHIFTS = range(1, 17)
 _MOST_VALUES = 1 << 31
 
 
-class ShiftSearch:
+class ShiftSearch(Guarded):
     """Searches N for each channel of a layer's sums, over batches.
 
     Parameters
@@ -31,6 +33,10 @@ class ShiftSearch:
     channels : int
     truncate : bool
         Round towards zero, as an older search does, not down.
+
+    Notes
+    -----
+    Threads: may be shared. A forked child goes on with a copy.
 
     Examples
     --------
@@ -45,6 +51,7 @@ class ShiftSearch:
     """
 
     def __init__(self, channels: int, *, truncate: bool = False) -> None:
+        super().__init__()
         check_integer("channels", channels, 1, 1 << 31)
         self._halves = np.zeros((2, channels, len(SHIFTS)), np.int64)  # low and high 32 bits
         self._count = 0
@@ -80,10 +87,9 @@ class ShiftSearch:
             raise ValueError(f"sums must be (N, {channels}, ...), not {tuple(sums.shape)}")
         if not sums.size:
             return
-        self._add(sums.size // channels)
         shape = (*sums.shape[:2], math.prod(sums.shape[2:]))
         code = backend(device, "search_n")
-        self._halves += code.shift_errors(sums.reshape(shape), self._truncate)
+        self._add(sums.size // channels, code.shift_errors(sums.reshape(shape), self._truncate))
 
     def merge(self, other: ShiftSearch) -> None:
         """Add what another search of as many channels has seen.
@@ -95,13 +101,15 @@ class ShiftSearch:
         """
         if other._halves.shape != self._halves.shape or other._truncate != self._truncate:
             raise ValueError("the searches are of different channels or roundings")
-        self._add(other._count)
-        self._halves += other._halves
+        other = copy(other)  # as it is now: never are both locked
+        self._add(other._count, other._halves)
 
-    def _add(self, count: int) -> None:
-        if self._count + count > _MOST_VALUES:
-            raise OverflowError(f"more than {_MOST_VALUES} values of a channel")
-        self._count += count
+    def _add(self, count: int, halves: np.ndarray) -> None:
+        with self._lock:
+            if self._count + count > _MOST_VALUES:
+                raise OverflowError(f"more than {_MOST_VALUES} values of a channel")
+            self._count += count
+            self._halves = self._halves + halves
 
     @property
     def errors(self) -> np.ndarray:

@@ -33,6 +33,8 @@ __all__ = ["ClipRange", "UlqGrid", "guard_clips", "ulq_backward", "ulq_forward",
 class ClipRange:
     """A learned range, and the one before, to which a bad step returns.
 
+    Never changes: threads and forked processes may share it.
+
     Attributes
     ----------
     high, low : float
@@ -49,6 +51,8 @@ class ClipRange:
 @dataclass(frozen=True)
 class UlqGrid:
     """The steps of a range.
+
+    Never changes: threads and forked processes may share it.
 
     Attributes
     ----------

@@ -19,7 +19,6 @@ import os
 import pickle
 import re
 import sys
-import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from numba.core import caching, config
 from numba.core.serialize import dumps
 
 from kernels.compiling import CacheWarning
+from kernels.locks import Lock
 
 __all__ = ["cache_for", "problem"]
 
@@ -44,7 +44,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _IMPORTS = re.compile(r"^from (kernels[\w.]*) import", re.MULTILINE)
 
 _problem: list[str] = []  # the one that was said
-_LOCK = threading.Lock()
+_LOCK = Lock()
 
 
 def problem() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,20 +16,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import numba
 from numba.core import config, event
+from numba.core.compiler_lock import global_compiler_lock as compiler_lock
 
 from kernels.cpu.cache import cache_for
 from kernels.cpu.cache import problem as cache_problem
-from kernels.dispatch import DeviceError
+from kernels.dispatch import DeviceError, check_usable
 from kernels.rounding import round_half_away as _round_half_away
 
 __all__ = [
     "cache_problem",
+    "compiler_lock",
     "jit",
     "on_compile",
     "parallel_entry",
     "parallel_jit",
     "prange",
     "round_half_away",
+    "survives_fork",
 ]
 
 if vars(config)["DISABLE_JIT"]:
@@ -57,29 +61,48 @@ def parallel_jit(function: Callable) -> Any:
 round_half_away = jit(_round_half_away)
 
 
-def _reentrant_layer() -> bool:
-    """Whether a threading layer is at hand that several Python threads may enter at once."""
-    for name in ("tbbpool", "omppool"):
-        try:
-            __import__(f"numba.np.ufunc.{name}")
-        except ImportError:
-            continue
-        return True
-    return False
-
-
 _LOCK = threading.Lock()
-_LOCK_NEEDED = not _reentrant_layer()
+
+
+def _layer() -> str:
+    """Return the threading layer that numba has chosen: nothing before a first use."""
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return ""
 
 
 @contextmanager
 def parallel_entry() -> Iterator[None]:
-    """Hold other Python threads back where numba's workqueue layer would abort on them."""
-    if not _LOCK_NEEDED:
+    """Let threads run `prange` loops at once where numba's layer is made for that.
+
+    The layer "workqueue" aborts the process if a second thread enters; which layer it is, is known
+    after the first loop.
+
+    Raises
+    ------
+    DeviceError
+        In a process forked from one that has used the layer "omp", where it would be killed.
+    """
+    check_usable("cpu")
+    if _layer() in ("omp", "tbb"):
         yield
         return
     with _LOCK:
         yield
+
+
+def survives_fork() -> bool:
+    """Return, in a forked child, whether it can use what the parent has used.
+
+    GNU OpenMP kills a child that enters it again; "tbb" and "workqueue" start new threads. What
+    another thread of the parent was compiling or running remains locked for ever.
+    """
+    for lock in (compiler_lock._lock, _LOCK):
+        if not lock.acquire(blocking=False):
+            return False
+        lock.release()
+    return _layer() != "omp" or not sys.platform.startswith("linux")
 
 
 class _Listener(event.Listener):

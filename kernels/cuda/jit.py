@@ -39,6 +39,7 @@ __all__ = [
     "select_device",
     "streams",
     "sub",
+    "survives_fork",
 ]
 
 cuda: Any = _cuda  # what it offers depends on whether it is simulated
@@ -70,6 +71,11 @@ def device_count() -> int:
 def select_device(number: int) -> None:
     """Let this thread compute on a device."""
     cuda.select_device(number)
+
+
+def survives_fork() -> bool:
+    """Return, in a forked child, whether it can use devices: not if the parent has a context."""
+    return SIMULATED or cuda.cudadrv.driver.driver.pid is None
 
 
 def kernel(function: Callable) -> Any:

@@ -7,7 +7,6 @@ instruction set the functions under them are written for.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -17,11 +16,10 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from kernels.cpu.jit import jit
+from kernels.cpu.jit import compiler_lock, jit
 
 __all__ = ["assembly", "bytes_at", "call", "compile_text", "features"]
 
-_LOCK = threading.Lock()
 _ENGINES: list[Any] = []  # they own the machine code
 
 
@@ -50,7 +48,7 @@ def compile_text(text: str, name: str) -> int:
     RuntimeError
         If LLVM refuses the text.
     """
-    with _LOCK:
+    with compiler_lock:
         _initialize()
         flags = llvm.get_host_cpu_features().flatten()
         machine = _machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), flags, True)

@@ -8,7 +8,6 @@ and the steps with their addresses filled in; so several threads can run one pro
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from kernels.cpu.codegen.epilogue import FIELDS
 from kernels.cpu.engine.image import SLACK, Image
 from kernels.cpu.engine.runner import run_steps
+from kernels.locks import Lock
 from kernels.programs import StepError
 
 __all__ = ["Instance", "NanError", "Program", "Slots"]
@@ -52,7 +52,7 @@ class Program:
     sizes: tuple[int, ...]
     keep: tuple[object, ...]
     _free: list[Instance] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: Lock = field(default_factory=Lock)
 
     @contextmanager
     def instance(self) -> Iterator[Instance]:
