@@ -15,7 +15,8 @@ Layers, in float32 and in INT8
     `conv2d`, `conv2d_int8`, `prepare_conv2d`, `deconv2d`, `deconv2d_int8`, `inner_product`,
     `inner_product_int8`, `avg_pool2d`, `avg_pool2d_int8`, `max_pool2d`
 What becomes of the sums of an INT8 layer
-    `OutputStage`; the shift to 16 bits: `ShiftSearch`
+    `OutputStage`; whether they fit: `int32_room`, `ANY_PRODUCTS`; the shift to 16 bits:
+    `ShiftSearch`
 Sizes of results
     `conv_output_size`, `deconv_output_size`, `pool_output_size`
 Observing data, in one pass and constant memory
@@ -63,6 +64,7 @@ from kernels.affine import (
     requantize,
 )
 from kernels.avg_pool import avg_pool2d, avg_pool2d_int8
+from kernels.checks import ANY_PRODUCTS, int32_room
 from kernels.compensation import ColumnMoments, column_moments, compensated_rounding
 from kernels.compiling import CacheWarning, cache_problem, on_compile
 from kernels.conv import ConvGeometry, conv2d, conv2d_int8, conv_output_size, prepare_conv2d
@@ -103,6 +105,7 @@ __version__ = "0.2.0"
 # caffe-quant: kernels (by this line `pipeline.installed` knows that the package is this one)
 
 __all__ = [
+    "ANY_PRODUCTS",
     "DEVICES",
     "CacheWarning",
     "ChannelMoments",
@@ -154,6 +157,7 @@ __all__ = [
     "ifmr_candidates",
     "inner_product",
     "inner_product_int8",
+    "int32_room",
     "level_table",
     "max_pool2d",
     "on_compile",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 __all__ = [
+    "ANY_PRODUCTS",
     "Array",
     "abs_sums",
     "as_array",
@@ -25,6 +26,13 @@ __all__ = [
     "int32_room",
     "is_device_array",
 ]
+
+
+_INT32_MAX = int(np.iinfo(np.int32).max)
+#: The largest magnitude of ``(x - offset) * w``.
+_MOST_PRODUCT = 255 * 128
+#: So many products, whatever data and weights are, fit in an int32 sum without a bias.
+ANY_PRODUCTS = _INT32_MAX // _MOST_PRODUCT
 
 
 class SupportsArray(Protocol):
@@ -276,9 +284,10 @@ def abs_sums(w: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def int32_room(w: np.ndarray, bias: np.ndarray | None, channel_axis: int) -> None:
-    """Raise unless every sum of this layer fits in int32, whatever the data.
+    """Raise unless every sum of an INT8 layer fits in int32, whatever the data.
 
-    The largest magnitude of ``x - offset`` is 255, so |sum| <= 255 * sum|w| + |bias|.
+    The largest magnitude of ``x - offset`` is 255, so |sum| <= 255 * sum|w| + |bias|. Every INT8
+    operation asks this; ask it where weights are made, to refuse them before they are used.
 
     Parameters
     ----------
@@ -290,19 +299,29 @@ def int32_room(w: np.ndarray, bias: np.ndarray | None, channel_axis: int) -> Non
     Raises
     ------
     OverflowError
-        Naming the first channel whose sum could leave int32.
+        Naming the channel whose sum could leave int32 by most, its products, and how many of them
+        always fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kernels import ANY_PRODUCTS, int32_room
+    >>> ANY_PRODUCTS
+    65793
+    >>> int32_room(np.full((1, 65793), -128, np.int8), None, 0)  # one more would raise
     """
     axes = tuple(a for a in range(w.ndim) if a != channel_axis % w.ndim)
     depth = w.size // max(w.shape[channel_axis], 1)
     largest = 0 if bias is None or not bias.size else max(-int(bias.min()), int(bias.max()))
-    if 255 * 128 * depth + largest <= np.iinfo(np.int32).max:
+    if _MOST_PRODUCT * depth + largest <= _INT32_MAX:
         return  # whatever the weights are: most layers need no closer look
     bound = 255 * abs_sums(w, axes)
     if bias is not None:
         bound = bound + np.abs(bias.astype(np.int64)).reshape(-1)[: bound.size]
-    if bound.size and bound.max() > np.iinfo(np.int32).max:
+    if bound.size and bound.max() > _INT32_MAX:
         channel = int(np.argmax(bound))
         raise OverflowError(
-            f"output channel {channel} could sum up to {int(bound[channel])}, beyond int32; "
-            "keep this layer in float"
+            f"output channel {channel} could sum up to {int(bound[channel])} over {depth} "
+            f"products, beyond int32, which has room for any {ANY_PRODUCTS}; keep this layer in "
+            "float"
         )

@@ -16,7 +16,9 @@ import caffeio
 import kernels
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
+from pipeline.config.calibrate import CalibrateConfig
 from pipeline.errors import PipelineError
+from pipeline.layers.int8 import QuantizedLayer
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import fuse
@@ -28,6 +30,8 @@ from pipeline.quantize.integers import (
     reciprocal,
     with_data,
 )
+from pipeline.quantize.load import integers_of
+from pipeline.quantize.prepare import prepare_layers
 from pipeline.runtime.executor import FloatNet
 
 X = samples(4)
@@ -125,6 +129,81 @@ def test_a_bias_beyond_int32_names_layer_and_cure():
     ).layer("l")
     with pytest.raises(PipelineError, match=r"'l'.*channel 1.*skip_layers"):
         quantize_layer(layer, LayerRecord(1e-3, 0, (1e-3,), (0,)))
+
+
+WIDE = kernels.ANY_PRODUCTS + 1
+
+
+def wide(kind: str, weights: np.ndarray, bias: tuple[float, ...] = ()) -> caffeio.Net:
+    """A layer "l" of one output that sums so many products."""
+    size = weights.size
+    rows = "bias_term: false" if not bias else ""
+    params, shape, blob = {
+        "InnerProduct": (f"inner_product_param {{ num_output: 1 {rows} }}", (1, size), (1, size)),
+        "Convolution": (
+            f"convolution_param {{ num_output: 1 kernel_size: 1 {rows} }}",
+            (1, size, 1, 1), (1, size, 1, 1),
+        ),
+        "Deconvolution": (
+            f"convolution_param {{ num_output: 1 kernel_size: 1 {rows} }}",
+            (1, size, 1, 1), (size, 1, 1, 1),
+        ),
+        "old InnerProduct": (
+            f"inner_product_param {{ num_output: 1 {rows} }}", (1, size), (1, 1, 1, size),
+        ),
+    }[kind]  # fmt: skip
+    blobs = [weights.reshape(blob), *([np.array(bias)] if bias else [])]
+    return with_blobs(one_layer(kind.rsplit(maxsplit=1)[-1], params, [shape]), {"l": blobs})
+
+
+@pytest.mark.parametrize(
+    "kind", ["InnerProduct", "old InnerProduct", "Convolution", "Deconvolution"]
+)
+def test_a_layer_too_wide_for_int32_is_refused_when_layers_are_chosen(kind: str):
+    refused = (
+        rf"layer 'l': output channel 0 could sum up to \d+ over {WIDE + 600} products, beyond "
+        rf"int32, which has room for any {WIDE - 1}; .*name it in skip_layers"
+    )
+    net = wide(kind, np.full(WIDE + 600, -1.0))
+    with pytest.raises(PipelineError, match=refused):
+        prepare_layers(net, CalibrateConfig())
+    with pytest.raises(PipelineError, match="no layer to quantize"):  # it is left in float
+        prepare_layers(net, CalibrateConfig(skip_layers=("l",)))
+    # by a record's factors there is no choice of layers: the same words
+    record = LayerRecord(0.5, 0, (1 / 128,), (0,))
+    with pytest.raises(PipelineError, match=refused):
+        quantize_layer(net.layer("l"), record)
+
+
+def test_a_quantized_model_too_wide_for_int32_names_the_layer_when_it_is_read():
+    net, one = wide("InnerProduct", np.full(WIDE, -1.0)), np.ones(1, np.float32)
+    weights = np.full((1, WIDE), -128, np.int8)
+    q = QuantizedLayer(
+        "l", "InnerProduct", QuantParams(0.5, 0), one, weights, None, np.zeros(1, np.uint8)
+    )
+    with pytest.raises(caffeio.NetError, match=f"layer 'l': .* over {WIDE} products"):
+        integers_of(deploy_net(net, {"l": q}))
+
+
+def test_a_wide_layer_of_small_weights_is_not_refused():
+    weights = np.full(WIDE + 600, 0.01)
+    weights[0] = 1.0
+    net = wide("InnerProduct", weights)
+    assert "l" in prepare_layers(net, CalibrateConfig()).plans
+    x = np.ones((1, weights.size), np.float32)
+    record = LayerRecord(1 / 127, 0, (1 / 127,), (0,))
+    for device in ("reference", "cpu"):
+        (y,) = (
+            Int8Net.of_fused(net, Record({"l": record}), device=device).forward({"x0": x}).values()
+        )
+        assert y[0, 0] == pytest.approx((127 + (WIDE + 599)) / 127, rel=1e-6)
+
+
+def test_sums_that_the_bias_takes_beyond_int32_name_the_layer():
+    net = wide("InnerProduct", np.full(WIDE - 1, -1.0), (-1000.0,))
+    prepare_layers(net, CalibrateConfig())  # without the data's scale nothing is known of the bias
+    with pytest.raises(PipelineError, match="layer 'l': output channel 0 could sum up to"):
+        quantize_layer(net.layer("l"), LayerRecord(1e-3, 0, (1 / 128,), (0,)))
 
 
 def test_nan_weights_name_the_layer():

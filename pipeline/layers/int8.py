@@ -14,7 +14,7 @@ from kernels import OutputStage, QuantParams
 from pipeline.layers.convolution import conv_params
 from pipeline.layers.pooling import pool_params
 
-__all__ = ["INT8_TYPES", "Int8Type", "QuantizedLayer"]
+__all__ = ["INT8_TYPES", "Int8Type", "QuantizedLayer", "products", "too_wide"]
 
 
 @dataclass(frozen=True)
@@ -201,3 +201,30 @@ INT8_TYPES: dict[str, Int8Type] = {
     "InnerProduct": Int8Type(_inner_product, _inner_product_rule),
     "Pooling": Int8Type(_pooling, _pooling_rule, weighted=False),
 }
+
+
+def products(kind: str, weights: np.ndarray) -> int:
+    """Return how many products a sum of a layer has, by its type and weights in Caffe's shape."""
+    if kind == "InnerProduct":
+        return weights.shape[-1]
+    return weights.size // max(weights.shape[INT8_TYPES[kind].channel_axis], 1)
+
+
+def too_wide(kind: str, weights: np.ndarray, bias: np.ndarray | None = None) -> str:
+    """Return why the sums of a layer of integers may leave int32; nothing if they cannot.
+
+    Parameters
+    ----------
+    kind : str
+        The layer's type.
+    weights : int8 array
+        In Caffe's shape.
+    bias : int32 array (O,), optional
+    """
+    if kind == "InnerProduct":  # old files have four axes
+        weights = weights.reshape((-1, weights.shape[-1]))
+    try:
+        kernels.int32_room(weights, bias, INT8_TYPES[kind].channel_axis)
+    except OverflowError as error:
+        return f"{error}: name it in skip_layers"
+    return ""

@@ -12,9 +12,10 @@ from caffeio import Layer, Net
 from caffeio.record import LayerRecord, Record
 from kernels import QuantParams
 from pipeline.errors import PipelineError
-from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
+from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer, products, too_wide
 
 __all__ = [
+    "check_width",
     "layer_record",
     "quantize_layer",
     "quantize_layers",
@@ -105,13 +106,7 @@ def layer_record(
     """
     scales = np.ones(1, np.float32)
     if layer.blobs:
-        try:
-            axis = INT8_TYPES[layer.type].channel_axis if channel_wise else None
-            scales = kernels.arq(layer.blobs[0], axis)
-        except ValueError as error:
-            raise PipelineError(
-                f"layer '{layer.name}': {error}; mend the weights or name the layer in skip_layers"
-            ) from None
+        scales = _arq(layer, channel_wise)
     channels, height, width = (*shape[1:], 1, 1, 1)[:3]
     return LayerRecord(
         scale_d=_readable(data.scale),
@@ -126,6 +121,44 @@ def layer_record(
     )
 
 
+def _arq(layer: Layer, channel_wise: bool) -> np.ndarray:
+    """Return the scales of a layer's weights, float32 (O,) or (1,)."""
+    try:
+        return kernels.arq(
+            layer.blobs[0], INT8_TYPES[layer.type].channel_axis if channel_wise else None
+        )
+    except ValueError as error:
+        raise PipelineError(
+            f"layer '{layer.name}': {error}; mend the weights or name the layer in skip_layers"
+        ) from None
+
+
+def check_width(layer: Layer, channel_wise: bool) -> None:
+    """Raise, before anything is observed, if a layer is too wide for int32 sums.
+
+    That its bias does not fit beside them is known only with the scale of its data, and raised by
+    `quantize_layer`.
+
+    Parameters
+    ----------
+    layer : Layer
+        Float, already fused; without blobs there is nothing to check yet.
+    channel_wise : bool
+        One weight scale for each output channel.
+
+    Raises
+    ------
+    PipelineError
+        Naming the layer, how many products a sum has, how many always fit, and the cure.
+    """
+    if not layer.blobs or products(layer.type, layer.blobs[0]) <= kernels.ANY_PRODUCTS:
+        return
+    axis, w = INT8_TYPES[layer.type].channel_axis, layer.blobs[0]
+    weights = kernels.quantize_weights(w, _arq(layer, channel_wise), channel_axis=axis)
+    if why := too_wide(layer.type, weights):
+        raise PipelineError(f"layer '{layer.name}': {why}")
+
+
 def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
     """Quantize the weights and bias of a layer by its factors.
 
@@ -138,7 +171,7 @@ def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
     Raises
     ------
     PipelineError
-        If the factors do not fit the layer, or its bias leaves int32.
+        If the factors do not fit the layer, or its bias or a sum may leave int32.
     """
     data = QuantParams(record.scale_d, record.offset_d)
     scale_w = np.array(record.scale_w, np.float32)
@@ -163,6 +196,8 @@ def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
     bias = None
     if len(layer.blobs) > 1:
         bias = _quantize_bias(layer, np.float32(data.scale) * scale_w)
+    if why := too_wide(layer.type, weights, bias):
+        raise PipelineError(f"layer '{layer.name}': {why}")
     return QuantizedLayer(layer.name, layer.type, data, scale_w, weights, bias, shift)
 
 

@@ -12,7 +12,7 @@ import caffeio
 from caffeio import Layer, Net, NetError, Value
 from caffeio.proto import caffe_pb2
 from kernels import QuantParams, quantize_weights
-from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer
+from pipeline.layers.int8 import INT8_TYPES, QuantizedLayer, too_wide
 from pipeline.layers.quant import quant_params
 from pipeline.manifest import check_unchanged
 from pipeline.quantize.int8_net import Int8Net
@@ -142,7 +142,10 @@ def _quantized(layer: Layer, data: QuantParams, dequant: Layer) -> QuantizedLaye
             raise NetError(f"does not fit '{dequant.name}': {error}", layer.name) from None
     elif weights.dtype != np.int8:
         raise NetError(f"has {weights.dtype} weights; int8 or float32 is needed", layer.name)
-    return QuantizedLayer(layer.name, layer.type, data, scale_w, weights, _bias(layer, deq), shift)
+    bias = _bias(layer, deq)
+    if why := too_wide(layer.type, weights, bias):
+        raise NetError(why, layer.name)
+    return QuantizedLayer(layer.name, layer.type, data, scale_w, weights, bias, shift)
 
 
 def _bias(layer: Layer, deq: np.ndarray) -> np.ndarray | None:

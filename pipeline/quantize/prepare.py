@@ -27,6 +27,7 @@ from pipeline.quantize.depthwise import depthwise_as_convolution, depthwise_note
 from pipeline.quantize.eligibility import Verdict, check_float, judge
 from pipeline.quantize.fuse import Fused, fuse
 from pipeline.quantize.given_ranges import layer_ranges
+from pipeline.quantize.integers import check_width
 from pipeline.runtime.schedule import blocked
 
 __all__ = [
@@ -147,7 +148,7 @@ def prepare_layers(
     ConfigError
         If a setting names what the net has not.
     PipelineError
-        If there is nothing to quantize.
+        If there is nothing to quantize, or a layer is too wide for sums in int32.
     caffeio.NetError
         If the net is quantized already.
     """
@@ -167,6 +168,9 @@ def prepare_layers(
         for x in fused.net.layers
         if x.name in quantized_names
     }
+    for x in fused.net.layers:
+        if x.name in plans:
+            check_width(x, plans[x.name].channel_wise)
     for v in verdicts:
         plan = plans.get(v.layer)
         what = f"in float: {v.reason}" if plan is None else f"INT8, {plan.summary}"
