@@ -311,7 +311,7 @@ BROKEN = [
      ["net.prototxt:", ":"]),
     ("missing weights", forget_weights, 1, ["'dw'", "net.caffemodel"]),
     ("NaN weights", break_weights("dw", lambda b: b * np.nan), 1, ["'dw'", "NaN"]),
-    ("NaN data", nan_data, 1, ["'conv1'", "'data'", "batch 1", "NaN"]),
+    ("NaN data", nan_data, 1, ["'conv1'", "'data'", "data.npz[6]", "NaN"]),
     ("empty data folder", empty_folder, 1, ["images"]),
     ("corrupt JPEG", corrupt_jpeg, 1, ["5.jpg"]),
     ("too little data", break_text("config.toml", "batch_num = 2", "batch_num = 20"), 1,

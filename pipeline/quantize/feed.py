@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from caffeio import MissingFileError, Net
+from caffeio import CaffeFileError, MissingFileError, Net
 from caffeio.data import (
     DATA_LAYERS,
     Batch,
@@ -113,6 +113,8 @@ class Feed:
         The samples that are read, in order; None: all from `start` on.
     notes : tuple of str
         What the user should know of the data.
+    readers : dict of blob name to str
+        The first layer that reads each input, for messages.
     """
 
     inputs: dict[str, tuple[Source, Transform]]
@@ -120,6 +122,7 @@ class Feed:
     label: LabelInput | None = None
     places: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    readers: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of samples there are."""
@@ -140,13 +143,43 @@ class Feed:
         ------
         PipelineError
             At once, if there are fewer samples than `batch_num` batches hold.
+        CaffeFileError
+            While iterating: a sample is damaged, or holds NaN or infinity; it names the sample.
         """
         try:
-            return batches(self.inputs, batch_size, batch_num, self.start, places=self.places)
+            found = batches(self.inputs, batch_size, batch_num, self.start, places=self.places)
         except NotEnoughData as error:
             raise PipelineError(
                 f"{error}; lower batch_num or batch_size, or give more data"
             ) from None
+        return self._finite(found)
+
+    def _finite(self, found: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches; raise for the first that holds NaN or infinity."""
+        for batch in found:
+            for blob, x in batch.inputs.items():
+                if not np.isfinite(x).all():
+                    raise self._not_finite(batch, blob)
+            yield batch
+
+    def _not_finite(self, batch: Batch, blob: str) -> CaffeFileError:
+        """Return the error that names the first sample of a batch that is not finite."""
+        (source, _), x = self.inputs[blob], batch.inputs[blob]
+        row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))
+        sample = source[batch.places[row]]
+        where = f"for the net's input '{blob}'"
+        if blob in self.readers:
+            where += f", which layer '{self.readers[blob]}' reads"
+        if np.isfinite(sample.data).all():
+            what, cure = "is finite, but [transform] makes of it", "check its mean, scale and std"
+        else:
+            what, cure = "holds", "mend the sample or leave it out"
+        place = ", ".join(map(str, np.argwhere(~np.isfinite(x[row]))[0]))
+        return CaffeFileError(
+            sample.name,
+            f"{what} {np.isnan(x[row]).sum()} NaN and {np.isinf(x[row]).sum()} infinite values "
+            f"{where} (the first at [{place}]); {cure}",
+        )
 
     def chosen(self, how: Choice, count: int, seed: int = 0) -> Feed:
         """Return a feed of some of the samples; of all, in order, if there are not so many."""
@@ -233,7 +266,7 @@ def open_feed(
     if absent:
         raise ConfigError(f"[{where}]: no data for the net's input '{absent[0]}'")
     notes = tuple(f"{where}: {note}" for source, _ in opened.values() for note in source.notes)
-    return Feed(opened, tables[0].start, label, notes=notes)
+    return Feed(opened, tables[0].start, label, notes=notes, readers=_first_readers(net))
 
 
 def _label_input(net: Net) -> str | None:
@@ -248,6 +281,15 @@ def _data_inputs(net: Net) -> list[str]:
     return [blob for blob in net.inputs if blob != _label_input(net)]
 
 
+def _first_readers(net: Net) -> dict[str, str]:
+    """Return the name of the first layer that reads each input."""
+    return {
+        value.blob: net.layers[min(readers)].name
+        for value, readers in net.readers.items()
+        if value.version == 0 and readers
+    }
+
+
 def _own_feed(net: Net, table: DataConfig, label: LabelInput | None) -> Feed:
     """Open the data that the net's own data layer names, relative to `root`."""
     makers = [x for x in net.layers if x.type in DATA_LAYERS]
@@ -257,7 +299,7 @@ def _own_feed(net: Net, table: DataConfig, label: LabelInput | None) -> Feed:
             "exactly one is needed"
         )
     data = net_source(makers[0], table.root or ".")
-    return Feed(dict(data.inputs), table.start, label)
+    return Feed(dict(data.inputs), table.start, label, readers=_first_readers(net))
 
 
 def _open(table: DataConfig, where: str, labelled: bool) -> Source:
