@@ -163,10 +163,11 @@ def _main(arguments: list[str]) -> int:
         # read when the libraries are loaded, which has not happened yet
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
     try:
-        if command is not None:
-            return command(arguments[1:])
-        with _logging(options, arguments), _notes(options.quiet):
-            return _run(options)
+        with _notes("--quiet" in arguments):
+            if command is not None:
+                return command(arguments[1:])
+            with _logging(options, arguments):
+                return _run(options)
     except KeyboardInterrupt as stopped:
         _say(str(stopped) or _interrupted())
         return INTERRUPTED

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from layer_nets import one_layer, with_blobs
 
 import caffeio
@@ -305,6 +308,19 @@ def test_one_net_serves_several_threads():
         got = list(pool.map(lambda x: runner.forward({"x": x})["i"], inputs))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_net_that_is_only_asked_for_shapes_loads_no_compiler():
+    code = (
+        "import sys, caffeio\n"
+        "from pipeline import FloatNet\n"
+        f"net = FloatNet(caffeio.parse_net({INPUT + layers('r ReLU x r')!r}))\n"
+        "print(len(net.shapes()), 'numba' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    assert done.stdout == "2 False\n"
 
 
 @pytest.mark.skipif(kernels.best_device()[0] == "cuda", reason="there is a CUDA device")
