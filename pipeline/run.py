@@ -243,7 +243,9 @@ def _run(options: argparse.Namespace) -> int:
         output = config.output.model_copy(update={"write_config": options.write_config})
         config = config.model_copy(update={"output": output})
     if options.plan:
-        show_plan(plan_model(config, output=options.output), console, by_macs=options.sort)
+        device = "cpu" if options.device == "auto" else options.device
+        plan = plan_model(config, device=device, output=options.output)
+        show_plan(plan, console, by_macs=options.sort)
         return DONE
     # one console for bars and steps: neither writes into the other
     reporter = Reporter(options.quiet, None if options.quiet else options.console)

@@ -64,8 +64,8 @@ def quantize_model(
         with clock.stage("read"):
             work = prepare(config, read_model(config))
             _check(config, work)
-            work = looked_at(config, work)[0]
-            check_evaluator(config, work)
+            work = looked_at(config, work, device=device)[0]
+            check_evaluator(config, work, device=device)
             for warning in work.warnings:  # now, too: the rest may take long
                 reporter.say(f"WARNING: {warning}", style="bold red")
         with clock.stage("calibrate"):

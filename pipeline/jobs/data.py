@@ -188,9 +188,9 @@ def look_at_data(config: Config, work: Prepared, *, device: str = "cpu") -> Look
     )
 
 
-def looked_at(config: Config, work: Prepared) -> tuple[Prepared, Looked]:
+def looked_at(config: Config, work: Prepared, *, device: str = "cpu") -> tuple[Prepared, Looked]:
     """Look at the data, and add what it tells to notes and warnings."""
-    looked = look_at_data(config, work)
+    looked = look_at_data(config, work, device=device)
     notes = [*work.notes, *looked.notes]
     if config.evaluate is None:
         notes.append("no [evaluate] in the config: compared on the calibration samples")

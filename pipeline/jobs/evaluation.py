@@ -50,7 +50,7 @@ def check_evaluation(config: Config, work: Prepared) -> None:
     check_evaluator(config, work)
 
 
-def check_evaluator(config: Config, work: Prepared) -> None:
+def check_evaluator(config: Config, work: Prepared, *, device: str = "cpu") -> None:
     """Run the evaluator on a first batch of the float net.
 
     Raises
@@ -69,7 +69,8 @@ def check_evaluator(config: Config, work: Prepared) -> None:
     finally:
         feed.close()
     names = (*compared_blobs(work.net, e.outputs), *detection_blobs(work.net))
-    metrics.update(FloatNet(work.net).forward(feed.for_net(batch), names), batch)
+    net = FloatNet(work.net, device=device)
+    metrics.update(net.forward(feed.for_net(batch), names), batch)
     if metrics.problem:
         raise PipelineError(f"evaluate.evaluator: {metrics.problem}")
 

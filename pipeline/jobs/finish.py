@@ -160,7 +160,7 @@ def _detailed(
     """Return the report with what its page shows beyond the tables."""
     details = {}
     if ranges.seen is not None:
-        details = layer_details(work, ranges.seen, int8.layers, result.layers)
+        details = layer_details(work, ranges.seen, int8.layers, result.layers, device=device)
     inputs = {} if ranges.data is None else {s.blob: (1, *s.shape) for s in ranges.data.inputs}
     costs = layer_costs(work, inputs)
     report = replace(report, details=details, costs=costs, about=about(config, device))

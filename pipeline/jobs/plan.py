@@ -38,7 +38,9 @@ __all__ = ["plan_model"]
 
 
 @names_unknown_fields
-def plan_model(config: str | Path | Config, *, output: str | Path | None = None) -> Plan:
+def plan_model(
+    config: str | Path | Config, *, device: str = "cpu", output: str | Path | None = None
+) -> Plan:
     """Return what a run would do, without doing it: a sample of all data is read, none is run.
 
     But for a few, which go through the net down to its first BatchNorm layers. Of a training only
@@ -47,6 +49,8 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
     Parameters
     ----------
     config : path-like or Config
+    device : str
+        One of `kernels.DEVICES`.
     output : path-like, optional
         Folder to write to, instead of the config's. Nothing is written.
 
@@ -65,8 +69,8 @@ def plan_model(config: str | Path | Config, *, output: str | Path | None = None)
     shapes: dict[str, Shape] = {}
     batch_size = work.calibrate.batch_size
     if config.calibrate.data or config.retrain is None:
-        work, looked = looked_at(config, work)
-        check_evaluator(config, work)
+        work, looked = looked_at(config, work, device=device)
+        check_evaluator(config, work, device=device)
         shapes = looked.shapes
         batch_size = max(batch_size, evaluation(config, work).batch_size)
     net = FloatNet(work.fused.net)
