@@ -48,7 +48,7 @@ class IfmrSettings:
                 f"search_range_start is {start} and search_range_end {end}; "
                 "0 < start < end must hold"
             )
-        if not 0 < step <= end - start:
+        if not 0 < step <= (end - start) * (1 + 1e-6):  # 1 - 0.9 is a little below 0.1
             raise ValueError(f"search_step is {step}; it must be in (0, end - start]")
 
 

@@ -48,7 +48,7 @@ class Ifmr:
         start, end = self.search_range
         if not (0 < start < end < math.inf):
             raise ValueError(f"search_range must be 0 < start < end, not {self.search_range}")
-        if not 0 < self.search_step <= end - start:
+        if not 0 < self.search_step <= (end - start) * (1 + 1e-6):  # 1 - 0.9 is below 0.1
             raise ValueError(f"search_step must be in (0, {end - start}], not {self.search_step}")
         if (end - start) / _MOST_CANDIDATES > self.search_step:
             raise ValueError(

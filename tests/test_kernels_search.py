@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernels
-from kernels import Histogram, Ifmr, QuantParams, quantization_error, search_params
+from kernels import (
+    Histogram,
+    Ifmr,
+    QuantParams,
+    quantization_error,
+    search_params,
+    search_trace,
+)
 from kernels.dispatch import backend
 from kernels.search import _formats
 
@@ -355,3 +362,10 @@ def test_a_trace_tells_what_was_tried(name: str, method: str, asymmetric: bool):
         assert trace.losses[trace.best] == pytest.approx(
             quantization_error(hist, trace.params), rel=0.02, abs=1e-12
         )
+
+
+def test_a_step_as_wide_as_its_range_gives_both_ends():
+    hist = Histogram(tail=10)
+    hist.update(np.arange(100, dtype=np.float32))
+    tried = search_trace(hist, Ifmr((0.9, 1.0), 0.1)).highs  # 1 - 0.9 is a little below 0.1
+    np.testing.assert_allclose(tried, [0.9 * 99, 99], rtol=1e-6)

@@ -168,7 +168,7 @@ def test_a_name_that_is_taken(tmp_path, capsys):
     net = with_blobs(caffeio.parse_net(text), blobs)
     assert main([str(write_job(tmp_path, net)), "--decompose"]) == 2
     assert "has 'point_first' already" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_net_is_decomposed_likewise(tmp_path):

@@ -228,7 +228,9 @@ class LevelDBSource(_Database):
             import plyvel
         except ImportError:
             raise CaffeFileError(
-                path, "is a LevelDB; reading it needs plyvel: pip install caffe-quant[data]"
+                path,
+                "is a LevelDB; reading it needs plyvel: pip install plyvel (from Python 3.13 on it is "
+                "built with LevelDB's headers)",
             ) from None
         try:
             super().__init__(

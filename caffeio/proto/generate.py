@@ -33,7 +33,7 @@ def generate(target: Path) -> list[Path]:
         from grpc_tools import protoc
     except ImportError as error:
         raise RuntimeError(
-            "generating the protobuf modules needs grpcio-tools: pip install caffe-quant[test]"
+            "generating the protobuf modules needs grpcio-tools: pip install caffe-quant[proto]"
         ) from error
     root = Path(__file__).resolve().parents[2]
     include = str(files("grpc_tools") / "_proto")

@@ -44,7 +44,7 @@ class IfmrQuantize(Table):
         width = self.search_range_end - self.search_range_start
         if width <= 0:
             raise ValueError("search_range_start must be less than search_range_end")
-        if self.search_step > width:
+        if self.search_step > width * (1 + 1e-6):  # 1 - 0.9 is a little below 0.1
             raise ValueError("search_step must be at most search_range_end - search_range_start")
         return self
 
