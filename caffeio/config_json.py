@@ -70,7 +70,7 @@ def _parsed(
         if not enabled:
             raise ValueError("enables no layer: nothing would be quantized")
         return make(whole, layers, enabled)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise CaffeFileError(path, str(error)) from None
 
 
@@ -104,7 +104,7 @@ def _retraining(
 def _flag(name: str, layer: Mapping[str, Any], what: str) -> bool:
     try:
         return bool(_get(layer, f"{what}_enable", bool, True))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"layer '{name}': {error}") from None
 
 
@@ -114,7 +114,7 @@ def _in_layer(read: Callable[[str, Mapping[str, Any], list[str]], T]) -> Callabl
     def run(name: str, layer: Mapping[str, Any], notes: list[str]) -> T:
         try:
             return read(name, layer, notes)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"layer '{name}': {error}") from None
 
     return run

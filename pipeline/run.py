@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.commands import positive
 from pipeline.installed import check_kernels
-from pipeline.streams import safe_streams, terminated_is_interrupted
+from pipeline.streams import cache_notes, safe_streams, terminated_is_interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,7 +162,7 @@ def _main(arguments: list[str]) -> int:
         # read when the libraries are loaded, which has not happened yet
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
     try:
-        with _notes("--quiet" in arguments):
+        with cache_notes(None if "--quiet" in arguments else _say):
             if command is not None:
                 return command(arguments[1:])
             with _logging(options, arguments):
@@ -185,24 +184,6 @@ def _logging(options: argparse.Namespace, arguments: Sequence[str]) -> AbstractC
 
     options.console = PlainConsole(stderr=True) if options.verbose else None
     return logging_to(options.log, options.console, arguments)
-
-
-@contextmanager
-def _notes(quiet: bool) -> Iterator[None]:
-    """Show as a line that compiled kernels are not kept, which for programs is a warning."""
-    from kernels import CacheWarning
-
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_note(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if not issubclass(category, CacheWarning):
-                show(message, category, *place)
-            elif not quiet:
-                _say(f"note: {message}")
-
-        warnings.showwarning = show_note  # type: ignore[assignment]
-        yield
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int] | None:

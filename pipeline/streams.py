@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
-__all__ = ["SafeStream", "safe_streams", "terminated_is_interrupted"]
+__all__ = ["SafeStream", "cache_notes", "safe_streams", "terminated_is_interrupted"]
 
 
 class SafeStream:
@@ -95,3 +96,27 @@ def terminated_is_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def cache_notes(say: Callable[[str], None] | None) -> Iterator[None]:
+    """Say in a line that compiled kernels are not kept, which for programs is a warning.
+
+    Parameters
+    ----------
+    say : callable or None
+        Shows a line; None: nothing is said.
+    """
+    from kernels import CacheWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_note(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, CacheWarning):
+                show(message, category, *place)
+            elif say is not None:
+                say(f"note: {message}")
+
+        warnings.showwarning = show_note  # type: ignore[assignment]
+        yield

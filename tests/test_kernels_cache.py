@@ -16,7 +16,7 @@ from rich.console import Console
 
 import kernels
 from pipeline.report import progress
-from pipeline.run import _notes
+from pipeline.streams import cache_notes
 
 #: One small kernel; a process says what it computes and whether it was on disk.
 TINY = """
@@ -237,15 +237,15 @@ def test_without_the_compiler_the_cpu_says_what_it_needs(tiny: Path):
 
 
 def test_a_run_shows_it_as_a_note(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    with _notes(quiet=False), warnings.catch_warnings():
+    with cache_notes(lambda line: print(line, file=sys.stderr)), warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.warn("no room", kernels.CacheWarning, stacklevel=1)
     assert capsys.readouterr().err == "note: no room\n"
-    with _notes(quiet=True), warnings.catch_warnings():
+    with cache_notes(None), warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.warn("no room at all", kernels.CacheWarning, stacklevel=1)
     assert capsys.readouterr().err == ""
-    with _notes(quiet=True), pytest.warns(UserWarning, match="another"):
+    with cache_notes(None), pytest.warns(UserWarning, match="another"):
         warnings.warn("another", UserWarning, stacklevel=1)
     for problem, promised in (("", True), ("no room", False)):
         monkeypatch.setattr(progress, "cache_problem", lambda device, problem=problem: problem)

@@ -232,18 +232,25 @@ def test_a_bias_beyond_int32_leaves_the_layer_as_it_is(monkeypatch):
     Int8Net.of_fused(result.net, result.record)  # can be made
 
 
-def test_parts_beyond_the_budget_lie_in_files_until_dropped(tmp_path, monkeypatch):
+def test_parts_beyond_the_budget_lie_in_a_file_that_has_no_name(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     arrays = [np.full(10, i, np.float32) for i in range(5)]
+    arrays += [np.arange(6.0).reshape(2, 3).T, np.zeros((0, 4)), np.array(7, np.int8)]
     with Activations(budget=85) as values:
         for i, array in enumerate(arrays):
             values.put(i, array)
-        assert len([*tmp_path.rglob("*.npy")]) == 3
+        whole = values._end
+        assert whole == 3 * 40 + 48
         for i, array in enumerate(arrays):
             np.testing.assert_array_equal(values.get(i), array)
+            assert values.get(i).dtype == array.dtype
         values.drop(0)
         values.drop(3)
         values.put(4, arrays[0])  # now there is room
-        assert len([*tmp_path.rglob("*.npy")]) == 1
+        values.put(5, arrays[1])
+        values.put(6, arrays[2])
+        assert values._end == whole  # where others were dropped
+        np.testing.assert_array_equal(values.get(6), arrays[2])
         values.drop("never there")
+        assert [*tmp_path.iterdir()] == []
     assert [*tmp_path.iterdir()] == []

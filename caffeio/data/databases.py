@@ -229,8 +229,8 @@ class LevelDBSource(_Database):
         except ImportError:
             raise CaffeFileError(
                 path,
-                "is a LevelDB; reading it needs plyvel: pip install plyvel (from Python 3.13 on it is "
-                "built with LevelDB's headers)",
+                "is a LevelDB; reading it needs plyvel: pip install plyvel (from Python 3.13 on it "
+                "is built from source, with LevelDB's headers)",
             ) from None
         try:
             super().__init__(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.data import evaluation_feed
 from pipeline.jobs.files import prefixed_names
 from pipeline.jobs.unknown import names_unknown_fields
+from pipeline.jobs.writing import write_folder
 from pipeline.layers.int8 import QuantizedLayer
 from pipeline.quantize.export import fakequant_net
 from pipeline.quantize.int8_net import Int8Net
@@ -116,9 +115,8 @@ def dump_model(
     }
     _check_layers(layers, [n.net for n in nets.values()])
     inputs = some_samples(config, net, samples)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
-        place = Path(temporary) / "dump"
+
+    def write(place: Path) -> None:
         entries = [_write(place, _input_entry(b), x) for b, x in inputs.items()]
         for name, runner in reporter.track(nets.items(), "dump", len(nets), "nets"):
             numbers = int8.layers if name == "int8" else {}
@@ -130,7 +128,8 @@ def dump_model(
             "arrays": [asdict(e) for e in entries],
         }
         (place / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        os.replace(place, folder)
+
+    write_folder(folder, write)
     return folder
 
 

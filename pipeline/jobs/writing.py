@@ -25,6 +25,7 @@ __all__ = [
     "held_folder",
     "temporary_folder",
     "write_files",
+    "write_folder",
     "written_files",
 ]
 
@@ -90,7 +91,7 @@ def _locked(descriptor: int) -> bool:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed runs have half written; folders of runs that live are locked."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         if _PART.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
     for path in (*folder.glob(f"{_PREFIX}*"), *folder.parent.glob(f"{_PREFIX}{folder.name}-*")):
@@ -124,6 +125,36 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
     finally:
         os.close(lock)
         shutil.rmtree(made, ignore_errors=True)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder that is not there yet, whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+    write : callable
+        Fills a folder that it is given.
+
+    Raises
+    ------
+    PipelineError
+        If it cannot be written, or has been made meanwhile.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        with temporary_folder(folder) as temporary:
+            place = temporary / folder.name
+            place.mkdir()
+            write(place)
+            with _signals_held() as arrived:
+                os.rename(place, folder)
+                _written.append(folder)
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+    if arrived:
+        raise KeyboardInterrupt(f"interrupted; all files had been written to {folder}")
 
 
 def write_files(

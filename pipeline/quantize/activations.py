@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 
 __all__ = ["Activations"]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class Activations:
-    """Arrays by key; those beyond the budget lie in files until they are dropped.
+    """Arrays by key; those beyond the budget lie in a file until they are dropped.
 
     Parameters
     ----------
@@ -24,7 +39,7 @@ class Activations:
     >>> import numpy as np
     >>> with Activations(budget=8) as values:
     ...     values.put("x", np.ones(2, np.float32))
-    ...     values.put("y", np.zeros(2, np.float32))  # goes to a file
+    ...     values.put("y", np.zeros(2, np.float32))  # goes to the file
     ...     values.get("y")
     array([0., 0.], dtype=float32)
     """
@@ -32,9 +47,10 @@ class Activations:
     def __init__(self, budget: int) -> None:
         self._room = budget
         self._arrays: dict[object, np.ndarray] = {}
-        self._files: dict[object, Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
+        self._places: dict[object, _Place] = {}
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._free: dict[int, list[int]] = {}  # offsets by size
 
     def __enter__(self) -> Activations:
         """Return itself."""
@@ -46,11 +62,11 @@ class Activations:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Drop everything, files too."""
+        """Drop everything, the file too."""
         self._arrays.clear()
-        self._files.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._places.clear()
+        if self._file is not None:
+            self._file.close()
 
     def put(self, key: object, array: np.ndarray) -> None:
         """Keep an array, which must not be changed any more; one of that key is replaced."""
@@ -59,23 +75,32 @@ class Activations:
             self._room -= array.nbytes
             self._arrays[key] = array
             return
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="caffe-quant-")
-        self._count += 1
-        path = Path(self._folder.name) / f"{self._count}.npy"
-        np.save(path, array)
-        self._files[key] = path
+        if self._file is None:
+            # without a name: it is gone with the process, however that ends
+            self._file = tempfile.TemporaryFile(prefix="caffe-quant-")  # noqa: SIM115
+        free = self._free.get(array.nbytes)
+        at = free.pop() if free else self._end
+        self._end = max(self._end, at + array.nbytes)
+        self._file.seek(at)
+        self._file.write(np.ascontiguousarray(array).data)
+        self._places[key] = _Place(at, array.shape, array.dtype)
 
     def get(self, key: object) -> np.ndarray:
         """Return the array of a key."""
-        path = self._files.get(key)
-        return self._arrays[key] if path is None else np.load(path)
+        place = self._places.get(key)
+        if place is None:
+            return self._arrays[key]
+        assert self._file is not None
+        out = np.empty(place.shape, place.dtype)
+        self._file.seek(place.offset)
+        self._file.readinto(out.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
+        return out
 
     def drop(self, key: object) -> None:
         """Forget the array of a key, if there is one."""
         array = self._arrays.pop(key, None)
         if array is not None:
             self._room += array.nbytes
-        path = self._files.pop(key, None)
-        if path is not None:
-            path.unlink()
+        place = self._places.pop(key, None)
+        if place is not None:
+            self._free.setdefault(place.size, []).append(place.offset)
