@@ -81,6 +81,8 @@ class ArraySource(Source):
             )
         if self.data.dtype.kind not in "uif":
             raise CaffeFileError(self.path, f"holds data of the type {self.data.dtype}")
+        if self.labels is not None and not self.labels.ndim:
+            raise CaffeFileError(self.path, "holds one label, not one for each sample")
         if self.labels is not None and len(self.labels) != len(self.data):
             raise CaffeFileError(
                 self.path, f"has {len(self.data)} samples but {len(self.labels)} labels"
