@@ -13,6 +13,7 @@ makes percentiles near 0 and 1 exact, and counts exact zeros, which a quantizer 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 
@@ -212,6 +213,47 @@ class Histogram(Guarded):
             self.largest = greatest(self.largest, other.largest, self.tail)
             self.smallest = -greatest(-self.smallest, -other.smallest, self.tail)
             self._widen(other.low, other.high, other.total)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return the whole state as arrays of its own, to be kept; see `from_arrays`."""
+        now = copy(self)  # of one moment
+        return {
+            "sizes": np.array([now.half, now.tail, now.exponent, now.total, now.zeros]),
+            "range": np.array([now.low, now.high]),
+            "counts": now.counts,
+            "smallest": now.smallest,
+            "largest": now.largest,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], tail: int | None = None) -> Histogram:
+        """Return the histogram whose state `to_arrays` gave.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+        tail : int, optional
+            How many extreme values it keeps, no more than before: its state is then as if it had
+            never kept more. By default as many.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are no state of a histogram, or `tail` is more than was kept.
+        """
+        half, before, exponent, total, zeros = (int(n) for n in arrays["sizes"])
+        tail = before if tail is None else tail
+        if tail > before:
+            raise ValueError(f"the histogram kept {before} extreme values, not {tail}")
+        hist = cls(half, tail)
+        counts = np.array(arrays["counts"], np.int64)
+        if counts.shape != hist.counts.shape or counts.sum() != total:
+            raise ValueError(f"the arrays are no histogram of {total} values in 2 * {half} bins")
+        hist.counts, hist.exponent, hist.total, hist.zeros = counts, exponent, total, zeros
+        hist.low, hist.high = (float(x) for x in arrays["range"])
+        hist.smallest = np.array(arrays["smallest"][:tail], np.float32)
+        hist.largest = np.array(arrays["largest"][:tail], np.float32)
+        return hist
 
     def edges(self) -> BinEdges:
         """Return the bins that hold something, for integrating a loss over them."""

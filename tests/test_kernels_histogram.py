@@ -355,6 +355,31 @@ def test_only_histograms_of_one_kind_merge():
     kept(hist, [1.0, -3.0] * 2)
 
 
+@given(batches32, st.lists(values32, max_size=12), st.integers(1, 3))
+def test_a_kept_state_goes_on_as_if_it_had_never_been_kept(batches, more, tail):
+    """Also with fewer extreme values than before: then as if more had never been kept."""
+    hist = observed(batches, "reference")
+    fresh = observed(batches, "reference", tail=tail)
+    arrays = hist.to_arrays()
+    hist.update(f32([1.0, -3e38]), device="reference")  # the arrays are not the histogram's own
+    again = Histogram.from_arrays(arrays, tail)
+    assert (again.half, again.tail, state(again)) == (8, tail, state(fresh))
+    for h in (again, fresh):
+        h.update(f32(more), device="reference")
+    assert state(again) == state(fresh)
+    whole = observed(batches, "reference")
+    assert state(Histogram.from_arrays(arrays)) == state(whole)
+
+
+def test_arrays_that_are_no_state_are_refused():
+    arrays = observed([[1.0, 2.0]], "cpu").to_arrays()
+    with pytest.raises(ValueError, match="kept 3 extreme values, not 4"):
+        Histogram.from_arrays(arrays, 4)
+    for wrong in (arrays["counts"][:-1], arrays["counts"] + 1):
+        with pytest.raises(ValueError, match="no histogram of 2 values"):
+            Histogram.from_arrays({**arrays, "counts": wrong})
+
+
 def test_wrong_arguments_are_named():
     for half in (0, 1, 3, 12):
         with pytest.raises(ValueError, match="half must be"):
