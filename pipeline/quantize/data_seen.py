@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import numpy as np
 from caffeio import Net, Value
 from caffeio.data import Batch
 from kernels import Histogram
+from pipeline.errors import PipelineError
 from pipeline.layers import Shape
 
 __all__ = ["ChannelSeen", "DataSeen", "DataWatch", "InputSeen", "constant_inputs"]
@@ -131,7 +133,11 @@ class _Sums:
 
 @dataclass
 class DataWatch:
-    """Sums up batches while they go by."""
+    """Sums up batches while they go by.
+
+    All samples of an input have one shape; the reader sees to that, but it does not know of those
+    that were read before a run was interrupted.
+    """
 
     _sums: dict[str, _Sums] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
@@ -145,10 +151,34 @@ class DataWatch:
             self._places += batch.places
             with np.errstate(invalid="ignore"):  # NaN and infinity end the run, with a name
                 for blob, x in batch.inputs.items():
-                    self._add(blob, x)
+                    self._add(blob, x, batch.names[0])
             yield batch
 
-    def _add(self, blob: str, x: np.ndarray) -> None:
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return all that was summed up as arrays of its own, to be kept; see `from_arrays`."""
+        about = {
+            "names": self._names,
+            "places": [int(place) for place in self._places],
+            "sums": [(blob, s.shape, s.values) for blob, s in self._sums.items()],
+            "images": len(self._images),
+        }
+        arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        for i, s in enumerate(self._sums.values()):
+            arrays[f"sums{i}"] = np.stack([s.low, s.high, s.mean, s.squares])
+        return {**arrays, **{f"image{i}": x.copy() for i, x in enumerate(self._images)}}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DataWatch:
+        """Return what `to_arrays` was called on."""
+        about = json.loads(arrays["about"].tobytes())
+        sums = {}
+        for i, (blob, shape, values) in enumerate(about["sums"]):
+            low, high, mean, squares = np.array(arrays[f"sums{i}"])
+            sums[blob] = _Sums(low, high, mean, squares, tuple(shape), values)
+        images = [np.array(arrays[f"image{i}"]) for i in range(about["images"])]
+        return cls(sums, about["names"], about["places"], images)
+
+    def _add(self, blob: str, x: np.ndarray, name: str) -> None:
         if not x.size:
             return
         channels = x.shape[1] if x.ndim >= 4 else 1
@@ -156,6 +186,11 @@ class DataWatch:
             low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
             nothing = np.zeros((2, channels))
             self._sums[blob] = _Sums(low, high, nothing[0], nothing[1], x.shape[1:])
+        elif x.shape[1:] != self._sums[blob].shape:
+            raise PipelineError(
+                f"'{name}' gives the shape {x.shape[1:]} for '{blob}', but the samples before it "
+                f"gave {self._sums[blob].shape}; resize or crop them to one size"
+            )
         if x.ndim == 4 and x.shape[1] in (1, 3):
             self._images += [np.array(image) for image in x[: _IMAGES - len(self._images)]]
         for sample in x:

@@ -188,6 +188,11 @@ class Feed:
         places = choose_samples(how, count, len(self), seed)
         return replace(self, places=tuple(self.start + i for i in places))
 
+    def after(self, count: int) -> Feed:
+        """Return a feed of what is left behind the first `count` samples."""
+        places = range(self.start, self.start + len(self)) if self.places is None else self.places
+        return replace(self, places=tuple(places[count:]))
+
     def for_net(self, batch: Batch) -> dict[str, np.ndarray]:
         """Return what the net is to be given: the data, and the labels if they matter."""
         labels = self.label.array(batch) if self.label else None

@@ -6,9 +6,10 @@ Memory does not grow with the number of batches, and histograms merge exactly in
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from math import prod
 
 import numpy as np
@@ -28,6 +29,8 @@ __all__ = [
     "LONGEST_TAIL",
     "Observations",
     "RangeObserver",
+    "fitted",
+    "lacking",
     "observe",
     "observe_shards",
     "planned",
@@ -60,8 +63,19 @@ class Observations:
     room: dict[Value, int] = field(default_factory=dict)
 
 
+#: Told, between two batches, how many are done and what has been seen in them.
+After = Callable[[int, Observations], None]
+
+
 def observe(
-    net: FloatNet, plans: Mapping[str, LayerPlan], batches: Iterable[Inputs], batch_num: int
+    net: FloatNet,
+    plans: Mapping[str, LayerPlan],
+    batches: Iterable[Inputs],
+    batch_num: int,
+    *,
+    begin: Observations | None = None,
+    done: int = 0,
+    after: After | None = None,
 ) -> Observations:
     """Run the net over the batches and count what the planned layers read.
 
@@ -73,14 +87,20 @@ def observe(
         The layers to quantize.
     batches : iterable of dict of blob name to array
     batch_num : int
-        How many batches to expect: it sizes the exact tails.
+        How many batches to expect, those before `begin` among them: it sizes the exact tails.
+    begin : Observations, optional
+        What was seen before, to go on from; its histograms change.
+    done : int
+        The batches in it.
+    after : callable, optional
+        Called after each batch. What it is given changes with the next one.
 
     Raises
     ------
     PipelineError
         If a value holds NaN or infinity: it names layer, blob and batch.
     """
-    return _observe(net, plans, enumerate(batches), batch_num)
+    return _observe(net, plans, enumerate(batches, done), batch_num, begin, after)
 
 
 def observe_shards(
@@ -88,6 +108,10 @@ def observe_shards(
     plans: Mapping[str, LayerPlan],
     batches: Iterable[Inputs],
     batch_num: int,
+    *,
+    begin: Observations | None = None,
+    done: int = 0,
+    after: After | None = None,
 ) -> Observations:
     """As `observe`, with the batches shared among several devices of one kind.
 
@@ -99,12 +123,15 @@ def observe_shards(
     ----------
     nets : sequence of FloatNet
         The same net, one for each device, in the order of the devices.
-    plans, batches, batch_num
+    plans, batches, batch_num, begin, done
         As for `observe`.
+    after : callable, optional
+        As for `observe`; with several devices there is no time between two batches, and it is not
+        called.
     """
     if len(nets) == 1 or nets[0].remembers:
-        return observe(nets[0], plans, batches, batch_num)
-    queue, lock = enumerate(batches), threading.Lock()
+        return observe(nets[0], plans, batches, batch_num, begin=begin, done=done, after=after)
+    queue, lock = enumerate(batches, done), threading.Lock()
 
     def shard_batches() -> Iterator[tuple[int, Inputs]]:
         while True:
@@ -120,7 +147,7 @@ def observe_shards(
 
     with ThreadPoolExecutor(len(nets), "observe") as pool:
         parts = list(pool.map(work, range(len(nets))))
-    return _merged(parts)
+    return _merged([*([begin] if begin else []), *parts])
 
 
 def _merged(parts: Iterable[Observations]) -> Observations:
@@ -182,11 +209,16 @@ def _observe(
     plans: Mapping[str, LayerPlan],
     batches: Iterable[tuple[int, Inputs]],
     batch_num: int,
+    begin: Observations | None = None,
+    after: After | None = None,
 ) -> Observations:
     """Count what the planned layers read in numbered batches."""
     observer = RangeObserver(net, plans, batch_num)
+    observer.seen = begin or observer.seen
     for index, inputs in batches:
         observer.feed(index, inputs)
+        if after is not None:
+            after(index + 1, observer.seen)
     return observer.seen
 
 
@@ -284,6 +316,49 @@ def _tail(value: Value, net: Net, plans: Mapping[str, LayerPlan], total: int) ->
             p = None if plan is None else getattr(plan.method, end, None)
             longest = longest if p is None else max(longest, tail_rank(total, p))
     return min(longest, LONGEST_TAIL)
+
+
+def lacking(
+    seen: Observations, net: Net, plans: Mapping[str, LayerPlan], share: Fraction = Fraction(1)
+) -> tuple[str, ...]:
+    """Return the layers of whose data too little was kept: nothing, or too few extreme values.
+
+    Parameters
+    ----------
+    seen : Observations
+        Made for other plans of the same net.
+    net : Net
+        The fused net.
+    plans : mapping of layer name to LayerPlan
+    share : Fraction
+        Of all batches, those that were observed.
+    """
+    tails = _tails(seen, net, plans, share)
+    enough = {v for v, tail in tails.items() if seen.histograms[v].tail >= tail}
+    return tuple(layer.name for layer, value in planned(net, plans) if value not in enough)
+
+
+def fitted(
+    seen: Observations, net: Net, plans: Mapping[str, LayerPlan], share: Fraction = Fraction(1)
+) -> Observations:
+    """Return, of what was observed for other plans, just what these would have observed.
+
+    Nothing must be `lacking`. Parameters as there.
+    """
+    tails = _tails(seen, net, plans, share)
+    histograms = {
+        v: Histogram.from_arrays(seen.histograms[v].to_arrays(), tail) for v, tail in tails.items()
+    }
+    return Observations(histograms, {v: seen.shapes[v] for v in tails}, seen.samples)
+
+
+def _tails(
+    seen: Observations, net: Net, plans: Mapping[str, LayerPlan], share: Fraction
+) -> dict[Value, int]:
+    """Return the tails that plans call for, of the values that were seen."""
+    totals = {v: int(h.total / share) for v, h in seen.histograms.items()}
+    readers = _first_readers(net, plans)
+    return {v: _tail(v, net, plans, totals[v]) for v in readers if v in totals}
 
 
 def planned(net: Net, plans: Mapping[str, LayerPlan]) -> list[tuple[Layer, Value]]:
