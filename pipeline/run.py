@@ -83,8 +83,8 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume", nargs="?", const=True, default=False, metavar="SOLVERSTATE",
-        help="go on with a training that was interrupted; or, with the .solverstate of one that "
-        "ended (here or in Caffe), begin where it ended",
+        help="go on with a calibration or a training that was interrupted; or, with the "
+        ".solverstate of a training that ended (here or in Caffe), begin where it ended",
     )  # fmt: skip
     parser.add_argument(
         "--emit-qat", action="store_true",
@@ -294,10 +294,15 @@ def _quantize(
     from pipeline.jobs.record import quantize_from_record
     from pipeline.report.tables import show_report
 
-    if options.resume:
-        raise ConfigError("--resume is for training: the config has no [retrain]")
-    job = quantize_model if config.record is None else quantize_from_record
-    report = job(config, device=options.device, output=options.output, reporter=reporter)
+    if options.resume not in (True, False):
+        raise ConfigError("--resume SOLVERSTATE is for training: the config has no [retrain]")
+    where = {"device": options.device, "output": options.output, "reporter": reporter}
+    if config.record is None:
+        report = quantize_model(config, **where, resume=options.resume)
+    elif options.resume:
+        raise ConfigError("--resume: by a record nothing is calibrated, there is nothing to go on")
+    else:
+        report = quantize_from_record(config, **where)
     show_report(report, console, by_error=options.sort)
     return DONE
 

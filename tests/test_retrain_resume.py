@@ -209,10 +209,3 @@ def test_a_damaged_snapshot_is_named(tmp_path, capsys):
 def test_going_on_without_a_snapshot_is_refused(tmp_path, capsys):
     assert main([str(write_training(tmp_path)), "--quiet", "--resume"]) == 1
     assert "no snapshot to go on from" in capsys.readouterr().err
-
-
-def test_going_on_is_for_training(tmp_path, capsys):
-    from small_nets import write_job
-
-    assert main([str(write_job(tmp_path)), "--quiet", "--resume"]) == 2
-    assert "[retrain]" in capsys.readouterr().err

@@ -154,6 +154,9 @@ class CalibrateConfig(Table):
         None, description="default: standard; with a quant_cfg or a training: original"
     )
     exact: bool = Field(False, description="IFMR from a second pass over the data itself")
+    cache: bool | FilePath = Field(
+        False, description="true, or a file: keep what was observed, for runs that search otherwise"
+    )
     ranges_from: FilePath | None = Field(
         None, description="ncnn's table or TensorRT's cache: ranges of the layers that it names"
     )

@@ -49,6 +49,8 @@ def _unused(config: Config) -> Iterator[str]:
     if config.retrain is None:
         return
     yield from no_effect("calibrate", given & _CHOICE, "with a training [retrain] decides")
+    why = "a training observes its samples anew"
+    yield from no_effect("calibrate", given & {"cache"}, why)
     why = "after a training nothing is corrected: the weights have learned their rounding"
     yield from no_effect("improve", config.improve.model_fields_set, why)
     for table in ("fallback", "nuq"):

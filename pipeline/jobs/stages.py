@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,11 +17,15 @@ from kernels import QuantParams
 from pipeline.config.improve import EFFORTS, ImproveConfig
 from pipeline.config.load import Config
 from pipeline.jobs.data import calibration_feed, chosen_how
+from pipeline.jobs.fingerprint import fingerprint_of
+from pipeline.jobs.keeper import Keeper
+from pipeline.jobs.state_file import Observed
 from pipeline.layers import Shape
 from pipeline.log import log
 from pipeline.quantize.calibrate import candidate_ranges, search, search_exactly, with_given
 from pipeline.quantize.corrections import Corrected
-from pipeline.quantize.data_seen import DataSeen, DataWatch
+from pipeline.quantize.data_seen import DataSeen
+from pipeline.quantize.feed import Feed
 from pipeline.quantize.improve import (
     Calibrated,
     Improved,
@@ -94,23 +98,28 @@ class Ranges:
 
 
 def calibrate(
-    config: Config, work: Prepared, net: FloatNet, reporter: Reporter, bits: int = 8
+    config: Config,
+    work: Prepared,
+    net: FloatNet,
+    reporter: Reporter,
+    bits: int = 8,
+    keeper: Keeper | None = None,
 ) -> Ranges:
-    """Observe the reference samples and search scale and offset for each layer."""
+    """Observe the reference samples and search scale and offset for each layer.
+
+    A `keeper` gives back what was observed before, and keeps what is.
+    """
     c = work.calibrate
-    feed, watch = calibration_feed(config, work), DataWatch()
+    feed = calibration_feed(config, work)
     try:
-
-        def batches(what: str) -> Iterator[Mapping[str, np.ndarray]]:
-            raw_batches = feed.batches(c.batch_size, c.batch_num)
-            raw_batches = raw_batches if what != _OBSERVE else watch.watched(raw_batches)
-            return (feed.for_net(b) for b in reporter.track(raw_batches, what, c.batch_num))
-
         others = range(1, kernels.device_count(net.device))
         nets = [net, *(FloatNet(net.net, device=net.device) for _ in others)]
-        seen = observe_shards(nets, work.plans, batches(_OBSERVE), c.batch_num)
+        observed = _observed(config, work, feed, nets, reporter, keeper)
+        seen = observed.seen
         if c.exact:
-            again = batches("calibrate, exactly")
+            raw_batches = feed.batches(c.batch_size, c.batch_num)
+            tracked = reporter.track(raw_batches, "calibrate, exactly", c.batch_num)
+            again = (feed.for_net(b) for b in tracked)
             params = search_exactly(net, work.plans, seen, again, bits=bits)
         else:
             params = search(net.net, work.plans, seen, net.device, bits=bits)
@@ -118,7 +127,40 @@ def calibrate(
     finally:
         feed.close()
     ranges, order = ranges_of(work, net.net, seen, params), config.transform.channel_order
-    return replace(ranges, data=watch.seen(chosen_how(work), declared_shapes(work.net), order))
+    data = observed.watch.seen(chosen_how(work), declared_shapes(work.net), order)
+    return replace(ranges, data=data)
+
+
+def _observed(
+    config: Config,
+    work: Prepared,
+    feed: Feed,
+    nets: Sequence[FloatNet],
+    reporter: Reporter,
+    keeper: Keeper | None,
+) -> Observed:
+    """Observe what the planned layers read, or what is left of that."""
+    c, net = work.calibrate, nets[0]
+    begin, after = Observed(), None
+    if keeper is not None:
+        begin = keeper.begin(
+            lambda: fingerprint_of(config, work, feed, net.device), net.net, work.plans, c.batch_num
+        )
+        # what recurrent layers remember is not kept
+        after = None if net.remembers else keeper.after
+    if begin.batches == c.batch_num:
+        return begin
+    rest, left = feed.after(begin.batches * c.batch_size), c.batch_num - begin.batches
+    raw = begin.watch.watched(rest.batches(c.batch_size, left))
+    batches = (feed.for_net(b) for b in reporter.track(raw, _OBSERVE, left))
+    seen = observe_shards(
+        nets, work.plans, batches, c.batch_num, begin=begin.seen, done=begin.batches,
+        after=after and (lambda done, seen: after(Observed(done, seen, begin.watch))),
+    )  # fmt: skip
+    observed = Observed(c.batch_num, seen, begin.watch)
+    if keeper is not None:
+        keeper.finished(observed)
+    return observed
 
 
 def ranges_of(

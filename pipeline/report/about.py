@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.config.load import Config
 
-__all__ = ["about"]
+__all__ = ["about", "version_of"]
 
 _PACKAGES = ("numpy", "numba", "opencv-python-headless", "protobuf", "torch")
 #: Data sources beyond this are named, not hashed.
@@ -46,7 +46,7 @@ def about(config: Config, device: str) -> dict[str, Any]:
             "device": device,
             "python": sys.version.split()[0],
             "system": platform.platform(),
-            "packages": {name: v for name in _PACKAGES if (v := _version(name))},
+            "packages": {name: v for name in _PACKAGES if (v := version_of(name))},
         },
         # Linux counts in KiB
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -64,7 +64,8 @@ def _sha256(path: Path, most: int | None) -> str | None:
         return None
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Return the version of a package; empty if there is none of that name."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,0 +1,393 @@
+"""A calibration that is interrupted, or killed, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from small_nets import samples, small_net, write_job
+from training_jobs import MODEL_FILES, edit
+
+import caffeio
+from kernels import Histogram
+from pipeline.errors import PipelineError
+from pipeline.jobs import fingerprint, keeper
+from pipeline.jobs.state_file import load_state
+from pipeline.quantize.observe import RangeObserver
+from pipeline.run import main
+
+BATCHES = "batch_num = 6\nbatch_size = 4"
+STATE = ".net_calibration.state"
+#: Of a report: what says when and where, not what.
+ABOUT = {"seconds", "about", "files"}
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Keep what has been observed after every batch."""
+    for name in ("_FIRST", "_COPY", "_SAVE", "_SHARE"):
+        monkeypatch.setattr(keeper, name, 0)
+
+
+def write(folder: Path, calibrate: str = "", **tables: str) -> Path:
+    """Write a job of six batches of four; return its config."""
+    path = write_job(folder, calibrate=calibrate, **tables)
+    edit("config.toml", "batch_num = 2\nbatch_size = 4", BATCHES)(folder)
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {p.name for p in (folder / "out").iterdir()}
+
+
+def outputs(folder: Path) -> dict[str, object]:
+    """Return all that a run has written, in a form in which equal runs are equal."""
+    assert names(folder) - {STATE} == MODEL_FILES
+    found: dict[str, object] = {
+        name: (folder / "out" / name).read_bytes() for name in MODEL_FILES - {"report.html"}
+    }
+    report = json.loads((folder / "out" / "report.json").read_text().replace(str(folder), ""))
+    found["report.json"] = {k: v for k, v in report.items() if k not in ABOUT}
+    return found
+
+
+def fresh(folder: Path, calibrate: str = "", **tables: str) -> dict[str, object]:
+    """Return what a run writes that nobody has interrupted."""
+    folder.mkdir()
+    assert main([str(write(folder, calibrate, **tables)), "--quiet"]) == 0
+    assert STATE not in names(folder)
+    return outputs(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, object]:
+    return fresh(tmp_path_factory.mktemp("whole") / "job")
+
+
+def torn_after(patch: pytest.MonkeyPatch, updates: int) -> None:
+    """Let Ctrl-C come within a batch, when some of its values are counted and others are not."""
+    update, count = Histogram.update, iter(range(10_000))
+
+    def interrupted(self, x, **where):
+        if next(count) == updates:
+            raise KeyboardInterrupt
+        update(self, x, **where)
+
+    patch.setattr(Histogram, "update", interrupted)
+
+
+def interrupt(path: Path, updates: int, *options: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        torn_after(patch, updates)
+        return main([str(path), "--quiet", *options])
+
+
+def leave_state(folder: Path, calibrate: str = "", **tables: str) -> Path:
+    """Interrupt a run within its fourth batch; return its config."""
+    path = write(folder, calibrate, **tables)
+    assert interrupt(path, 3 * 6 + 2) == 130
+    assert names(folder) == {STATE}
+    return path
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_interrupted_anywhere_it_goes_on_to_the_same_result(seed, tmp_path, whole, often, capsys):
+    """Also several times; in each of six batches six values are counted."""
+    places = random.Random(seed)
+    path = write(tmp_path)
+    done = places.randrange(6, 12)
+    assert interrupt(path, done) == 130
+    assert (
+        f"interrupted after {done // 6} of 6 batches; --resume goes on" in capsys.readouterr().err
+    )
+    left = 36 - done // 6 * 6
+    more = places.randrange(left)
+    assert interrupt(path, more, "--resume") == 130
+    batches = done // 6 + more // 6
+    assert f"interrupted after {batches} of 6 batches" in capsys.readouterr().err
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+    assert names(tmp_path) == MODEL_FILES
+
+
+CHILD = """
+import os, signal, sys, time
+import pipeline.jobs.keeper as keeper
+keeper._FIRST = keeper._COPY = keeper._SAVE = keeper._SHARE = 0
+save, saved = keeper.save_state, []
+def slow(*arguments):
+    save(*arguments)
+    saved.append(1)
+    {then}
+keeper.save_state = slow
+from pipeline.run import main
+sys.exit(main({arguments}))
+"""
+
+
+def child(path: Path, then: str) -> subprocess.Popen[str]:
+    """Start the command; `then` is what it does whenever it has kept what it observed."""
+    code = CHILD.format(arguments=[str(path), "--quiet"], then=then)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path, whole):
+    path = write(tmp_path)
+    process = child(path, "len(saved) == 3 and os.kill(os.getpid(), signal.SIGKILL)")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert names(tmp_path) == {STATE}
+    assert load_state(tmp_path / "out" / STATE)[1].batches == 3
+    half = tmp_path / "out" / f".{STATE}.0123abcd.tmp"  # of a file that was being written
+    half.write_bytes(b"half")
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+
+
+def test_ctrl_c_in_a_terminal_says_what_is_kept(tmp_path, whole):
+    path = write(tmp_path)
+    process = child(path, "time.sleep(1)")
+    while not (tmp_path / "out" / STATE).exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert re.fullmatch(r"interrupted after [1-5] of 6 batches; --resume goes on\n", err)
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+
+
+def test_a_second_ctrl_c_while_writing_leaves_what_was_there(tmp_path, whole, monkeypatch, capsys):
+    for name in ("_FIRST", "_COPY", "_SHARE"):
+        monkeypatch.setattr(keeper, name, 0)  # one file after the first batch, then copies only
+    path, finish = write(tmp_path), caffeio.atomic._finish
+    count = iter(range(3))
+
+    def stopped(temporary, path, overwrite):
+        if path.name == STATE and next(count):
+            raise KeyboardInterrupt
+        finish(temporary, path, overwrite)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caffeio.atomic, "_finish", stopped)
+        assert interrupt(path, 3 * 6 + 1) == 130
+    assert "interrupted after 1 of 6 batches; --resume goes on" in capsys.readouterr().err
+    assert names(tmp_path) == {STATE}
+    assert next(count) == 2
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+
+
+def test_a_run_that_took_no_time_keeps_nothing(tmp_path, capsys):
+    assert interrupt(write(tmp_path), 20) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.usefixtures("often")
+def test_what_fails_after_the_samples_were_observed_is_not_lost(
+    tmp_path, whole, monkeypatch, capsys
+):
+    path = write(tmp_path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise PipelineError("no space")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.jobs.calibration.finish", broken)
+        assert main([str(path), "--quiet"]) == 1
+    assert "note: what was observed is kept: --resume goes on" in capsys.readouterr().err
+    assert names(tmp_path) == {STATE}
+    monkeypatch.setattr(RangeObserver, "feed", broken)
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+
+
+@pytest.mark.usefixtures("often")
+def test_ctrl_c_after_the_samples_were_observed(tmp_path, whole, monkeypatch, capsys):
+    path = write(tmp_path)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.jobs.calibration.improved", interrupted)
+        assert main([str(path), "--quiet"]) == 130
+    said = "interrupted after the samples were observed; --resume goes on from there"
+    assert said in capsys.readouterr().err
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+
+
+def test_without_resume_a_run_begins_anew_and_says_so(tmp_path, whole, often, capsys):
+    path = leave_state(tmp_path)
+    capsys.readouterr()
+    assert main([str(path)]) == 0
+    assert "--resume would go on from it" in " ".join(capsys.readouterr().err.split())
+    assert outputs(tmp_path) == whole
+    assert STATE not in names(tmp_path)
+
+
+def test_another_search_may_go_on(tmp_path, often):
+    """What is searched is no part of what is observed."""
+    other = "[calibrate.common_config]\nkl_quantize = { steps = 30 }"
+    expected = fresh(tmp_path / "fresh", extra=other)
+    path = leave_state(tmp_path)
+    path.write_text(path.read_text() + other)
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == expected
+
+
+def other_weights(folder: Path) -> None:
+    (folder / "net.caffemodel").unlink()
+    caffeio.write_caffemodel(small_net(seed=5), folder / "net.caffemodel")
+
+
+def other_data(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def do(folder: Path) -> None:
+        file = folder / "data.npz"
+        before = file.stat()
+        with np.load(file) as z:
+            data = change(z["data"])
+            np.savez(file, data=data, label=np.zeros(len(data)))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    return do
+
+
+def one_sample(place: int) -> Callable[[Path], None]:
+    def change(data: np.ndarray) -> np.ndarray:
+        data[place] += 1
+        return data
+
+    return other_data(change)
+
+
+def touched(folder: Path) -> None:
+    os.utime(folder / "data.npz", ns=(1, 1))
+
+
+STALE = [
+    ("weights", other_weights, "weights"),
+    ("net", edit("net.prototxt", "pool: MAX", "pool: AVE"), "net (layers"),
+    ("folding", edit("config.toml", BATCHES, BATCHES + "\ndo_fusion = false"), "net (layers"),
+    ("more samples", other_data(lambda x: samples(25)), "data.npz' has 25 samples, had 24"),
+    ("first sample", one_sample(0), "data.npz' has another sample number"),
+    ("last sample", one_sample(23), "data.npz' has another sample number"),
+    ("time", touched, "data.npz' were changed"),
+    ("source", edit("config.toml", '"data.npz"\n\n[ev', '"more.npz"\n\n[ev'), "more.npz', not"),
+    ("batch_num", edit("config.toml", "batch_num = 6", "batch_num = 5"), "batches (5 of 4, not 6"),
+    ("batch_size", edit("config.toml", BATCHES, "batch_num = 6\nbatch_size = 3"), "6 of 3, not"),
+    ("samples", edit("config.toml", BATCHES, BATCHES + '\nsamples = "first"'), "samples (first,"),
+    ("transform", edit("config.toml", "[calibrate]", "[transform]\nscale = 2\n[calibrate]"),
+     "other transform"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "do", "said"), STALE, ids=[c[0] for c in STALE])
+def test_what_belongs_to_another_calibration_is_refused(what, do, said, tmp_path, often, capsys):
+    path = leave_state(tmp_path)
+    (tmp_path / "more.npz").write_bytes((tmp_path / "data.npz").read_bytes())
+    before = (tmp_path / "out" / STATE).read_bytes()
+    capsys.readouterr()
+    do(tmp_path)
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert f"{STATE}: was made with other" in err
+    assert said in err, err
+    assert "run without --resume" in err
+    assert len(err.strip().splitlines()) == 1
+    assert (tmp_path / "out" / STATE).read_bytes() == before
+
+
+@pytest.mark.usefixtures("often")
+def test_another_version_device_or_library_is_refused(tmp_path, monkeypatch, capsys):
+    path = leave_state(tmp_path)
+    capsys.readouterr()
+    assert main([str(path), "--quiet", "--resume", "--device", "reference"]) == 1
+    assert "device (reference, not cpu)" in capsys.readouterr().err
+    monkeypatch.setattr(fingerprint, "__version__", "9.0")
+    monkeypatch.setattr(fingerprint, "version_of", lambda name: "7")
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert "version (caffe-quant 9.0, not caffe-quant 0." in err
+    assert "packages (numpy 7, numba 7" in err
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "layer"),
+    [('skip_layers = ["fc"]', "", "fc"), ("", "LONG", "conv1")],
+    ids=["other layers", "longer tails"],
+)
+def test_settings_that_call_for_more_are_refused(before, now, layer, tmp_path, often, capsys):
+    path = leave_state(tmp_path, before)
+    text = path.read_text().replace(before, "") if before else path.read_text() + LONG
+    path.write_text(text)
+    capsys.readouterr()
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert f"holds too little of what layer '{layer}'" in err
+
+
+#: Percentiles that need more extreme values than are kept for the default.
+LONG = "[calibrate.common_config]\npercentile_quantize = { max_percentile = 0.9, min_percentile = 0.95 }"
+
+
+def test_there_may_be_nothing_to_go_on_from(tmp_path, capsys):
+    path = write(tmp_path)
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    assert "there is no calibration to go on from; run without --resume" in capsys.readouterr().err
+    assert main([str(path), "--quiet", "--resume", "x.solverstate"]) == 2
+    assert "is for training" in capsys.readouterr().err
+    assert main([str(path), "--quiet", "--resume", "--from-record", str(path)]) == 2
+    assert "by a record nothing is calibrated" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("often")
+def test_damaged_files_are_named_with_the_cure(tmp_path, capsys):
+    path = leave_state(tmp_path)
+    file = tmp_path / "out" / STATE
+    good = file.read_bytes()
+    rng = random.Random(0)
+    damaged = [good[:n] for n in (0, 10, 30, 60, len(good) // 2, len(good) - 1)]
+    for place in [*range(0, 60, 7), *(rng.randrange(len(good)) for _ in range(40))]:
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(flipped))
+    damaged += [good + b"\0", b"PK\x03\x04" + good]
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(PipelineError, match="is damaged, or is no calibration that was kept"):
+            load_state(file)
+    capsys.readouterr()
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert f"{STATE}: is damaged" in err
+    assert "remove it" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("often")
+def test_a_whole_file_of_another_form_is_of_another_version(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint.Fingerprint, "to_json", lambda self: {"version": "1.0"})
+        assert interrupt(path, 20) == 130
+    with pytest.raises(PipelineError, match="is of another version"):
+        load_state(tmp_path / "out" / STATE)
