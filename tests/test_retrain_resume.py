@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from training_jobs import (  # noqa: E402
 
 import caffeio  # noqa: E402
 import pipeline.retrain.job as retrain_job  # noqa: E402
+from pipeline.retrain.snapshot import random_states, set_random_states  # noqa: E402
 from pipeline.run import main  # noqa: E402
 
 FLOAT = "quantize = false"
@@ -128,6 +130,21 @@ def fewer_data(folder: Path) -> None:
         np.savez(folder / "train.npz", data=z["data"][:100], label=z["label"][:100])
 
 
+def one_sample(file: str, place: int) -> Callable[[Path], None]:
+    def do(folder: Path) -> None:
+        with np.load(folder / file) as z:
+            data, label = z["data"], z["label"]
+        data[place] += 1
+        np.savez(folder / file, data=data, label=label)
+
+    return do
+
+
+def other_labels(folder: Path) -> None:
+    with np.load(folder / "train.npz") as z:
+        np.savez(folder / "train.npz", data=z["data"], label=3 - z["label"])
+
+
 def other_weights(folder: Path) -> None:
     net = first_weights(caffeio.read_net(folder / "deploy.prototxt"))
     net.layer("fc").blobs[1][0] = 1
@@ -140,6 +157,10 @@ CHANGED = [
     ("net", edit("train_test.prototxt", '"scale1"', '"scale2"'), ["net"]),
     ("weights", other_weights, ["weights"]),
     ("data", fewer_data, ["data"]),
+    ("first sample", one_sample("train.npz", 0), ["contents of '", "train.npz'"]),
+    ("last sample", one_sample("train.npz", -1), ["contents of '", "train.npz'"]),
+    ("test data", one_sample("test.npz", 0), ["contents of '", "test.npz'"]),
+    ("labels", other_labels, ["contents of '", "train.npz'"]),
     ("batch size", edit("config.toml", "batch_size = 16", "batch_size = 8"), ["data", "settings"]),
     ("seed", edit("solver.prototxt", "random_seed: 3", "random_seed: 4"), ["solver", "data"]),
     ("metric", edit("config.toml", FLOAT, FLOAT + '\nmetric = "loss"'), ["settings"]),
@@ -170,6 +191,7 @@ def test_a_snapshot_for_another_model_is_refused(tmp_path, capsys):
 
 def test_what_does_not_matter_may_change(tmp_path, capsys):
     job = stopped(tmp_path)
+    os.utime(tmp_path / "train.npz", ns=(1, 1))
     more = "\npatience = 5\nsnapshot_interval = 2\nworkers = 0"
     edit("config.toml", FLOAT, FLOAT + more)(tmp_path)
     assert main([str(job), "--quiet", "--resume"]) == 0
@@ -194,6 +216,27 @@ def test_a_snapshot_is_not_overwritten_unasked(tmp_path, capsys):
     edit("config.toml", 'directory = "out"', 'directory = "out"\noverwrite = true')(tmp_path)
     assert main([str(job), "--quiet"]) == 0
     assert names(tmp_path) == COURSE_FILES
+
+
+def test_random_numbers_of_every_device_go_on(monkeypatch):
+    """On CUDA Dropout draws from the device, of whose numbers nothing was kept before."""
+    on_device = {"state": torch.tensor([1], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: on_device["state"])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: on_device.update({device: state})
+    )
+    cuda, cpu = torch.device("cuda", 1), torch.device("cpu")
+    states = random_states(cuda)
+    first = torch.rand(3)
+    set_random_states(states, cuda)
+    assert torch.equal(torch.rand(3), first)
+    assert torch.equal(on_device.pop(cuda), on_device["state"])
+    alone = random_states(cpu)
+    assert [*alone] == ["cpu"]
+    set_random_states(alone, cuda)  # a training that goes on elsewhere
+    set_random_states(states, cpu)
+    assert [*on_device] == ["state"]
+    assert torch.equal(torch.rand(3), first)
 
 
 def test_a_damaged_snapshot_is_named(tmp_path, capsys):

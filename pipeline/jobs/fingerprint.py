@@ -106,11 +106,6 @@ def fingerprint_of(config: Config, work: Prepared, feed: Feed, device: str) -> F
     feed : Feed
         Of the calibration samples, chosen.
     device : str
-
-    Raises
-    ------
-    caffeio.CaffeFileError
-        If a sample is damaged.
     """
     c, own = work.calibrate, config.model.layers
     how = chosen_how(work)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from caffeio import CaffeFileError
 from caffeio.data import ImageSource, Source
 from pipeline.quantize.feed import Feed
 
@@ -55,13 +56,7 @@ class DataPrint:
 
 
 def data_prints(feed: Feed) -> dict[str, DataPrint]:
-    """Return what identifies the samples that a feed reads, by input.
-
-    Raises
-    ------
-    caffeio.CaffeFileError
-        If a sample is damaged.
-    """
+    """Return what identifies the samples that a feed reads, by input."""
     places = feed.after(0).places or ()
     return {blob: _print_of(source, places) for blob, (source, _) in feed.inputs.items()}
 
@@ -76,7 +71,10 @@ def _print_of(source: Source, places: Sequence[int]) -> DataPrint:
 
 
 def _content(source: Source, place: int) -> str:
-    sample = source[place]
+    try:
+        sample = source[place]
+    except CaffeFileError as error:  # it may be that nobody reads it
+        return str(error)
     label = None if sample.label is None else np.asarray(sample.label).tolist()
     data = np.ascontiguousarray(sample.data)
     about = repr((data.shape, data.dtype.str, label, sample.image, sample.order))

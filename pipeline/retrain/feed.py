@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from caffeio.data import ImageSource, LevelDBSource, NotEnoughData, Source
 from caffeio.errors import CaffeFileError
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.quantize.data_print import DataPrint, data_prints
 from pipeline.quantize.feed import Feed
 from pipeline.retrain.group import Group
 
@@ -142,6 +143,10 @@ class TrainingFeed:
             if isinstance(rows, str):
                 raise PipelineError(rows)
             yield {name: x.to(self._group.device) for name, x in rows.items()}
+
+    def prints(self) -> list[DataPrint]:
+        """Return what identifies the samples of each input."""
+        return list(data_prints(self._samples.feed).values())
 
     def close(self) -> None:
         """Close the data."""

@@ -33,7 +33,7 @@ from pipeline.retrain.fake import clips_by_layer
 from pipeline.retrain.group import Group, join, leads_here
 from pipeline.retrain.plan import Plan, Test
 from pipeline.retrain.setup import Setup, set_up, set_up_test, training_device
-from pipeline.retrain.snapshot import fingerprint
+from pipeline.retrain.snapshot import contents_of, fingerprint
 from pipeline.retrain.solver_state import read_state, trained_net
 from pipeline.retrain.trainer import Trainer
 from pipeline.runtime.executor import FloatNet
@@ -228,7 +228,8 @@ def _train(
         test = set_up_test(setup, opened)
         snapshots = _snapshot_path(files["course"])
         interval = settings.snapshot_interval or setup.solver.param.snapshot or _INTERVAL
-        made_of = {**setup.fingerprint(), **fingerprint(model=model)}
+        prints = [*setup.feed.prints(), *(test.feed.prints() if test else ())]
+        made_of = {**setup.fingerprint(), **fingerprint(model=model), **contents_of(prints)}
         plan = Plan(snapshots, made_of, interval, settings.patience)
         with reporter.training(test.metric if test else "") as show:
             trainer = Trainer(

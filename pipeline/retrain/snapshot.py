@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,19 @@ import torch
 
 from caffeio import atomic_write
 from pipeline.errors import PipelineError
+from pipeline.quantize.data_print import DataPrint
 
-__all__ = ["Snapshot", "fingerprint", "load_snapshot", "save_snapshot"]
+__all__ = [
+    "Snapshot",
+    "contents_of",
+    "fingerprint",
+    "load_snapshot",
+    "random_states",
+    "save_snapshot",
+    "set_random_states",
+]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,32 @@ def fingerprint(**parts: object) -> dict[str, str]:
     return {
         name: hashlib.sha256(repr(part).encode()).hexdigest()[:16] for name, part in parts.items()
     }
+
+
+def contents_of(prints: Iterable[DataPrint]) -> dict[str, str]:
+    """Return a digest of number and contents of the samples of each source.
+
+    Times of files do not count: a training may go on where its data is a copy.
+    """
+    by_path: dict[str, list[object]] = {}
+    for p in prints:
+        by_path.setdefault(p.path, []).append((p.count, p.contents))
+    return fingerprint(**{f"contents of '{path}'": parts for path, parts in by_path.items()})
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return where the random numbers are that Dropout draws: on the CPU, and on a CUDA device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Go on with random numbers from there; those of a device that was not in use stay."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def save_snapshot(snapshot: Snapshot, path: Path) -> None:

@@ -31,7 +31,13 @@ from pipeline.retrain.module import CaffeModule
 from pipeline.retrain.optimizer import Optimizer
 from pipeline.retrain.plan import Best, Interrupted, Plan, Test
 from pipeline.retrain.rate import learning_rate
-from pipeline.retrain.snapshot import Snapshot, load_snapshot, save_snapshot
+from pipeline.retrain.snapshot import (
+    Snapshot,
+    load_snapshot,
+    random_states,
+    save_snapshot,
+    set_random_states,
+)
 from pipeline.retrain.solver_state import history_of, state_of, trained_net
 
 __all__ = ["Trainer"]
@@ -183,10 +189,10 @@ class Trainer:
         """Set the ranges that the first batch decides, and nothing else."""
         averages = [b.clone() for b in self.module.own_averages()]
         states = dict(self.module.kept)
-        random = torch.get_rng_state()
+        random = random_states(self._group.device)
         with torch.no_grad():
             self.module(next(self._feed.batches(0, 1)), True)
-        torch.set_rng_state(random)
+        set_random_states(random, self._group.device)
         self.module.kept = states
         for blob, before in zip(self.module.own_averages(), averages, strict=True):
             blob.copy_(before)
@@ -305,7 +311,7 @@ class Trainer:
         state = {
             "module": self.module.state_dict(),
             "history": self._optimizer.history,
-            "random": torch.get_rng_state(),
+            "random": random_states(self._group.device),
             "kept": [m.kept for m in self._modules()],
             "start": self._start,
             "points": [asdict(p) for p in self.points],
@@ -321,7 +327,7 @@ class Trainer:
         for name, tensors in state["history"].items():
             for own, stored in zip(self._optimizer.history[name], tensors, strict=True):
                 own.copy_(stored)
-        torch.set_rng_state(state["random"])
+        set_random_states(state["random"], self._group.device)
         self.points = [Point(**p) for p in state["points"]]
         self.best = Best(**state["best"])
 
