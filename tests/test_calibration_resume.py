@@ -23,8 +23,9 @@ import caffeio
 from kernels import Histogram
 from pipeline.errors import PipelineError
 from pipeline.jobs import fingerprint, keeper
-from pipeline.jobs.state_file import load_state
+from pipeline.jobs.state_file import Observed, load_state, packed, save_state
 from pipeline.quantize.observe import RangeObserver
+from pipeline.report.progress import Reporter
 from pipeline.run import main
 
 BATCHES = "batch_num = 6\nbatch_size = 4"
@@ -101,9 +102,17 @@ def leave_state(folder: Path, calibrate: str = "", **tables: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_interrupted_anywhere_it_goes_on_to_the_same_result(seed, tmp_path, whole, often, capsys):
-    """Also several times; in each of six batches six values are counted."""
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("every", [0, 1000], ids=["files", "copies"])
+@pytest.mark.parametrize("seed", range(2))
+def test_interrupted_anywhere_it_goes_on_to_the_same_result(
+    seed, every, tmp_path, whole, monkeypatch, capsys
+):
+    """Also several times; in each of six batches six values are counted.
+
+    A file is written after each batch, or only when the run is interrupted.
+    """
+    monkeypatch.setattr(keeper, "_SAVE", every)
     places = random.Random(seed)
     path = write(tmp_path)
     done = places.randrange(6, 12)
@@ -131,6 +140,7 @@ def slow(*arguments):
     saved.append(1)
     {then}
 keeper.save_state = slow
+from pipeline.report.progress import Reporter
 from pipeline.run import main
 sys.exit(main({arguments}))
 """
@@ -317,6 +327,25 @@ def test_what_belongs_to_another_calibration_is_refused(what, do, said, tmp_path
 
 
 @pytest.mark.usefixtures("often")
+def test_what_files_hold_that_the_config_names_counts(tmp_path, capsys):
+    mean, own = tmp_path / "mean.npy", tmp_path / "own.py"
+    np.save(mean, np.zeros((3, 12, 10), np.float32))
+    types = """from pipeline.layers.base import LayerType, always, any_sign
+TYPES = {"Own": LayerType(max, max, always, any_sign)}
+"""
+    own.write_text(types)
+    path = write(tmp_path, extra='[transform]\nmean = "mean.npy"')
+    edit("config.toml", "[model]", '[model]\nlayers = "own.py"')(tmp_path)
+    assert interrupt(path, 20) == 130
+    np.save(mean, np.linspace(0, 1, 360, dtype=np.float32).reshape(3, 12, 10))
+    own.write_text(types + "# other")
+    capsys.readouterr()
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert "was made with other layer types (model.layers) and transform;" in err
+
+
+@pytest.mark.usefixtures("often")
 def test_another_version_device_or_library_is_refused(tmp_path, monkeypatch, capsys):
     path = leave_state(tmp_path)
     capsys.readouterr()
@@ -391,3 +420,91 @@ def test_a_whole_file_of_another_form_is_of_another_version(tmp_path, monkeypatc
         assert interrupt(path, 20) == 130
     with pytest.raises(PipelineError, match="is of another version"):
         load_state(tmp_path / "out" / STATE)
+
+
+def test_small_runs_pay_nothing_and_long_ones_little(tmp_path, monkeypatch):
+    """Copies from the tenth second on, each second; files each half minute; a share of the time."""
+    clock, took, done = [0.0], {"copy": 0.0, "file": 0.0}, []
+
+    def spent(what: str) -> Callable[..., dict]:
+        def do(*_: object) -> dict:
+            done.append((what, clock[0]))
+            clock[0] += took[what]
+            return {}
+
+        return do
+
+    monkeypatch.setattr(keeper.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(keeper, "packed", spent("copy"))
+    monkeypatch.setattr(keeper, "save_state", spent("file"))
+    kept = keeper.Keeper(tmp_path / "x", cache=False, resume=False, reporter=Reporter(quiet=True))
+
+    def batches(until: float) -> list[tuple[str, float]]:
+        done.clear()
+        while clock[0] < until:
+            clock[0] += 0.25
+            kept.after(Observed())
+        return done
+
+    kept.begin(lambda: "fingerprint", None, {}, 100)
+    assert batches(9.75) == []
+    assert batches(12) == [("copy", 10), ("file", 10), ("copy", 11), ("copy", 12)]
+    assert [at for what, at in batches(80) if what == "file"] == [40, 70]
+    took |= {"copy": 0.5, "file": 2}
+    slow = [what for what, _ in batches(1080)]
+    assert slow.count("copy") <= 1000 * (1 / 50) / 0.5 + 1
+    assert slow.count("file") <= 1000 * (1 / 50) / 2 + 1
+
+
+@pytest.mark.usefixtures("often")
+def test_samples_of_another_shape_after_those_before(tmp_path, capsys):
+    """The reader does not know of the samples before the interruption."""
+    path = leave_state(tmp_path)
+    file = tmp_path / "out" / STATE
+    before, observed = load_state(file)
+    (sums,) = observed.watch._sums.values()
+    sums.shape = (3, 12, 11)
+    save_state(file, before, packed(observed))
+    capsys.readouterr()
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    assert (
+        "gives the shape (3, 12, 10) for 'data', but the samples before" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.usefixtures("often")
+def test_nets_that_remember_are_kept_whole_only(tmp_path, monkeypatch, capsys):
+    """What an LSTM remembers of the batch before is not in the file."""
+    h5py = pytest.importorskip("h5py")
+    from test_recurrent_state import CONT, X, net_of
+
+    path = write_job(tmp_path, net_of("LSTM"))
+    text = (tmp_path / "net.prototxt").read_text()
+    begin, end = text.index("layer {"), text.index("layer {", text.index("layer {") + 1)
+    reads = """layer { name: "d" type: "HDF5Data" top: "x" top: "cont"
+      hdf5_data_param { source: "d.txt" batch_size: 2 } }\n"""
+    (tmp_path / "net.prototxt").write_text(text[:begin] + reads + text[end:])
+    text = path.read_text().replace("data.start = 8", "")
+    text = text.replace('data.source = "data.npz"', 'data = { kind = "net", root = "." }')
+    text = text.replace("batch_num = 2\nbatch_size = 4", "batch_num = 3\nbatch_size = 2")
+    path.write_text(text.replace("batch_size = 5", "batch_size = 2"))
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["x"], file["cont"] = X, CONT
+    (tmp_path / "d.txt").write_text("d.h5\n")
+    assert interrupt(path, 2) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert names(tmp_path) == set()
+
+    def failed(*_: object, **__: object) -> None:
+        raise PipelineError("failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.jobs.calibration.finish", failed)
+        assert main([str(path), "--quiet"]) == 1
+    assert load_state(tmp_path / "out" / STATE)[1].batches == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(RangeObserver, "feed", failed)
+        assert main([str(path), "--quiet", "--resume"]) == 0
+    found = (tmp_path / "out" / "net_record.txt").read_bytes()
+    assert main([str(path), "--quiet", "--output", str(tmp_path / "anew")]) == 0
+    assert (tmp_path / "anew" / "net_record.txt").read_bytes() == found

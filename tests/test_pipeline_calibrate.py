@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import kernel_cases as cases
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.calibrate import search, search_exactly
 from pipeline.quantize.eligibility import judge
 from pipeline.quantize.fuse import fuse
-from pipeline.quantize.observe import observe, observe_shards
+from pipeline.quantize.observe import fitted, lacking, observe, observe_shards
 from pipeline.runtime.executor import FloatNet
 
 
@@ -144,14 +146,51 @@ def test_shares_of_several_devices_are_what_one_sees(net):
     plans = plans_for(net, kernels.Ifmr())
     whole = observe(net, plans, batches(5), 5)
     shared = observe_shards([FloatNet(net.net) for _ in range(3)], plans, batches(5), 5)
+    check_same(whole, shared)
+
+
+def check_same(whole, shared) -> None:
     assert (shared.samples, shared.shapes) == (whole.samples, whole.shapes)
+    assert whole.histograms.keys() == shared.histograms.keys()
     for value, one in whole.histograms.items():
         two = shared.histograms[value]
+        assert one.tail == two.tail
         assert (one.exponent, one.total, one.zeros) == (two.exponent, two.total, two.zeros)
         assert (one.low, one.high) == (two.low, two.high)
         assert (one.counts == two.counts).all()
         assert (one.largest == two.largest).all()
         assert (one.smallest == two.smallest).all()
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_pass_goes_on_from_another_one(devices, net):
+    plans = plans_for(net, kernels.Percentile(max_percentile=0.99))
+    whole, told = observe(net, plans, batches(5), 5), []
+    begin = observe(net, plans, batches(5)[:2], 5, after=lambda done, seen: told.append(done))
+    assert told == [1, 2]
+    nets = [FloatNet(net.net) for _ in range(devices)]
+    check_same(whole, observe_shards(nets, plans, batches(5)[2:], 5, begin=begin, done=2))
+    bad = batches(5)[2:]
+    bad[1]["data"][:] = np.nan
+    with pytest.raises(PipelineError, match="in batch 3 "):
+        observe_shards(nets, plans, bad, 5, done=2)
+
+
+@pytest.mark.parametrize("done", [2, 5])
+def test_what_was_observed_for_others_is_what_these_would_have_observed(done, net):
+    longer = plans_for(net, kernels.Percentile(max_percentile=0.9))
+    seen = observe(net, longer, batches(5)[:done], 5)
+    for method in (kernels.Percentile(max_percentile=0.97), kernels.Mse()):
+        plans = {"fc": LayerPlan(method, False), "dw": LayerPlan(method, False)}
+        assert lacking(seen, net.net, plans, Fraction(done, 5)) == ()
+        check_same(
+            observe(net, plans, batches(5)[:done], 5),
+            fitted(seen, net.net, plans, Fraction(done, 5)),
+        )
+    more = {**plans, "conv1": LayerPlan(kernels.Percentile(max_percentile=0.8), False)}
+    assert lacking(seen, net.net, more, Fraction(done, 5)) == ("conv1",)
+    few = observe(net, {"fc": LayerPlan(kernels.Mse(), False)}, batches(5), 5)
+    assert lacking(few, net.net, more) == ("conv1", "dw")
 
 
 def test_nan_in_a_share_names_its_batch(net):

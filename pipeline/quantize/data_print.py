@@ -47,11 +47,11 @@ class DataPrint:
             return f"'{self.path}', not '{before.path}'"
         if self.count != before.count:
             return f"'{self.path}' has {self.count} samples, had {before.count}"
-        for (place, now), (_, then) in zip(self.contents, before.contents, strict=False):
+        if [place for place, _ in self.contents] != [place for place, _ in before.contents]:
+            return f"other samples of '{self.path}'"
+        for (place, now), (_, then) in zip(self.contents, before.contents, strict=True):
             if now != then:
                 return f"'{self.path}' has another sample number {place}"
-        if self.contents != before.contents:
-            return f"other samples of '{self.path}'"
         return "" if self.files == before.files else f"the files of '{self.path}' were changed"
 
 
