@@ -29,6 +29,8 @@ from pipeline.report.progress import Reporter
 from pipeline.run import main
 
 BATCHES = "batch_num = 6\nbatch_size = 4"
+#: Values that are counted in a batch.
+VALUES = 5
 STATE = ".net_calibration.state"
 #: Of a report: what says when and where, not what.
 ABOUT = {"seconds", "about", "files"}
@@ -97,33 +99,33 @@ def interrupt(path: Path, updates: int, *options: str) -> int:
 def leave_state(folder: Path, calibrate: str = "", **tables: str) -> Path:
     """Interrupt a run within its fourth batch; return its config."""
     path = write(folder, calibrate, **tables)
-    assert interrupt(path, 3 * 6 + 2) == 130
+    assert interrupt(path, 3 * VALUES + 2) == 130
     assert names(folder) == {STATE}
     return path
 
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("every", [0, 1000], ids=["files", "copies"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 def test_interrupted_anywhere_it_goes_on_to_the_same_result(
     seed, every, tmp_path, whole, monkeypatch, capsys
 ):
-    """Also several times; in each of six batches six values are counted.
+    """Also several times; in each of six batches five values are counted.
 
     A file is written after each batch, or only when the run is interrupted.
     """
     monkeypatch.setattr(keeper, "_SAVE", every)
     places = random.Random(seed)
     path = write(tmp_path)
-    done = places.randrange(6, 12)
+    done = places.randrange(VALUES, 3 * VALUES)
     assert interrupt(path, done) == 130
     assert (
-        f"interrupted after {done // 6} of 6 batches; --resume goes on" in capsys.readouterr().err
+        f"interrupted after {done // VALUES} of 6 batches; --resume goes on"
+        in capsys.readouterr().err
     )
-    left = 36 - done // 6 * 6
-    more = places.randrange(left)
+    more = places.randrange((6 - done // VALUES) * VALUES)
     assert interrupt(path, more, "--resume") == 130
-    batches = done // 6 + more // 6
+    batches = done // VALUES + more // VALUES
     assert f"interrupted after {batches} of 6 batches" in capsys.readouterr().err
     assert main([str(path), "--quiet", "--resume"]) == 0
     assert outputs(tmp_path) == whole
@@ -196,7 +198,7 @@ def test_a_second_ctrl_c_while_writing_leaves_what_was_there(tmp_path, whole, mo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(caffeio.atomic, "_finish", stopped)
-        assert interrupt(path, 3 * 6 + 1) == 130
+        assert interrupt(path, 3 * VALUES + 1) == 130
     assert "interrupted after 1 of 6 batches; --resume goes on" in capsys.readouterr().err
     assert names(tmp_path) == {STATE}
     assert next(count) == 2
@@ -508,3 +510,19 @@ def test_nets_that_remember_are_kept_whole_only(tmp_path, monkeypatch, capsys):
     found = (tmp_path / "out" / "net_record.txt").read_bytes()
     assert main([str(path), "--quiet", "--output", str(tmp_path / "anew")]) == 0
     assert (tmp_path / "anew" / "net_record.txt").read_bytes() == found
+
+
+@pytest.mark.usefixtures("often")
+def test_several_devices_go_on_together_and_keep_whole_passes(tmp_path, whole, monkeypatch, capsys):
+    path = leave_state(tmp_path)
+    monkeypatch.setattr("pipeline.jobs.stages.kernels.device_count", lambda device: 2)
+    capsys.readouterr()
+    assert interrupt(path, 9, "--resume") == 130
+    assert "interrupted after 3 of 6 batches; --resume goes on" in capsys.readouterr().err
+    assert main([str(path), "--quiet", "--resume"]) == 0
+    assert outputs(tmp_path) == whole
+    (tmp_path / "again").mkdir()
+    path = write(tmp_path / "again")
+    assert interrupt(path, 9) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert names(tmp_path / "again") == set()

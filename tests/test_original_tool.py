@@ -371,6 +371,9 @@ def test_data_or_an_evaluator_is_needed(raw, capsys):
     with pytest.raises(SystemExit):
         main(without_data(raw))
     assert "--input_shape is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*without_data(raw), "--evaluator=e.py", "--resume"])
+    assert "--evaluator excludes --resume" in capsys.readouterr().err
 
 
 EVALUATOR = """
@@ -406,6 +409,29 @@ class ModelEvaluator(object):
     def metric_eval(self, original, new):
         return True, 0
 """
+
+
+def test_its_calibration_goes_on_where_it_was_interrupted(raw, monkeypatch, capsys):
+    from pipeline.jobs import keeper
+
+    assert main([*words(raw), "--quiet"]) == 0
+    (record,) = raw.glob("**/*record.txt")
+    expected = record.read_bytes()
+    record.unlink()
+    for name in ("_FIRST", "_COPY", "_SAVE", "_SHARE"):
+        monkeypatch.setattr(keeper, name, 0)
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("pipeline.jobs.calibration.finish", interrupted)
+        assert main([*words(raw), "--quiet"]) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*words(raw), "--quiet", "--resume"]) == 0
+    assert record.read_bytes() == expected
+    assert main([*words(raw), "--quiet", "--resume"]) == 1
+    assert "there is no calibration to go on from" in capsys.readouterr().err
 
 
 def test_an_evaluator_for_pycaffe_needs_no_caffe(raw, capsys):

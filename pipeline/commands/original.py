@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,17 @@ def calibration(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--batch_num", type=positive, metavar="N", help="batches to use (default: 1)"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with such a run that was interrupted"
+    )
     options = parser.parse_args(arguments)
     raw = ("input_shape", "data_dir", "data_types")
     given = [name for name in raw if getattr(options, name) is not None]
     if options.evaluator is not None:
         if given:
             parser.error(f"--evaluator excludes --{given[0]}")
+        if options.resume:
+            parser.error("--evaluator excludes --resume: its batches are its own")
     elif missing := [name for name in raw if name not in given]:
         parser.error(f"--{missing[0]} is needed")
     if options.calibration_config is not None and options.batch_num is not None:
@@ -62,7 +68,7 @@ def calibration(arguments: Sequence[str]) -> int:
     assert batch is not None
     settings = settings.model_copy(update={"data": data, "batch_size": batch[0]})
     whole = Config(model=_model(options), calibrate=settings, output=_output(options))
-    return _run(options, whole, quantize_model)
+    return _run(options, whole, partial(quantize_model, resume=options.resume))
 
 
 def _by_evaluator(options: argparse.Namespace, settings: CalibrateConfig) -> int:

@@ -107,8 +107,8 @@ class Keeper:
             return Observed()
         if not (self._resume or self._cache):
             self._reporter.say(
-                f"{self.path} is left from a calibration that did not end; --resume would go on "
-                "from it, this run begins anew"
+                f"{self.path} holds what a run before has observed; --resume would go on from it, "
+                "this run begins anew and removes it"
             )
             return Observed()
         before, observed = load_state(self.path)
