@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibration_jobs import BATCHES, LONG, STATE, fresh, names, outputs
 from small_nets import samples, write_job
-from test_calibration_resume import BATCHES, LONG, STATE, fresh, names, outputs
 from training_jobs import MODEL_FILES, edit
 
 from pipeline.jobs import stages

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from calibration_jobs import keep_often
 from conftest import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -412,14 +413,11 @@ class ModelEvaluator(object):
 
 
 def test_its_calibration_goes_on_where_it_was_interrupted(raw, monkeypatch, capsys):
-    from pipeline.jobs import keeper
-
     assert main([*words(raw), "--quiet"]) == 0
     (record,) = raw.glob("**/*record.txt")
     expected = record.read_bytes()
     record.unlink()
-    for name in ("_FIRST", "_COPY", "_SAVE", "_SHARE"):
-        monkeypatch.setattr(keeper, name, 0)
+    keep_often(monkeypatch)
     with monkeypatch.context() as patch:
 
         def interrupted(*_: object, **__: object) -> None:
