@@ -150,6 +150,8 @@ def _main(arguments: list[str]) -> int:
     options = argparse.Namespace(verbose="--verbose" in arguments, threads=None)
     if command is None:
         options = parser.parse_args(arguments)
+        if options.config is None and str(options.resume).endswith(".toml"):  # --resume c.toml
+            options.config, options.resume = options.resume, True
         if (options.config is None) == (options.convert_config is None):
             parser.error("one config is needed: TOML, or --convert-config with one to convert")
     options.console = None

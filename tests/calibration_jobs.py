@@ -37,7 +37,7 @@ def write(folder: Path, calibrate: str = "", **tables: str) -> Path:
 
 
 def names(folder: Path) -> set[str]:
-    return {p.name for p in (folder / "out").iterdir()}
+    return {p.name for p in (folder / "out").glob("*")}
 
 
 def outputs(folder: Path) -> dict[str, object]:

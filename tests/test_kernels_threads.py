@@ -56,7 +56,8 @@ def batches() -> list[np.ndarray]:
 
 def state(hist: Histogram) -> tuple:
     return (
-        hist.counts.tolist(), hist.exponent, hist.total, hist.zeros, hist.low, hist.high,
+        hist.counts.tolist(), hist.exponent, hist.total, hist.zeros,
+        str(hist.low), str(hist.high),  # NaN where nothing was seen
         hist.smallest.tolist(), hist.largest.tolist(),
     )  # fmt: skip
 

@@ -187,7 +187,7 @@ def test_what_killed_runs_leave_is_removed_and_what_live_ones_write_is_not(tmp_p
         (name / "part").touch()
     (out / ".x.toml.0123abcd.tmp").touch()
     (out / ".mine.tmp").touch()
-    with temporary_folder(out) as alive:
+    with temporary_folder(out) as (alive, _):
         with held_folder(out):
             assert {p.name for p in out.iterdir()} == {".mine.tmp"}
         assert {p.name for p in tmp_path.iterdir()} == {"out", ".writing-b-abc", alive.name}

@@ -198,7 +198,10 @@ class Keeper:
         """
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
+            if stopped.args:  # it came while files were given their names: the run is done
+                self._end()
+                raise
             self._save_interrupted()
             if self._written is None:
                 raise
@@ -207,6 +210,9 @@ class Keeper:
             if self._written == self._total and not self._cache:
                 error.add_note("what was observed is kept: --resume goes on from there")
             raise
+        self._end()
+
+    def _end(self) -> None:
         if not self._cache:
             self._remove()
 

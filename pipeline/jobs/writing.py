@@ -38,11 +38,14 @@ _PREFIX = ".writing-"
 VIEWS = ("report", "layers", "page")
 #: What `caffeio.atomic_write` leaves where a process is killed.
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_TRIES = 100
 _written: list[Path] = []
+#: Descriptors that hold folders.
+_locks: dict[Path, int] = {}
 
 
 def written_files() -> tuple[Path, ...]:
-    """Return what this process has written, for whoever says what an interruption left."""
+    """Return what the latest run of this process has written, to say what an interruption left."""
     return tuple(_written)
 
 
@@ -59,25 +62,40 @@ def held_folder(folder: Path) -> Iterator[None]:
         If another run writes to it, or it cannot be made or written.
     """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
+    _locks[folder] = _held(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        if not _locked(lock):
-            raise PipelineError(
-                f"{folder}: another run is writing to this folder; wait for its end, or write to "
-                "another one"
-            )
         _remove_leftovers(folder)
+        _written.clear()
         yield
     finally:
-        os.close(lock)
+        os.close(_locks.pop(folder))
         with suppress(OSError):  # it holds something, or is held
             for path in made:
                 path.rmdir()
+
+
+def _held(folder: Path) -> int:
+    """Make and lock a folder; return the descriptor that holds it."""
+    for _ in range(_TRIES):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # a run that has written nothing takes it away
+            continue
+        except OSError as error:
+            raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
+        if not _locked(lock):
+            os.close(lock)
+            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), folder.stat()):
+                return lock
+        os.close(lock)  # another run has put its folder in the place of this one
+    raise PipelineError(
+        f"{folder}: another run is writing to this folder; wait for its end, or write to another "
+        "one"
+    )
 
 
 def _locked(descriptor: int) -> bool:
@@ -106,10 +124,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def temporary_folder(folder: Path) -> Iterator[Path]:
+def temporary_folder(folder: Path) -> Iterator[tuple[Path, int]]:
     """Make a folder for files that will be in `folder`: beside it, or in it where that fails.
 
-    Whatever it still holds at the end is removed.
+    Yielded with the descriptor that holds it. Whatever it has at the end is removed.
     """
     try:
         made = tempfile.mkdtemp(dir=folder.parent, prefix=f"{_PREFIX}{folder.name}-")
@@ -121,7 +139,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
     lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
     _locked(lock)
     try:
-        yield Path(made)
+        yield Path(made), lock
     finally:
         os.close(lock)
         shutil.rmtree(made, ignore_errors=True)
@@ -144,13 +162,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        with temporary_folder(folder) as temporary:
+        with temporary_folder(folder) as (temporary, _):
             place = temporary / folder.name
             place.mkdir()
             write(place)
             with _signals_held() as arrived:
                 os.rename(place, folder)
-                _written.append(folder)
+                _written[:] = [folder]
     except OSError as error:
         raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
     if arrived:
@@ -185,7 +203,7 @@ def write_files(
     """
     folder = next(iter(files.values())).parent
     try:
-        with temporary_folder(folder) as temporary:
+        with temporary_folder(folder) as (temporary, lock):
             made = {kind: temporary / path.name for kind, path in files.items()}
             manifest = made.pop("manifest", None)
             for kind, path in made.items():
@@ -194,7 +212,7 @@ def write_files(
                 write_manifest(manifest, [p for k, p in made.items() if k not in VIEWS])
                 made["manifest"] = manifest
             with _signals_held() as arrived:
-                if not _moved_whole(temporary, folder):
+                if not _moved_whole(temporary, lock, folder):
                     _move_each(temporary, [folder / p.name for p in made.values()], overwrite)
                 _written.extend(files.values())
     except FileExistsError as error:
@@ -229,8 +247,11 @@ def _signals_held() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _moved_whole(temporary: Path, folder: Path) -> bool:
-    """Put a whole folder in the place of one that is empty, and a user's as ours is."""
+def _moved_whole(temporary: Path, lock: int, folder: Path) -> bool:
+    """Put a whole folder in the place of one that is empty, and a user's as ours is.
+
+    Who holds the one then holds the other.
+    """
     try:
         is_ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
         if not is_ours or temporary.parent != folder.parent:
@@ -239,6 +260,8 @@ def _moved_whole(temporary: Path, folder: Path) -> bool:
         os.rename(temporary, folder)  # fails unless the folder is empty
     except OSError:
         return False
+    if folder in _locks:
+        os.dup2(lock, _locks[folder])
     return True
 
 
