@@ -23,6 +23,7 @@ from caffeio.memory import gibibytes, no_room
 from caffeio.proto import caffe_pb2
 from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
+from pipeline.layers.fillers import fill
 from pipeline.runtime.executor import FloatNet
 
 
@@ -434,6 +435,13 @@ def test_a_layer_that_would_make_tera_values(kind, tmp_path):
         return
     with pytest.raises(NetError, match=r"layer 'big': .*(bytes|pyramid_height)"):
         FloatNet(net).shapes()
+
+
+def test_weights_that_begin_too_large():
+    layer = caffeio.parse_net('layer { name: "x" type: "Input" top: "x" }').layers[0]
+    filler = caffe_pb2.FillerParameter(type="xavier")
+    with pytest.raises(NetError, match=r"layer 'x': makes 2000000000×4096 values, which take"):
+        fill(layer, filler, (2_000_000_000, 4096), np.random.default_rng(0))
 
 
 def test_doubling_sixty_times():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NoReturn
 
@@ -10,9 +10,20 @@ import numpy as np
 
 from caffeio.errors import NetError
 from caffeio.graph import Layer
+from caffeio.memory import no_room
 from pipeline.layers.base import Shape
 
-__all__ = ["arity", "axis_index", "blob", "expect_blobs", "fail", "need", "rank", "same_shape"]
+__all__ = [
+    "arity",
+    "axis_index",
+    "blob",
+    "check_room",
+    "expect_blobs",
+    "fail",
+    "need",
+    "rank",
+    "same_shape",
+]
 
 
 def fail(layer: Layer, message: str) -> NoReturn:
@@ -121,3 +132,17 @@ def blob(layer: Layer, index: int, shape: Shape | None = None) -> np.ndarray:
     data = layer.blobs[index]
     target_shape = (data.size,) if shape is None else shape
     return data.reshape(target_shape) if prod(target_shape) == data.size else data
+
+
+def check_room(layer: Layer, shapes: Iterable[Shape]) -> None:
+    """Raise if what a layer makes, float32, is more than the machine's memory.
+
+    Raises
+    ------
+    caffeio.NetError
+        With the shapes and the number of bytes.
+    """
+    shapes = list(shapes)
+    if needed := no_room(4 * sum(prod(shape) for shape in shapes)):
+        made = " and ".join("×".join(map(str, shape)) for shape in shapes)
+        fail(layer, f"makes {made} values, which take {needed}")

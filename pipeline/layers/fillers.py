@@ -9,7 +9,7 @@ import numpy as np
 from caffeio.graph import Layer
 from caffeio.proto.caffe_pb2 import FillerParameter
 from pipeline.layers.base import Shape
-from pipeline.layers.check import fail, need
+from pipeline.layers.check import check_room, fail, need
 
 __all__ = ["fill"]
 
@@ -28,8 +28,9 @@ def fill(layer: Layer, f: FillerParameter, shape: Shape, rng: np.random.Generato
     Raises
     ------
     caffeio.NetError
-        If the filler is unknown or does not fit the shape.
+        If the filler is unknown or does not fit the shape, or the blob does not fit in memory.
     """
+    check_room(layer, [shape])
     if f.type == "constant":
         return np.full(shape, f.value, dtype=np.float32)
     if f.type == "uniform":

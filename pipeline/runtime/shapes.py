@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from caffeio.errors import NetError
 from caffeio.graph import Layer, Net, Value
-from caffeio.memory import no_room
 from pipeline.layers import LayerType, Shape
+from pipeline.layers.check import check_room
 from pipeline.layers.source import declared_shapes
 from pipeline.runtime.schedule import optional_inputs, schedule
 
@@ -99,13 +98,13 @@ def infer(
     for i, (layer, kind, link) in enumerate(zip(net.layers, types, net.links, strict=True)):
         if layer.is_source:
             made = _source_shapes(layer, link.writes, given, optional)
-            _check_room(layer, [*made.values()])
+            check_room(layer, [*made.values()])
             shapes.update(made)
         elif not kind.computes:
             continue
         elif (layers is None or i in layers) and all(v in shapes for v in link.reads):
             tops = _shapes_of(layer, kind, [shapes[v] for v in link.reads])
-            _check_room(layer, tops)
+            check_room(layer, tops)
             shapes.update(zip(link.writes, tops, strict=True))
     return shapes
 
@@ -115,19 +114,6 @@ def _shapes_of(layer: Layer, kind: LayerType, bottoms: Sequence[Shape]) -> Seque
         return kind.shapes(layer, bottoms)
     except (ArithmeticError, MemoryError) as error:  # of numbers that no net in use has
         raise NetError(f"its sizes are out of range: {error!r}", layer.name) from error
-
-
-def _check_room(layer: Layer, tops: Sequence[Shape]) -> None:
-    """Raise if what a layer makes is more than the machine's memory.
-
-    Raises
-    ------
-    caffeio.NetError
-    """
-    size = 4 * sum(math.prod(shape) for shape in tops)
-    if needed := no_room(size):
-        shapes = " and ".join("×".join(map(str, shape)) for shape in tops)
-        raise NetError(f"makes {shapes} values, which take {needed}", layer.name)
 
 
 def _free_batch(shape: Shape) -> str:
