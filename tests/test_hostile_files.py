@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import resource
 import struct
 import time
 import zipfile
@@ -13,11 +14,13 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from conftest import ASSETS
 
 import caffeio
 from caffeio import CaffeFileError, NetError
 from caffeio.caffemodel import read_caffemodel
 from caffeio.data import Transform, batches, open_source
+from caffeio.data.decode import decode_image
 from caffeio.hdf5 import is_hdf5, read_hdf5_weights
 from caffeio.memory import gibibytes, no_room
 from caffeio.proto import caffe_pb2
@@ -360,6 +363,16 @@ def test_an_image_that_says_it_is_huge(ending, tmp_path):
     path.write_bytes(data)
     with pytest.raises(CaffeFileError, match=f"a{ending}: the image has 50000×40000 pixels"):
         open_source(tmp_path)[0]
+
+
+def test_a_damaged_image_of_330_bytes_takes_no_gigabytes():
+    path = ASSETS.parent / "cases" / "files" / "damaged_ihdr.png"
+    if not path.exists():
+        pytest.skip(f"needs the shared cases ({path})")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="damaged|pixels"):
+        decode_image(path.read_bytes())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
 
 
 def test_the_limit_of_pixels_can_be_set(tmp_path, monkeypatch):

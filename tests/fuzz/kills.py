@@ -1,4 +1,4 @@
-"""Signals at random moments of whole runs: ``python -m tests.fuzz.kills calibrate|retrain --count N``.
+"""Signals at random moments of whole runs: ``python -m tests.fuzz.kills JOB --count N``.
 
 What lies in the folder afterwards must be all of the run before or all of the new one, or be
 noticed by the manifest; what was said of it must be true; and a run that goes on must end as one
@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 import pipeline
 from pipeline.manifest import changed_since
 
@@ -28,9 +30,20 @@ _OTHERS = ("report.json", "report.csv", "report.html", "net_training.csv", "net_
 _SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 
 
-def _run(config: Path, *arguments: str) -> subprocess.Popen:
+#: A run that keeps what it observes after every batch, which else it does after some seconds.
+_KEEPING = """
+import sys
+import pipeline.jobs.keeper as keeper
+from pipeline.run import main
+keeper._FIRST = keeper._COPY = keeper._SAVE = keeper._SHARE = 0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _run(config: Path, *arguments: str, keeping: bool = False) -> subprocess.Popen:
+    command = ["-c", _KEEPING] if keeping else ["-m", "pipeline.run"]
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.run", str(config), *arguments],
+        [sys.executable, *command, str(config), *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -145,8 +158,45 @@ def retrain(folder: Path, count: int, rng: random.Random) -> Counter[str]:
     return seen
 
 
+def resume(folder: Path, count: int, rng: random.Random) -> Counter[str]:
+    """Stop one calibration again and again until it ends; then begin anew."""
+    data = np.random.default_rng(1).random((600, 1, 16, 16), np.float32) * 255
+    np.savez(folder / "data.npz", data=data)
+    (config, _) = _configs(folder)
+    text = config.read_text(encoding="utf-8").replace("batch_num = 4", "batch_num = 600")
+    text = text.replace("batch_size = 8 ", "batch_size = 1 ")
+    text = text.replace(f'source = "{DEMO / "calibration"}"', f'source = "{folder / "data.npz"}"')
+    config.write_text(text.replace("color = false", ""), encoding="utf-8")
+    whole, seconds = _whole(config, folder / "whole")
+    out, seen = folder / "out", Counter[str]()
+    state = out / ".digits_calibration.state"
+    while sum(n for k, n in seen.items() if k.startswith("SIG")) < count:
+        before = state.read_bytes() if state.exists() else b""
+        going_on = ["--resume"] if before else []
+        process = _run(config, "--output", str(out), *going_on, keeping=True)
+        number = rng.choice(_SIGNALS)
+        time.sleep(rng.uniform(0, 1.5 * seconds))
+        process.send_signal(number)
+        _, said = process.communicate()
+        seen[f"{number.name}: exit {process.returncode}"] += 1
+        if process.returncode not in (0, 130, *(-s for s in _SIGNALS)):
+            raise SystemExit(said)
+        kept = state.read_bytes() if state.exists() else b""
+        if "--resume goes on" in said and not kept:
+            raise SystemExit(f"nothing is kept, and yet: {said}")
+        if "nothing was written" in said and kept != before:
+            raise SystemExit(f"something is kept, and yet: {said}")
+        if process.returncode == 0:
+            if _models(out) != whole:
+                raise SystemExit("a calibration that was stopped ended in other numbers")
+            seen["ended as one that was never stopped"] += 1
+            seen["of these resumed"] += bool(going_on)
+    return seen
+
+
 JOBS: dict[str, Callable[[Path, int, random.Random], Counter[str]]] = {
     "calibrate": calibrate,
+    "resume": resume,
     "retrain": retrain,
 }
 
