@@ -346,13 +346,18 @@ def test_hdf5(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "module"), [("lmdb", "lmdb"), ("leveldb", "plyvel"), ("hdf5", "h5py")]
+    ("kind", "module", "install"),
+    [
+        ("lmdb", "lmdb", r"caffe-quant\[data\]"),
+        ("leveldb", "plyvel", "plyvel"),
+        ("hdf5", "h5py", r"caffe-quant\[data\]"),
+    ],
 )
 def test_a_missing_library_is_named(
-    kind: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, module: str, install: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(CaffeFileError, match=rf"needs {module}: pip install caffe-quant\[data\]"):
+    with pytest.raises(CaffeFileError, match=rf"needs {module}: pip install {install}"):
         open_source(tmp_path, kind)
 
 

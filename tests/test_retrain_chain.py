@@ -135,7 +135,7 @@ def test_what_cannot_be_taken_up_is_said(change, says, code, tmp_path, capsys):
     err = capsys.readouterr().err
     assert says in err
     assert "Traceback" not in err
-    assert not [p for p in (tmp_path / "a" / "out").iterdir() if p.suffix != ".pt"]
+    assert not [p for p in (tmp_path / "a" / "out").glob("*") if p.suffix != ".pt"]
 
 
 def test_weights_and_state_for_caffe_lie_beside_each_snapshot(tmp_path, monkeypatch):
