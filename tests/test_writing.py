@@ -52,6 +52,17 @@ def test_an_empty_folder_is_filled_in_one_step(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_folders_named_oddly_and_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(writing, "_move_each", None)  # not needed
+    for name in ("out[1]*", "a b"):
+        (tmp_path / f".writing-{name}-abcdefgh").mkdir()
+        with held_folder(Path(name)):
+            write_files(*job(Path(name), "new"))
+        assert set(contents(tmp_path / name).values()) == {"new"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a b", "out[1]*"]
+
+
 def test_files_of_others_stay(tmp_path):
     (tmp_path / "mine.txt").write_text("mine x")
     write_files(*job(tmp_path, "old"))
@@ -182,7 +193,8 @@ def test_a_second_run_into_a_folder_is_refused(tmp_path):
 
 def test_what_killed_runs_leave_is_removed_and_what_live_ones_write_is_not(tmp_path):
     out = tmp_path / "out"
-    for name in (out / ".writing-abc", tmp_path / ".writing-out-abc", tmp_path / ".writing-b-abc"):
+    live = tmp_path / ".writing-out-b-abcdefgh"  # of a folder "out-b"
+    for name in (out / ".writing-abc", tmp_path / ".writing-out-abcdefg_", live):
         name.mkdir(parents=True)
         (name / "part").touch()
     (out / ".x.toml.0123abcd.tmp").touch()
@@ -190,7 +202,7 @@ def test_what_killed_runs_leave_is_removed_and_what_live_ones_write_is_not(tmp_p
     with temporary_folder(out) as (alive, _):
         with held_folder(out):
             assert {p.name for p in out.iterdir()} == {".mine.tmp"}
-        assert {p.name for p in tmp_path.iterdir()} == {"out", ".writing-b-abc", alive.name}
+        assert {p.name for p in tmp_path.iterdir()} == {"out", live.name, alive.name}
 
 
 def test_a_folder_without_locks_is_written_to(tmp_path, monkeypatch):

@@ -112,7 +112,9 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir() if folder.exists() else ():
         if _PART.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
-    for path in (*folder.glob(f"{_PREFIX}*"), *folder.parent.glob(f"{_PREFIX}{folder.name}-*")):
+    beside = re.compile(rf"{re.escape(_PREFIX + folder.name)}-[a-z0-9_]{{8}}")  # as mkdtemp has it
+    others = (p for p in folder.parent.glob(f"{_PREFIX}*") if beside.fullmatch(p.name))
+    for path in (*folder.glob(f"{_PREFIX}*"), *others):
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -254,7 +256,7 @@ def _moved_whole(temporary: Path, lock: int, folder: Path) -> bool:
     """
     try:
         is_ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
-        if not is_ours or temporary.parent != folder.parent:
+        if not is_ours or temporary.parent.resolve() != folder.parent.resolve():
             return False
         os.chmod(temporary, folder.stat().st_mode)
         os.rename(temporary, folder)  # fails unless the folder is empty
