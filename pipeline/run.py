@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pipeline import __version__
 from pipeline.commands import positive
 from pipeline.installed import check_kernels
-from pipeline.streams import cache_notes, safe_streams, terminated_is_interrupted
+from pipeline.signals import terminated_is_interrupted
+from pipeline.streams import cache_notes, safe_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-_THREAD_VARIABLES = (
-    "NUMBA_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-)
+_THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,7 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exist), 130 interrupted.
     """
     with safe_streams(), terminated_is_interrupted():
-        return _main(sys.argv[1:] if arguments is None else list(arguments))
+        try:
+            return _main(sys.argv[1:] if arguments is None else list(arguments))
+        except KeyboardInterrupt as stopped:
+            _say(str(stopped) or _interrupted())
+            return INTERRUPTED
 
 
 def _main(arguments: list[str]) -> int:
@@ -162,16 +162,13 @@ def _main(arguments: list[str]) -> int:
         return FAILED
     if options.threads:
         # read when the libraries are loaded, which has not happened yet
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(options.threads)))
+        os.environ.update(dict.fromkeys(_THREADS, str(options.threads)))
     try:
         with cache_notes(None if "--quiet" in arguments else _say):
             if command is not None:
                 return command(arguments[1:])
             with _logging(options, arguments):
                 return _run(options)
-    except KeyboardInterrupt as stopped:
-        _say(str(stopped) or _interrupted())
-        return INTERRUPTED
     except Exception as error:
         if options.verbose:
             raise

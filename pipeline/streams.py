@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any, TextIO
 
-__all__ = ["SafeStream", "cache_notes", "safe_streams", "terminated_is_interrupted"]
+__all__ = ["SafeStream", "cache_notes", "safe_streams"]
 
 
 class SafeStream:
@@ -79,23 +76,6 @@ def safe_streams() -> Iterator[None]:
         if errors is not None:
             errors.flush()
         sys.stdout, sys.stderr = before
-
-
-@contextmanager
-def terminated_is_interrupted() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -7,9 +7,7 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import FrameType
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.log import log
 from pipeline.manifest import write_manifest
+from pipeline.signals import signals_taken
 
 __all__ = [
     "VIEWS",
@@ -234,19 +233,12 @@ def write_files(
 def _signals_held() -> Iterator[list[int]]:
     """Note Ctrl-C and SIGTERM instead of acting on them."""
     arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_taken(note):
         yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _moved_whole(temporary: Path, lock: int, folder: Path) -> bool:

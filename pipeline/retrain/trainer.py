@@ -39,6 +39,7 @@ from pipeline.retrain.snapshot import (
     set_random_states,
 )
 from pipeline.retrain.solver_state import history_of, state_of, trained_net
+from pipeline.signals import signals_taken
 
 __all__ = ["Trainer"]
 
@@ -343,18 +344,11 @@ class Trainer:
 def _stop_requested() -> Iterator[threading.Event]:
     """Let Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C stops at once."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if event.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         event.set()
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_taken(ask):
         yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
