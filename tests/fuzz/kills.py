@@ -60,6 +60,9 @@ def _stopped(
     time.sleep(rng.uniform(0, within))
     process.send_signal(number)
     _, said = process.communicate()
+    if "init_import_site" in said:  # Python itself was starting, and ends with 1
+        seen[f"{number.name}: before the start"] += 1
+        return -number, ""
     seen[f"{number.name}: exit {process.returncode}"] += 1
     if process.returncode not in (0, 130, *(-s for s in _SIGNALS)):
         raise SystemExit(f"exit {process.returncode}: {said}")
