@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import kernels
 from bench.conv_data import ConvData, conv_data
 from bench.int8_convs import our_float
 from bench.peers import node, onnx_session
@@ -15,6 +16,11 @@ from bench.shapes import CONVS
 from bench.workload import OURS, Run, Side, Workload, near
 
 __all__ = ["workloads"]
+
+
+def _whole(d: ConvData, _threads: int) -> Run:
+    """Set up our convolution as a function of arrays: weights as they come, with each call."""
+    return lambda: kernels.conv2d(d.x, d.w, d.bias, **d.geometry)
 
 
 def _float_node(d: ConvData) -> bytes:
@@ -51,6 +57,7 @@ def _torch(d: ConvData, _threads: int) -> Run:
 
 _SIDES = (
     Side(OURS, our_float),
+    Side(OURS, _whole, near(1e-4), "ours conv2d"),
     Side("onnxruntime", _ort, near(1e-4)),
     Side("opencv", _opencv, near(1e-4)),
     Side("torch", _torch, near(1e-4)),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.conv import ConvGeometry
+from kernels.cpu.columns import conv_columns
 from kernels.cpu.engine.layer import Single
-from kernels.cpu.engine.layers import ConvWeights, kernel_for
+from kernels.cpu.engine.layers import ConvWeights, channels_alone, kernel_for
 from kernels.cpu.engine.windows import conv_border
+from kernels.cpu.planes import conv_planes
 from kernels.output import CheckedStage, float_stage
 
 __all__ = ["conv2d", "conv2d_int8", "prepare"]
@@ -38,7 +40,8 @@ def prepare(
 
 def conv2d(x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry) -> np.ndarray:
     """See `kernels.conv2d`."""
-    return prepare(x.shape, w, bias, 0, g, float_stage(w.shape[0]))(x)
+    y = conv_planes(x, w, bias, g) if channels_alone(w, g.group) else conv_columns(x, w, bias, g)
+    return prepare(x.shape, w, bias, 0, g, float_stage(w.shape[0]))(x) if y is None else y
 
 
 def conv2d_int8(

@@ -28,6 +28,7 @@ between two steps. There, and only there, the division is done after all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from kernels.cpu.codegen.ir import Writer
 from kernels.cpu.codegen.native import compile_text
@@ -100,6 +101,7 @@ class Form:
     careful: bool = False
 
 
+@cache
 def compiled(form: Form) -> int:
     """Return the address of ``store`` of that form."""
     return compile_text(store_text(form), "store")

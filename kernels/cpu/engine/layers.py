@@ -20,7 +20,14 @@ from kernels.cpu.engine.steps import Builder
 from kernels.cpu.engine.windows import Grid, conv_grid, deconv_phases, pool_table
 from kernels.pool import PoolGeometry, divisors
 
-__all__ = ["ConvWeights", "DeconvWeights", "add_average", "add_largest", "kernel_for"]
+__all__ = [
+    "ConvWeights",
+    "DeconvWeights",
+    "add_average",
+    "add_largest",
+    "channels_alone",
+    "kernel_for",
+]
 
 
 def kernel_for(w: np.ndarray) -> MicroKernel:
@@ -28,7 +35,7 @@ def kernel_for(w: np.ndarray) -> MicroKernel:
     return choose("float" if w.dtype == np.float32 else "int8")
 
 
-def _alone(w: np.ndarray, group: int) -> bool:
+def channels_alone(w: np.ndarray, group: int) -> bool:
     """Whether every group has one channel in and one out."""
     return group > 1 and w.shape[1] == 1 and w.shape[0] == group
 
@@ -101,7 +108,7 @@ class ConvWeights:
         if w.dtype == np.int8:
             int32_room(w, bias, channel_axis=0)
         zero = kernel.operands.zero(offset)
-        if _alone(w, g.group):
+        if channels_alone(w, g.group):
             columns = _shares_columns(g, kernel)
             flat = _by_columns(w, kernel) if columns else w.reshape(w.shape[0], -1)
             return cls(pack_channels(flat, bias, zero, kernel), g, True, False, columns)
@@ -141,7 +148,7 @@ class DeconvWeights:
         if w.dtype == np.int8:
             int32_room(w, bias, channel_axis=1)
         zero = kernel.operands.zero(offset)
-        alone = _alone(w, g.group)
+        alone = channels_alone(w, g.group)
         by_out = w.reshape(g.group, -1, *w.shape[1:]).transpose(0, 2, 3, 4, 1)
         packed = []
         point = Image(0, kernel.operands, 1, w.shape[0], 1, 1, (0, 0), 0, w.shape[0])

@@ -14,7 +14,12 @@ __all__ = ["enter", "enter_last", "leave", "leave_last"]
 
 #: Positions that one job transposes.
 _POSITIONS = 512
-_LLVM = {"float32": "float", "int8": "i8", "uint8": "i8", "int16": "i16"}
+_LLVM = {
+    np.dtype(np.float32): "float",
+    np.dtype(np.int8): "i8",
+    np.dtype(np.uint8): "i8",
+    np.dtype(np.int16): "i16",
+}  # by the types themselves: their names take microseconds
 
 
 @parallel_jit
@@ -89,7 +94,7 @@ def _turns(image: np.ndarray, view: np.ndarray, add: int, *, inwards: bool) -> b
     flat = image.ctypes.data + images * image.strides[0] + firsts * image.itemsize
     step = view.strides
     packed = view.ctypes.data + images * step[0] + rows * step[1] + columns * step[2]
-    kinds = _LLVM[image.dtype.name], _LLVM[view.dtype.name]
+    kinds = _LLVM[image.dtype], _LLVM[view.dtype]
     strides = np.array([view.strides[2], image.strides[1]])
     source, target, steps = (flat, packed, strides) if inwards else (packed, flat, strides[::-1])
     function = transpose.compiled(*(kinds if inwards else kinds[::-1]), sizes[0])
