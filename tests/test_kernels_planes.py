@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kernels import conv2d, prepare_conv2d
 from kernels.conv import ConvGeometry, _geometry
-from kernels.cpu import columns, conv, planes
+from kernels.cpu import conv
 from kernels.cpu.codegen.microkernels import all_kernels, choice
 from kernels.cpu.held import Held
 
@@ -65,23 +65,20 @@ def _geometry_of(x: tuple, w: tuple, **keywords) -> ConvGeometry:
 
 
 @pytest.mark.parametrize(
-    ("way", "x", "w", "keywords"),
+    ("x", "w", "keywords"),
     [
-        (planes.conv_planes, (2, 8, 14, 14), (8, 1, 3, 3), {"pad": 1, "group": 8}),
-        (planes.conv_planes, (2, 8, 15, 14), (8, 1, 5, 3), {"stride": 2, "pad": 2, "group": 8}),
-        (columns.conv_columns, (2, 8, 14, 14), (6, 8, 1, 1), {}),
-        (columns.conv_columns, (2, 8, 15, 14), (6, 4, 3, 5), {"stride": 3, "pad": 1, "group": 2}),
-        # more than one strip
-        (columns.conv_columns, (1, 64, 32, 32), (3, 64, 3, 3), {"pad": 1}),
+        ((2, 8, 14, 14), (8, 1, 3, 3), {"pad": 1, "group": 8}),
+        ((2, 8, 15, 14), (8, 1, 5, 3), {"stride": 2, "pad": 2, "group": 8}),
+        ((2, 8, 14, 14), (6, 8, 1, 1), {}),
+        ((2, 8, 15, 14), (6, 4, 3, 5), {"stride": 3, "pad": 1, "group": 2}),
+        ((1, 64, 32, 32), (3, 64, 3, 3), {"pad": 1}),  # more than one strip
     ],
 )
-def test_both_ways_are_taken_and_do_not_depend_on_threads(way, x, w, keywords, monkeypatch):
+def test_the_engine_is_not_asked_and_threads_change_nothing(x, w, keywords, monkeypatch):
     rng = np.random.default_rng(0)
     values = cases.normal(rng, *x), cases.normal(rng, *w), cases.normal(rng, w[0])
-    wanted = way(*values, _geometry_of(x, w, **keywords))
-    assert wanted is not None
-    monkeypatch.setattr(conv, "prepare", None)  # the engine is not asked
-    before = numba.get_num_threads()
+    monkeypatch.setattr(conv, "_engine", None)
+    wanted, before = conv2d(*values, **keywords), numba.get_num_threads()
     numba.set_num_threads(1)
     try:
         np.testing.assert_array_equal(conv2d(*values, **keywords), wanted)
@@ -99,11 +96,24 @@ def test_both_ways_are_taken_and_do_not_depend_on_threads(way, x, w, keywords, m
     ],
 )
 def test_what_fits_no_way_is_left_to_the_engine(x, w, keywords):
-    g = _geometry_of(x, w, **keywords)
-    way = planes.conv_planes if keywords else columns.conv_columns
-    assert (
-        way(np.ones(x, np.float32), np.ones(w, np.float32), np.zeros(len(w), np.float32), g) is None
-    )
+    assert conv._direct(x, np.ones(w, np.float32), _geometry_of(x, w, **keywords), True) is None
+
+
+@pytest.mark.parametrize(("outs", "per", "group"), [(6, 1, 6), (5, 6, 1)])
+def test_a_prepared_layer_keeps_its_weights_and_runs_in_place(outs: int, per: int, group: int):
+    rng = np.random.default_rng(3)
+    size = 3 if group > 1 else 1
+    x, w = cases.normal(rng, 2, 6, 9, 8), cases.normal(rng, outs, per, size, size)
+    bias = cases.normal(rng, outs)
+    wanted = conv2d(x, w, bias, group=group)
+    run = prepare_conv2d(x.shape, w, bias, group=group)
+    w[...], bias[...] = 0, 0
+    np.testing.assert_array_equal(run(x), wanted)
+    with run.in_place() as buffers:
+        buffers.source[...] = x.transpose(0, 2, 3, 1)
+        buffers.compute()
+        got = buffers.result.transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_is_zeros_whatever_was_there_before():

@@ -19,7 +19,7 @@ from kernels.cpu.held import Held, address
 from kernels.cpu.jit import jit
 from kernels.cpu.threads import spread
 
-__all__ = ["conv_columns"]
+__all__ = ["conv_columns", "held_columns", "points"]
 
 #: Values of a strip of columns, or products where windows need no copy; and positions at least.
 _VALUES, _PRODUCTS, _POSITIONS = 1 << 18, 1 << 22, 128
@@ -86,24 +86,34 @@ def _strip(
     y += bias[:, None]
 
 
+def points(g: ConvGeometry) -> bool:
+    """Whether windows are single values, side by side as they lie."""
+    return (g.kernel, g.stride, g.pad) == ((1, 1), (1, 1), (0, 0))
+
+
+def held_columns(shape: tuple[int, ...], w: np.ndarray, g: ConvGeometry) -> Held | None:
+    """Return how planes of (N, C, H, W) are held; None if they cannot be or the engine is faster."""
+    if w[:1].size * g.out_size[0] * g.out_size[1] > _MOST_VALUES:
+        return None
+    return Held.of(g, (shape[2], shape[3]), choose("float").lanes)
+
+
 def conv_columns(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry
-) -> np.ndarray | None:
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, held: Held | None
+) -> np.ndarray:
     """Convolve (N, C, H, W) with weights (O, C/group, kh, kw).
 
-    Strips are the same for any number of threads, so results are, too. None where planes do not
-    fit the scheme of `Held`, and where the engine is faster.
+    `held` is None where windows are `points`. Strips are the same for any number of threads, so
+    results are, too.
     """
     n, outs, (height, width) = len(x), len(w), g.out_size
-    points = (g.kernel, g.stride, g.pad) == ((1, 1), (1, 1), (0, 0))
-    held = None if points else Held.of(g, x.shape[2:], choose("float").lanes)
-    values, products = w[0].size, w.size // max(1, g.group)
-    if not points and (held is None or values * height * width > _MOST_VALUES):
-        return None
     y = np.empty((n, g.group, outs // g.group, height, width), np.float32)
     by_group = np.ascontiguousarray(x).reshape(n, g.group, w.shape[1], *x.shape[2:])
     weights, biases = w.reshape(g.group, outs // g.group, -1), bias.reshape(g.group, -1)
-    fitting = _PRODUCTS // max(1, products) if points else _VALUES // max(1, values)
+    if held is None:
+        fitting = _PRODUCTS // max(1, weights[0].size)
+    else:
+        fitting = _VALUES // max(1, weights.shape[2])
     step = max(1, max(_POSITIONS, fitting) // max(1, width))
     strips = [slice(i, min(i + step, height)) for i in range(0, height, step)]
     spread([

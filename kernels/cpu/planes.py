@@ -15,7 +15,7 @@ from kernels.cpu.codegen.native import call
 from kernels.cpu.held import Held, address
 from kernels.cpu.jit import parallel_entry, parallel_jit, prange
 
-__all__ = ["conv_planes"]
+__all__ = ["conv_planes", "held_planes"]
 
 #: So many jobs, so that cores finish together.
 _JOBS = 16
@@ -44,18 +44,18 @@ def _convolve(spread, plane, x, w, bias, taps, parts, sizes, y):
             call(plane, (*lines, address(y[p]), y.shape[1], y.shape[2], 4 * step * row))
 
 
-def conv_planes(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry
-) -> np.ndarray | None:
-    """Convolve (N, C, H, W) with weights (C, 1, kh, kw), a channel a group.
+def held_planes(shape: tuple[int, ...], g: ConvGeometry) -> Held | None:
+    """Return how planes of (N, C, H, W) are held, a channel a group; None if they cannot be."""
+    held = Held.of(g, (shape[2], shape[3]), choose("float").lanes)
+    return held if held is not None and held.taps.size <= _MOST_TAPS else None
 
-    None where a plane does not fit the scheme of `Held`, or has many taps.
-    """
+
+def conv_planes(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray, g: ConvGeometry, held: Held
+) -> np.ndarray:
+    """Convolve (N, C, H, W) with weights (C, 1, kh, kw), a channel a group."""
     n, c, height, width = x.shape
     kernel = choose("float")
-    held = Held.of(g, (height, width), kernel.lanes)
-    if held is None or held.taps.size > _MOST_TAPS:
-        return None
     y = np.empty((n * c, *g.out_size), np.float32)
     functions = planes.spread(kernel, g.stride[1]), planes.plane(kernel, held.taps.size)
     lines = np.ascontiguousarray(x).reshape(n * c, height, width)
