@@ -16,8 +16,8 @@ data[bases[p] + taps[t]][c] * weights[t, c]``, for as many channels as fit some 
 taps come in groups of a word.
 
 ``columns(data, bases, taps, step, weights, start, count, stage, channel, position)`` does the
-same for positions side by side in one row, whose windows share columns: a word is one column of
-a window, `step` bytes from the next, and is put together once for all windows it is in.
+same for positions side by side in one row, whose windows share columns: a column of a window is
+some words, `step` bytes from the next, and is put together once for all windows it is in.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ def stored_tile(kernel: MicroKernel, outs: int, form: Form) -> int:
 
 
 @cache
-def stored_columns(kernel: MicroKernel, outs: int, form: Form, width: int, stride: int) -> int:
-    """Return the address of ``columns`` for windows so wide, so far apart."""
-    return compile_text(columns_text(kernel, outs, form, width, stride), "columns")
+def stored_columns(
+    kernel: MicroKernel, outs: int, form: Form, size: tuple[int, int], stride: int
+) -> int:
+    """Return the address of ``columns`` for windows of a height and width, so far apart."""
+    return compile_text(columns_text(kernel, outs, form, size, stride), "columns")
 
 
 @cache
@@ -269,23 +271,29 @@ def channels_text(kernel: MicroKernel, outs: int, form: Form) -> str:
     return f"{kernel.declarations}\n{w.text()}"
 
 
-def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride: int) -> str:
-    """Return the LLVM text of ``columns`` for so many outputs, windows so wide, so far apart."""
+def columns_text(
+    kernel: MicroKernel, outs: int, form: Form, window: tuple[int, int], stride: int
+) -> str:
+    """Return the LLVM text of ``columns`` for so many outputs, windows so large, so far apart."""
+    height, width = window
     vectors = -(-outs // kernel.lanes)
     names = ("data", "bases", "taps", "step", "weights", "start", "count")
     w = Writer("columns", _parameters(form, *names))
     kind, lanes, data = _sum_kind(kernel), kernel.lanes, kernel.operands.llvm
     per, size = kernel.operands.per_word, 4 * lanes
     overlap = width - stride  # columns that the next window reads, too
+    groups = -(-height // per)  # words of a column
     w.label("entry")
     first = _load_vectors(w, kernel, "%start", vectors)
-    offsets = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(per)]
+    offsets = [w.load("i64", w.at("%taps", str(8 * e))) for e in range(groups * per)]
     begin = w.at("%data", w.load("i64", "%bases"))
 
     def column(window: str, c: int) -> list[Value]:
         top = w.at(window, w.value(f"mul i64 %step, {c}"))
-        taps = [Value.load(w, data, lanes * vectors, w.at(top, d)) for d in offsets]
-        return _words_of_taps(kernel, taps)
+        rows = [Value.load(w, data, lanes * vectors, w.at(top, d)) for d in offsets[:height]]
+        rows += rows[-1:] * (groups * per - height)  # their weights are 0
+        words = [_words_of_taps(kernel, rows[per * q : per * (q + 1)]) for q in range(groups)]
+        return [vector for word in words for vector in word]
 
     out = OutputWriter(form, w)
     out.begin()
@@ -305,11 +313,12 @@ def columns_text(kernel: MicroKernel, outs: int, form: Form, width: int, stride:
     seen += [column("%at", c) for c in range(overlap, width)]
     sums = [*first]
     for c, words_of_column in enumerate(seen):
-        for v, word in enumerate(words_of_column):
-            place = w.at("%weights", str(size * (c * per + v)))
+        for i, word in enumerate(words_of_column):
+            q, v = divmod(i, vectors)
+            place = w.at("%weights", str(size * ((c * groups + q) * per + v)))
             sums[v] = _multiply_add(kernel, sums[v], word, Value.load(w, kind, lanes, place))
-    for c, v in ((c, v) for c in range(overlap) for v in range(vectors)):
-        seen[c + stride][v].alias(f"%d{c}_{v}")
+    for c, i in ((c, i) for c in range(overlap) for i in range(groups * vectors)):
+        seen[c + stride][i].alias(f"%d{c}_{i}")
     out.row("%p")
     _store(out, sums, outs)
     w.do("br label %next_place")

@@ -40,16 +40,23 @@ def channels_alone(w: np.ndarray, group: int) -> bool:
     return group > 1 and w.shape[1] == 1 and w.shape[0] == group
 
 
+def _words_of_column(g: ConvGeometry, kernel: MicroKernel) -> int:
+    """Return how many words hold a column of the kernel."""
+    return -(-g.kernel[0] // kernel.operands.per_word)
+
+
 def _shares_columns(g: ConvGeometry, kernel: MicroKernel) -> bool:
-    """Whether windows side by side share columns that fit a word, and registers hold them."""
-    fits = g.kernel[0] <= kernel.operands.per_word and 2 <= g.kernel[1] <= 3
+    """Whether windows side by side share columns, and registers hold those of a window."""
+    vectors = kernel.operands.per_word  # of the channels that a vector of data holds
+    held = vectors * (g.kernel[1] * _words_of_column(g, kernel) + 1)  # and the sums
     overlapping = g.dilation[1] == 1 and g.stride[1] < g.kernel[1]
-    return fits and overlapping and kernel.operands.per_word == 4 and kernel.rows > 8
+    return overlapping and held < kernel.registers
 
 
-def _by_columns(w: np.ndarray, kernel: MicroKernel) -> np.ndarray:
-    """Return weights (C, 1, kh, kw) as (C, kw * word): a column of the kernel in each word."""
-    wide = np.zeros((w.shape[0], w.shape[3], kernel.operands.per_word), w.dtype)
+def _by_columns(w: np.ndarray, g: ConvGeometry, kernel: MicroKernel) -> np.ndarray:
+    """Return weights (C, 1, kh, kw) as (C, kw * words * values of a word), zeros behind."""
+    values = _words_of_column(g, kernel) * kernel.operands.per_word
+    wide = np.zeros((w.shape[0], w.shape[3], values), w.dtype)
     wide[:, :, : w.shape[2]] = w[:, 0].transpose(0, 2, 1)
     return wide.reshape(w.shape[0], -1)
 
@@ -110,7 +117,7 @@ class ConvWeights:
         zero = kernel.operands.zero(offset)
         if channels_alone(w, g.group):
             columns = _shares_columns(g, kernel)
-            flat = _by_columns(w, kernel) if columns else w.reshape(w.shape[0], -1)
+            flat = _by_columns(w, g, kernel) if columns else w.reshape(w.shape[0], -1)
             return cls(pack_channels(flat, bias, zero, kernel), g, True, False, columns)
         joined = whole and g.group == 1 and g.dilation[1] == 1
         runs = g.kernel[0] * (1 if joined else g.kernel[1])

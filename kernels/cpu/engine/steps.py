@@ -141,7 +141,7 @@ class Builder:
         kernel, form = packed.kernel, output_form(writes, packed.kernel, packed.max_abs_sum)
 
         def function(outs: int) -> int:
-            return gemm.stored_columns(kernel, outs, form, g.kernel[1], g.stride[1])
+            return gemm.stored_columns(kernel, outs, form, g.kernel, g.stride[1])
 
         # a strip is a row of outputs
         self._alone(source, packed, grid, writes, function, source.step, g.out_size[1])

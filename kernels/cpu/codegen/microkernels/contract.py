@@ -105,6 +105,11 @@ class MicroKernel:
         return 2 * self.lanes
 
     @property
+    def registers(self) -> int:
+        """Vectors that the registers hold, as `rows` shows it: 16 or 32."""
+        return 16 if self.rows <= 6 else 32
+
+    @property
     def tail_rows(self) -> int:
         """Rows of the smaller tile at the end."""
         return self.rows // 2
