@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.contest import Result
+from kernels.cpu.codegen.microkernels import choose
 
 __all__ = ["Grid", "show", "summary", "times", "wrong"]
 
@@ -72,8 +73,14 @@ def times(results: Sequence[Result], limits: Mapping[str, float]) -> tuple[Grid,
         rates = (unit, "of limit") if unit else ()
         headers = (group, "ours ms", *rates, *others, "ours/fastest [quartiles]")
         rows = (_times(r, others, limits) for r in members)
-        grids.append(Grid(f"{group}, milliseconds", headers, tuple(rows)))
+        title = f"{group}, milliseconds{_set_of(members[0].workload.bound)}"
+        grids.append(Grid(title, headers, tuple(rows)))
     return tuple(grids)
+
+
+def _set_of(bound: str) -> str:
+    """Return by which instruction set our side of a table computes."""
+    return f", ours by {choose(bound).isa}" if bound in ("int8", "float") else ""
 
 
 def _times(result: Result, others: Sequence[str], limits: Mapping[str, float]) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def points(g: ConvGeometry) -> bool:
 
 
 def held_columns(shape: tuple[int, ...], w: np.ndarray, g: ConvGeometry) -> Held | None:
-    """Return how planes of (N, C, H, W) are held; None if they cannot be or the engine is faster."""
+    """Return how planes are held; None if they cannot be, or the engine is faster."""
     if w[:1].size * g.out_size[0] * g.out_size[1] > _MOST_VALUES:
         return None
     return Held.of(g, (shape[2], shape[3]), choose("float").lanes)
