@@ -56,7 +56,7 @@ def _run(function, memory, rounds):
 def _function(kind: str) -> tuple[MicroKernel, int, int]:
     kernel = choose(kind)
     chains = 24 if kernel.rows > 8 else 12
-    return kernel, chains, compile_text(_text(kernel, chains), "peak")
+    return kernel, chains, compile_text(_text(kernel, chains), "peak", kernel.excluded)
 
 
 def peak(kind: str) -> float:

@@ -31,12 +31,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from kernels.cpu.codegen.ir import Writer
+from kernels.cpu.codegen.microkernels.contract import narrow
 from kernels.cpu.codegen.native import compile_text
 from kernels.cpu.codegen.values import Operand, Value, where
 
 __all__ = [
     "CONSTANTS",
     "FIELDS",
+    "FLOATS",
+    "INTEGERS",
     "UNITS",
     "Form",
     "Lanes",
@@ -50,12 +53,15 @@ FIELDS = (
     "scale", "factor", "power", "slope", "constants", "other", "other_at", "floats",
     "floats_at", "integers", "integers_at", "nans",
 )  # fmt: skip
-#: Places in the float32 array of constants; integers are exact in it. Those with ``_units`` are
-#: in units of 1/4096 of a step; ``first`` and ``last`` are the lowest and highest integer stored.
-CONSTANTS = (
+#: Places in the array of constants, float32. ``_units`` are in units of 1/4096 of a step.
+FLOATS = (
     "low", "high", "divisor", "q_scale", "q_low", "q_high", "q_stored", "reciprocal_units",
-    "low_units", "high_units", "stored_units", "first", "last",
+    "low_units", "high_units",
 )  # fmt: skip
+#: Behind them int32: ``first`` and ``last`` are the lowest and highest integer stored; a pair has
+#: it in both halves.
+INTEGERS = ("stored_units", "first", "last", "first_pair", "last_pair")
+CONSTANTS = (*FLOATS, *INTEGERS)
 #: Parts of a step that a fast result is rounded to; a power of two.
 UNITS = 4096
 
@@ -104,7 +110,7 @@ class Form:
 @cache
 def compiled(form: Form) -> int:
     """Return the address of ``store`` of that form."""
-    return compile_text(store_text(form), "store")
+    return compile_text(store_text(form), "store", narrow(form.lanes))
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def _step_of_16_bits(y: Value, power: Value) -> Value:
 
 
 class OutputWriter:
-    """Writes an output stage into a function; holds the values that its vectors share.
+    """Writes an output stage into a function; holds the addresses that its vectors share.
 
     Parameters
     ----------
@@ -155,13 +161,18 @@ class OutputWriter:
     def __init__(self, form: Form, writer: Writer) -> None:
         self.form = form
         self.w = writer
-        self.constants: dict[str, Value] = {}
+        self.block = ""
         self.lines: dict[str, str] = {}
         self.images: dict[str, tuple[str, str]] = {}
         self.ties = 0
 
     def _field(self, name: str) -> str:
         return self.w.load("ptr", self.w.at("%stage", str(8 * FIELDS.index(name))))
+
+    def _constant(self, name: str) -> Value:
+        """Load a constant where it is used: registers are full of sums, memory serves as well."""
+        kind, place = "i32" if name in INTEGERS else "float", str(4 * CONSTANTS.index(name))
+        return Value.load(self.w, kind, 0, self.w.at(self.block, place)).splat(self.form.lanes)
 
     def _line(self, table: str, column: str) -> Value:
         """Load a vector of float32 from a table of the channels or from an image's row."""
@@ -170,9 +181,9 @@ class OutputWriter:
 
     def _real(self, y: Value, column: str) -> Value:
         """Return y, by the lines of the formula, of sums as float32."""
-        form, c = self.form, self.constants
+        form, c = self.form, self._constant
         if form.divided:
-            y = y / c["divisor"]
+            y = y / c("divisor")
         if form.shift:
             y = _step_of_16_bits(y, self._line("power", column))
         if form.scaled:
@@ -182,31 +193,33 @@ class OutputWriter:
         if form.other:
             y = y + self._line("other", column)
         if form.clamp:
-            y = _clip(y, c["low"], c["high"])
+            y = _clip(y, c("low"), c("high"))
         return y
 
-    def _quantized(self, y: Value, column: str, mask: Value | None) -> Value:
-        """Return the integers of a vector: by the reciprocal, or by division if one is near a tie.
+    def _quantized(self, ys: list[Value], columns: list[str], lanes: list[Lanes]) -> list[Value]:
+        """Return the integers of vectors: by the reciprocal, or by division if one is near a tie.
 
-        `y` are bare sums if the form is bounded.
+        `ys` are bare sums if the form is bounded, and the integers are not yet clipped.
         """
-        form, c = self.form, self.constants
+        form, c = self.form, self._constant
+        masks = [some.mask for some in lanes]
         if form.careful:
-            return self._by_division(y, mask)
-        if form.bounded:  # few enough units for an int32: the limits can wait for the integers
-            fast, near_tie = self._from_units(y * self._line("factor", column))
-            fast = fast.call("smax", c["first"])
-        else:
-            units = _clip(y * c["reciprocal_units"], c["low_units"], c["high_units"])
-            fast, near_tie = self._from_units(units)
-            if not form.scaled or form.slope or form.other:  # int32 sums themselves are never NaN
-                near_tie = near_tie | y.is_nan()
-        q = self._unless_near(fast, near_tie, y, column, mask)
-        if not form.bounded:
-            return q
-        if form.full and form.integers == "uint8":  # saturates as it is stored
-            return q.call("umin", 255)
-        return q.call("smin", c["last"])
+            return [self._by_division(y, mask) for y, mask in zip(ys, masks, strict=True)]
+        fast, near = [], None
+        for y, column, mask in zip(ys, columns, masks, strict=True):
+            if form.bounded:  # few enough units for an int32: the limits can wait
+                step, near_tie = self._from_units(y * self._line("factor", column))
+            else:
+                units = _clip(y * c("reciprocal_units"), c("low_units"), c("high_units"))
+                step, near_tie = self._from_units(units)
+                if not form.scaled or form.slope or form.other:  # int32 sums are never NaN
+                    near_tie = near_tie | y.is_nan()
+            if mask is not None:  # behind the last channel lies anything
+                near_tie = near_tie & mask
+            fast.append(step)
+            near = near_tie if near is None else near | near_tie
+        assert near is not None
+        return self._unless(near, fast, ys, columns, masks)
 
     def _from_units(self, units: Value) -> tuple[Value, Value]:
         """Return the integer that a value in units rounds to, and where that is near a tie.
@@ -215,16 +228,19 @@ class OutputWriter:
         ``u + UNITS * (q_stored + 1/2)``, whose low bits are 0 at a tie. Two are added
         (``stored_units``), so that those within -2..1 units of a tie are known by low bits 0..3.
         """
-        moved = units.lrint("i32") + self.constants["stored_units"]
+        moved = units.lrint("i32") + self._constant("stored_units")
         return moved >> (UNITS.bit_length() - 1), (moved & (UNITS - 4)).equals(0)
 
-    def _unless_near(
-        self, fast: Value, near_tie: Value, y: Value, column: str, mask: Value | None
-    ) -> Value:
-        """Return the fast result, unless a lane is near a tie: then that of the division."""
+    def _unless(
+        self,
+        near_tie: Value,
+        fast: list[Value],
+        ys: list[Value],
+        columns: list[str],
+        masks: list[Value | None],
+    ) -> list[Value]:
+        """Return the fast results, unless a lane is near a tie: then those of the division."""
         w = self.w
-        if mask is not None:  # behind the last channel lies anything
-            near_tie = near_tie & mask
         any_near_tie = near_tie.any()
         self.ties += 1
         here, exact, after = (f"{n}{self.ties}" for n in ("fast", "exact", "after"))
@@ -232,20 +248,23 @@ class OutputWriter:
         w.label(here)
         w.do(f"br i1 {any_near_tie}, label %{exact}, label %{after}, !prof !0")
         w.label(exact)
-        y = y * self._line("scale", column) if self.form.bounded else y
-        divided = self._by_division(y, mask)
+        if self.form.bounded:
+            ys = [y * self._line("scale", column) for y, column in zip(ys, columns, strict=True)]
+        divided = [self._by_division(y, mask) for y, mask in zip(ys, masks, strict=True)]
         w.do(f"br label %{after}")
         w.label(after)
-        sources = {here: fast, exact: divided}
-        return Value.phi(w, "i32", self.form.lanes, f"%q{self.ties}", **sources)
+        return [
+            Value.phi(w, "i32", self.form.lanes, f"%q{self.ties}_{i}", **{here: one, exact: other})
+            for i, (one, other) in enumerate(zip(fast, divided, strict=True))
+        ]
 
     def _by_division(self, y: Value, mask: Value | None) -> Value:
         """Return ``clip(round(y / q_scale), q_low, q_high) + q_stored``; a NaN is noted."""
-        c = self.constants
+        c = self._constant
         self._note_nans(y, mask)
-        steps = _round(y / c["q_scale"])
+        steps = _round(y / c("q_scale"))
         steps = where(steps.is_number(), steps, steps.constant(0))
-        return (_clip(steps, c["q_low"], c["q_high"]) + c["q_stored"]).to("i32")
+        return (_clip(steps, c("q_low"), c("q_high")) + c("q_stored")).to("i32")
 
     def _note_nans(self, y: Value, mask: Value | None) -> None:
         """Set the mark of the table if a value is NaN: it has no integer."""
@@ -266,27 +285,49 @@ class OutputWriter:
         else:
             value.store(place)
 
-    def vector(self, sums: Value, column: str, lanes: Lanes | None = None) -> None:
-        """Write what happens to one vector of sums, or to some of its lanes."""
-        form, lanes = self.form, lanes or Lanes()
-        y = sums.to("float") if form.scaled else sums.bits("float")
+    def _clipped(self, q: Value) -> Value:
+        """Return integers of a bounded form within the limits, of others as they are."""
+        form, c = self.form, self._constant
         if not form.bounded:
-            y = self._real(y, column)
+            return q
+        q = q.call("smax", c("first"))
+        if form.full and form.integers == "uint8":  # saturates as it is stored
+            return q.call("umin", 255)
+        return q.call("smin", c("last"))
+
+    def _put_integers(self, qs: list[Value], columns: list[str], lanes: list[Lanes]) -> None:
+        """Store integers; two whole vectors of 16 bits become one."""
+        c = self._constant
+        whole = all(some.mask is None for some in lanes)
+        if len(qs) == 2 and whole and self.form.integers == "int16":
+            # what is beyond 16 bits is beyond the limits: a processor packs and saturates at once
+            both = qs[0].shuffle(range(2 * self.form.lanes), qs[1])
+            q = both.call("smax", -(2**15)).call("smin", 2**15 - 1).to("i16")
+            if self.form.bounded:
+                first, last = (c(f"{n}_pair").bits("i16", q.lanes) for n in ("first", "last"))
+                q = q.call("smax", first).call("smin", last)
+            self._put(q, "integers", columns[0], lanes[0])
+            return
+        for q, column, some in zip(qs, columns, lanes, strict=True):
+            narrow = self._clipped(q).to(f"i{8 * _BYTES[self.form.integers]}")
+            self._put(narrow, "integers", column, some)
+
+    def vectors(self, sums: list[Value], columns: list[str], lanes: list[Lanes]) -> None:
+        """Write what happens to one or two vectors of sums side by side, or some of their lanes."""
+        form = self.form
+        ys = [one.to("float") if form.scaled else one.bits("float") for one in sums]
+        if not form.bounded:
+            ys = [self._real(y, column) for y, column in zip(ys, columns, strict=True)]
         if form.floats:
-            self._put(y, "floats", column, lanes)
+            for y, column, some in zip(ys, columns, lanes, strict=True):
+                self._put(y, "floats", column, some)
         if form.integers:
-            q = self._quantized(y, column, lanes.mask)
-            self._put(q.to(f"i{8 * _BYTES[form.integers]}"), "integers", column, lanes)
+            self._put_integers(self._quantized(ys, columns, lanes), columns, lanes)
 
     def begin(self) -> None:
-        """Load what is the same for all vectors."""
+        """Load the addresses that are the same for all vectors."""
         w, form = self.w, self.form
-        block = self._field("constants")
-        for i, name in enumerate(CONSTANTS):
-            number = Value.load(w, "float", 0, w.at(block, str(4 * i)))
-            if name in ("stored_units", "first", "last"):
-                number = number.to("i32")
-            self.constants[name] = number.splat(form.lanes)
+        self.block = self._field("constants")
         tables = {
             "scale": form.scaled,
             "factor": form.bounded,
@@ -333,7 +374,7 @@ def store_text(form: Form) -> str:
     w.label("column")
     w.phi("%n", "i64", before="0", column_end="%n_next")
     sums = Value.load(w, "i32", lanes, w.element("i32", "%line", "%n"))
-    out.vector(sums, "%n")
+    out.vectors([sums], ["%n"], [Lanes()])
     w.do("br label %column_end")
     w.label("column_end")
     w.named("%n_next", f"add i64 %n, {lanes}")
@@ -342,7 +383,7 @@ def store_text(form: Form) -> str:
     w.do("br i1 %ragged, label %tail, label %next_row")
     w.label("tail")
     sums = Value.load(w, "i32", lanes, w.element("i32", "%line", "%whole"))
-    out.vector(sums, "%whole", Lanes(mask))
+    out.vectors([sums], ["%whole"], [Lanes(mask)])
     w.do("br label %next_row")
     w.label("next_row")
     w.named("%m_next", "add i64 %m, 1")

@@ -61,7 +61,9 @@ class Tiles:
 def stored_tile(kernel: MicroKernel, outs: int, form: Form) -> int:
     """Return the address of a whole tile with an output stage, for so many outputs."""
     vectors = -(-outs // kernel.lanes)
-    return compile_text(tile_text(kernel, kernel.rows, vectors, form, outs), "tile")
+    return compile_text(
+        tile_text(kernel, kernel.rows, vectors, form, outs), "tile", kernel.excluded
+    )
 
 
 @cache
@@ -69,13 +71,13 @@ def stored_columns(
     kernel: MicroKernel, outs: int, form: Form, size: tuple[int, int], stride: int
 ) -> int:
     """Return the address of ``columns`` for windows of a height and width, so far apart."""
-    return compile_text(columns_text(kernel, outs, form, size, stride), "columns")
+    return compile_text(columns_text(kernel, outs, form, size, stride), "columns", kernel.excluded)
 
 
 @cache
 def stored_channels(kernel: MicroKernel, outs: int, form: Form) -> int:
     """Return the address of ``channels`` with an output stage, for so many outputs."""
-    return compile_text(channels_text(kernel, outs, form), "channels")
+    return compile_text(channels_text(kernel, outs, form), "channels", kernel.excluded)
 
 
 @lru_cache(maxsize=32)
@@ -83,7 +85,7 @@ def compiled(kernel: MicroKernel) -> Tiles:
     """Compile the functions of a micro-kernel without an output stage, once."""
 
     def tile(rows: int, vectors: int) -> int:
-        return compile_text(tile_text(kernel, rows, vectors), "tile")
+        return compile_text(tile_text(kernel, rows, vectors), "tile", kernel.excluded)
 
     return Tiles(
         (tile(kernel.rows, 1), tile(kernel.rows, 2)),
@@ -120,9 +122,11 @@ def _parameters(form: Form | None, *names: str) -> list[tuple[str, str]]:
 
 def _store(out: OutputWriter, sums: list[Value], outs: int) -> None:
     """Write the output stage of one position: vectors of sums, the last perhaps in part."""
-    for v, values in enumerate(sums):
-        column = values.lanes * v
-        out.vector(values, str(column), Lanes.first(out.w, values.lanes, outs - column))
+    columns = [values.lanes * v for v, values in enumerate(sums)]
+    lanes = [Lanes.first(out.w, v.lanes, outs - c) for v, c in zip(sums, columns, strict=True)]
+    for v in range(0, len(sums), 2):
+        pair = slice(v, v + 2)
+        out.vectors(sums[pair], [str(c) for c in columns[pair]], lanes[pair])
 
 
 def tile_text(

@@ -40,8 +40,14 @@ def _machine(triple: str, cpu: str, flags: str, jit: bool) -> Any:
 
 
 @cache  # machine code stays for good: programs hold its address
-def compile_text(text: str, name: str) -> int:
+def compile_text(text: str, name: str, excluded: tuple[str, ...] = ()) -> int:
     """Return the address of a function given as LLVM text; each text is compiled once.
+
+    Parameters
+    ----------
+    text, name : str
+    excluded : tuple of str
+        Features, by LLVM's names, that its machine code does not use even if they are here.
 
     Raises
     ------
@@ -51,6 +57,7 @@ def compile_text(text: str, name: str) -> int:
     with compiler_lock:
         _initialize()
         flags = llvm.get_host_cpu_features().flatten()
+        flags = ",".join((flags, *(f"-{feature}" for feature in excluded)))
         machine = _machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), flags, True)
         module = llvm.parse_assembly(text)
         module.triple = llvm.get_process_triple()

@@ -28,13 +28,13 @@ __all__ = ["plane", "plane_text", "spread", "spread_text"]
 @cache
 def plane(kernel: MicroKernel, taps: int) -> int:
     """Return the address of ``plane`` for windows of so many taps."""
-    return compile_text(plane_text(kernel, taps), "plane")
+    return compile_text(plane_text(kernel, taps), "plane", kernel.excluded)
 
 
 @cache
 def spread(kernel: MicroKernel, stride: int) -> int:
     """Return the address of ``spread`` for a stride."""
-    return compile_text(spread_text(kernel, stride), "spread")
+    return compile_text(spread_text(kernel, stride), "spread", kernel.excluded)
 
 
 def plane_text(kernel: MicroKernel, taps: int) -> str:

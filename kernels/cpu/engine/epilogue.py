@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.cpu.codegen.epilogue import CONSTANTS, UNITS, Form
+from kernels.cpu.codegen.epilogue import FLOATS, INTEGERS, UNITS, Form
 from kernels.cpu.codegen.microkernels import F32, MicroKernel
 from kernels.cpu.engine.image import Image
 from kernels.output import QUANTIZED, SUMS, CheckedStage
@@ -71,28 +71,41 @@ def _stored(writes: Writes) -> int:
     return 0 if image is None else image.operands.zero(int(writes.stage.q_offset))
 
 
-def output_constants(writes: Writes) -> np.ndarray:
-    """Return the float32 array of constants of a stage, in the order of `CONSTANTS`."""
+def _constants(writes: Writes) -> dict[str, float]:
+    """Return the constants of a stage by name, each as a float32 or an int32 holds it."""
     s = writes.stage
     (low, high), stored = _limits(writes), _stored(writes)
     with np.errstate(over="ignore"):
         reciprocal = np.float32(UNITS) / s.q_scale
-    values = {
-        "low": s.low,
-        "high": s.high,
-        "divisor": writes.divisor,
-        "q_scale": s.q_scale,
-        "q_low": low,
-        "q_high": high,
-        "q_stored": stored,
-        "reciprocal_units": reciprocal,
-        "low_units": low * UNITS,
-        "high_units": high * UNITS,
-        "stored_units": (stored + 0.5) * UNITS + 2,
-        "first": low + stored,
-        "last": high + stored,
+        values: dict[str, float] = {
+            "low": float(s.low),
+            "high": float(s.high),
+            "divisor": writes.divisor,
+            "q_scale": float(s.q_scale),
+            "q_low": low,
+            "q_high": high,
+            "q_stored": stored,
+            "reciprocal_units": float(reciprocal),
+            "low_units": low * UNITS,
+            "high_units": high * UNITS,
+        }
+        floats = {name: float(np.float32(value)) for name, value in values.items()}
+    first, last = int(low) + stored, int(high) + stored
+    return floats | {
+        "stored_units": (2 * stored + 1) * UNITS // 2 + 2,
+        "first": first,
+        "last": last,
+        "first_pair": first % 2**16 * 0x10001,
+        "last_pair": last % 2**16 * 0x10001,
     }
-    return np.array([values[name] for name in CONSTANTS], np.float32)
+
+
+def output_constants(writes: Writes) -> np.ndarray:
+    """Return the array of constants of a stage, in the order of `CONSTANTS`, as float32."""
+    values = _constants(writes)
+    integers = np.array([int(values[name]) % 2**32 for name in INTEGERS], np.uint32)
+    floats = np.array([values[name] for name in FLOATS], np.float32)
+    return np.concatenate([floats, integers.view(np.float32)])
 
 
 def output_form(writes: Writes, kernel: MicroKernel, max_abs_sum: np.ndarray | None) -> Form:
@@ -110,7 +123,7 @@ def output_form(writes: Writes, kernel: MicroKernel, max_abs_sum: np.ndarray | N
     bare = kernel.operands is F32 or s.kind == SUMS
     clamped = s.kind != SUMS and bool(s.low > -math.inf or s.high < math.inf)
     shift = not bare and bool(s.power.any())
-    constants = dict(zip(CONSTANTS, output_constants(writes).tolist(), strict=True))
+    constants = _constants(writes)
     simple = not (bare or shift or writes.floats or writes.other or writes.slope is not None)
     fits = False
     if simple and writes.integers is not None and max_abs_sum is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["F32", "S16", "U8", "MicroKernel", "Operands"]
+__all__ = ["F32", "S16", "U8", "MicroKernel", "Operands", "narrow"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ S16 = Operands("s16s16", "int16", "int16", "int32", 2)
 U8 = Operands("u8s8", "uint8", "int8", "int32", 4, shift=128)
 
 
+def narrow(lanes: int) -> tuple[str, ...]:
+    """Return the features that code for vectors of so many 32-bit values does without."""
+    return ("avx512f",) if lanes <= 8 else ()
+
+
 @dataclass(frozen=True)
 class MicroKernel:
     """One way to multiply and add, and the tile that suits it.
@@ -103,6 +108,16 @@ class MicroKernel:
     def columns(self) -> int:
         """Outputs of a tile."""
         return 2 * self.lanes
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Features that its code leaves alone where they are: LLVM would take other instructions.
+
+        A single one of 512 bits slows down those around it, and ``CAFFE_QUANT_ISA=avx2`` is to show
+        what a processor does that has no more.
+        """
+        more = (*narrow(self.lanes), "avxvnni")
+        return tuple(f for f in more if self.lanes <= 8 and f not in self.features)
 
     @property
     def registers(self) -> int:
