@@ -12,6 +12,31 @@ GOLDENS = Path(__file__).resolve().parent / "goldens"
 ASSETS = Path(os.environ.get("CAFFE_QUANT_ASSETS", ROOT.parent / "shared" / "assets"))
 
 
+#: Files that take longest come first, so that no worker is alone with one in the end.
+_FIRST = ("models", "differential", "calibration_cache", "writing", "pipeline_run", "pipeline_nuq")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run tests of minutes, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes a minute or more; runs with --long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        places = [i for i, word in enumerate(_FIRST) if word in item.path.stem]
+        return min(places, default=len(_FIRST))
+
+    items.sort(key=turn)
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="takes a minute or more: runs with --long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real models and data; the test is skipped without it."""

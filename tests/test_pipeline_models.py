@@ -89,8 +89,11 @@ def test_what_quantization_costs(assets, tmp_path, job, points, decibels):
 
 @pytest.mark.parametrize(
     ("job", "standard", "best"),
-    [(CIFAR, 0, 2), (SQUEEZENET, 0.5, 2), (MOBILENET, 1.5, 3)],
-    ids=["cifar10", "squeezenet", "mobilenet_v2"],
+    [
+        pytest.param(CIFAR, 0, 2, id="cifar10"),
+        pytest.param(SQUEEZENET, 0.5, 2, id="squeezenet", marks=pytest.mark.long),
+        pytest.param(MOBILENET, 1.5, 3, id="mobilenet_v2", marks=pytest.mark.long),
+    ],
 )
 def test_effort_pays(assets, tmp_path, job, standard, best):
     """Mean dB won over the original's numbers, on samples that were not calibrated on."""

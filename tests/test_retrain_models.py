@@ -66,6 +66,7 @@ directory = "out"
     return config
 
 
+@pytest.mark.long
 def test_lenet_at_few_bits_recovers_by_training(assets: Path, tmp_path: Path):
     trained = train_model(write_lenet(tmp_path, assets))
     assert trained is not None
