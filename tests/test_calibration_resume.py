@@ -208,6 +208,16 @@ def test_another_search_may_go_on(tmp_path, often):
     assert outputs(tmp_path) == expected
 
 
+def test_another_processor_would_add_in_another_order(tmp_path, often, monkeypatch, capsys):
+    path = leave_state(tmp_path)
+    capsys.readouterr()
+    monkeypatch.setenv("CAFFE_QUANT_ISA", "portable")
+    assert main([str(path), "--quiet", "--resume"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "was made with other processor (" in said
+    assert "portable, not " in said
+
+
 def test_small_runs_pay_nothing_and_long_ones_little(tmp_path, monkeypatch):
     """Copies from the tenth second on, each second; files each half minute; a share of the time."""
     clock, took, done = [0.0], {"copy": 0.0, "file": 0.0}, []

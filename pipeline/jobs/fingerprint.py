@@ -18,7 +18,7 @@ from pipeline.jobs.data import chosen_how
 from pipeline.quantize.data_print import DataPrint, data_prints
 from pipeline.quantize.feed import Feed
 from pipeline.quantize.prepare import Prepared
-from pipeline.report.about import version_of
+from pipeline.report.about import instructions, processor, version_of
 
 __all__ = ["Fingerprint", "fingerprint_of"]
 
@@ -33,6 +33,8 @@ class Fingerprint:
     Attributes
     ----------
     version, packages, device : str
+    processor : str
+        Its name and instructions: the order of float sums depends on them.
     net, weights : str
         Digests of the net as it is run: BatchNorm and Scale are folded.
     layers : str
@@ -47,6 +49,7 @@ class Fingerprint:
     version: str
     packages: str
     device: str
+    processor: str
     net: str
     weights: str
     layers: str
@@ -113,6 +116,7 @@ def fingerprint_of(config: Config, work: Prepared, feed: Feed, device: str) -> F
         version=f"caffe-quant {__version__}",
         packages=", ".join(f"{name} {version_of(name)}" for name in _PACKAGES),
         device=device,
+        processor=f"{processor()}, instructions {instructions()}",
         net=_digest(caffeio.to_prototxt(work.fused.net).encode()),
         weights=_weights(work.fused.net),
         layers="" if own is None else _digest(own.read_bytes()),

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.config.load import Config
 
-__all__ = ["about", "version_of"]
+__all__ = ["about", "instructions", "processor", "version_of"]
 
 _PACKAGES = ("numpy", "numba", "opencv-python-headless", "protobuf", "torch")
 #: Data sources beyond this are named, not hashed.
@@ -41,7 +41,7 @@ def about(config: Config, device: str) -> dict[str, Any]:
         "config": settings,
         "sha256": hashes,
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "device": device,
             "python": sys.version.split()[0],
@@ -72,10 +72,26 @@ def version_of(name: str) -> str:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name; empty where none is known."""
+    return _cpuinfo("model name") or platform.processor()
+
+
+def instructions() -> str:
+    """Return a short digest of what instructions there are, and which set was asked for.
+
+    Sums of float32 differ in their last bits from one to the other.
+    """
+    known = _cpuinfo("flags") or _cpuinfo("Features") or platform.machine()
+    asked = os.environ.get("CAFFE_QUANT_ISA", "")
+    return hashlib.sha256(" ".join(sorted(known.split())).encode()).hexdigest()[:8] + asked
+
+
+def _cpuinfo(field: str) -> str:
+    """Return what Linux says of the first core."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
+        return ""
+    lines = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == field), "")
