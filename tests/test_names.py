@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from small_nets import small_net, write_job
 
 import caffeio
+import pipeline
 from pipeline.report.console import PlainConsole, printable
 from pipeline.report.progress import Reporter
 from pipeline.run import main
@@ -107,3 +110,14 @@ def test_what_is_printable():
     assert printable("\x1b[0m\r\x9b\u202e\x00") == r"\x1b[0m\r\x9b\u202e\x00"
     plain = Console(file=io.StringIO())
     assert isinstance(PlainConsole(file=io.StringIO()), type(plain))
+
+
+def test_folders_whose_names_are_no_utf8(tmp_path: Path):
+    """Linux takes any bytes for a name; what is written of it is its escape."""
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    shutil.copytree(Path(pipeline.__file__).parent / "demo", folder)
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace("[calibrate]\n", "[calibrate]\ncache = true\n"))
+    assert main([str(config), "--quiet", "--output", str(folder / "out")]) == 0
+    assert "d\\udcff" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(folder / "out")]) == 0

@@ -60,4 +60,4 @@ def _write(path: Path, text: str) -> None:
     from caffeio import atomic_write
 
     with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

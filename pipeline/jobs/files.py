@@ -198,6 +198,6 @@ def integer_writers(record: Record, fused: Fused, int8: Int8Net) -> dict[str, Wr
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all; bytes of file names that are no UTF-8 as escapes."""
     with caffeio.atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

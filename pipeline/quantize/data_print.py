@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def _print_of(source: Source, places: Sequence[int]) -> DataPrint:
     sampled = np.sort(places)[marks].tolist()
     contents = tuple((place, _content(source, place)) for place in sampled)
     files = [f"{path} {_size_and_time(path)}" for path in _files(source, places)]
-    digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    digest = hashlib.sha256(os.fsencode("\n".join(files))).hexdigest()
     return DataPrint(str(source.path), len(source), digest, contents)
 
 

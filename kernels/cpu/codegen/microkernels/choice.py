@@ -10,6 +10,7 @@ from importlib import import_module
 import kernels.cpu.codegen.microkernels as folder
 from kernels.cpu.codegen.microkernels.contract import MicroKernel
 from kernels.cpu.codegen.native import features
+from kernels.dispatch import DeviceError
 
 __all__ = ["all_kernels", "choose"]
 
@@ -37,7 +38,7 @@ def choose(kind: str) -> MicroKernel:
 
     Raises
     ------
-    ValueError
+    DeviceError
         If CAFFE_QUANT_ISA names an instruction set that has no micro-kernel here.
     """
     able = [
@@ -50,6 +51,6 @@ def choose(kind: str) -> MicroKernel:
         named = [k for k in able if k.isa == isa]
         available = sorted({k.isa for k in all_kernels() if runs_here(k)})
         if isa not in available:
-            raise ValueError(f"{VARIABLE}={isa}: this processor runs {', '.join(available)}")
+            raise DeviceError(f"{VARIABLE}={isa}: this processor runs {', '.join(available)}")
         able = named or [k for k in able if k.isa == "portable"]
     return max(able, key=lambda k: k.priority)
