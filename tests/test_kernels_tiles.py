@@ -12,12 +12,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_kernels import PLAIN_S8
 
 import kernels
 from kernels import OutputStage, QuantParams, check_output
 from kernels.cpu.codegen import epilogue, gemm, max_pool
 from kernels.cpu.codegen.epilogue import CONSTANTS, FIELDS, Form
-from kernels.cpu.codegen.microkernels import F32, S16, U8, MicroKernel, all_kernels, choose
+from kernels.cpu.codegen.microkernels import (
+    F32,
+    S8,
+    S16,
+    U8,
+    MicroKernel,
+    all_kernels,
+    choice,
+    choose,
+)
 from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 from kernels.cpu.codegen.native import assembly, call, features
 from kernels.cpu.engine.epilogue import Writes, output_constants, output_form
@@ -40,7 +50,7 @@ HERE = [
         id=k.name,
         marks=pytest.mark.skipif(not can_run(k), reason=f"this processor has no {k.isa}"),
     )
-    for k in all_kernels()
+    for k in (*all_kernels(), PLAIN_S8)
 ]
 ISAS = sorted({k.isa for k in all_kernels() if runs_here(k)})
 PROMISING = [k for k in all_kernels() if k.instruction]
@@ -59,7 +69,7 @@ def values(kernel: MicroKernel, rng: np.random.Generator, *shape: int) -> np.nda
     """Data over the whole range of its type."""
     if kernel.operands is F32:
         return rng.standard_normal(shape).astype(np.float32)
-    low, high = (0, 255) if kernel.operands is U8 else (-255, 255)
+    low, high = {U8: (0, 255), S8: (-128, 127), S16: (-255, 255)}[kernel.operands]
     return rng.choice([low, high, *range(low, high, 5)], shape).astype(kernel.operands.data)
 
 
@@ -176,7 +186,7 @@ def output_stages(draw: Any) -> OutputStage:
 @cases.examples(40)
 @given(
     output_stages(), st.integers(1, 40), st.integers(1, 5),
-    st.sampled_from([(True, None), (False, U8), (False, S16), (True, U8)]), st.booleans(),
+    st.sampled_from([(True, None), (False, U8), (False, S8), (False, S16), (True, U8)]), st.booleans(),
     st.integers(0),
 )  # fmt: skip
 def test_the_output_stage_equals_its_definition(
@@ -189,7 +199,7 @@ def test_the_output_stage_equals_its_definition(
     added = np.zeros((rows, 60), np.float32)
     added[:, :channels] = rng.integers(-9, 9, (rows, channels)) / 2
     real = np.full((rows, 45), 77, np.float32)
-    steps = np.full((rows, 45), 77, "int16" if operands is S16 else "uint8")
+    steps = np.full((rows, 45), 77, "uint8" if operands is None else operands.data)
     image = Image(0, F32, 1, 40, 1, 1, (0, 0), 0, 40)
     offset = int(checked.q_offset)
     writes = Writes(
@@ -250,14 +260,16 @@ def stage_table(
 @pytest.mark.parametrize("kernel", PROMISING, ids=lambda k: k.name)
 def test_the_machine_code_has_the_instruction_and_keeps_sums_in_registers(kernel: MicroKernel):
     for vectors in (1, 2):
-        text = assembly(gemm.tile_text(kernel, kernel.rows, vectors), kernel.cpu)
+        text = assembly(gemm.tile_text(kernel, kernel.rows, vectors), kernel.cpu, kernel.triple)
         lines = [line.strip() for line in text.splitlines()]
         used = [line for line in lines if kernel.instruction in line]
         assert len(used) == kernel.rows * vectors
-        vector = "%zmm" if kernel.lanes == 16 else "%ymm"
-        assert not [line for line in lines if vector in line and "(%rsp)" in line]
-    form = Form(kernel.lanes, floats=True)
-    assert kernel.instruction in assembly(gemm.channels_text(kernel, 4, form), kernel.cpu)
+        vector, stack = {4: ("\tq", "[sp"), 8: ("%ymm", "(%rsp)"), 16: ("%zmm", "(%rsp)")}[
+            kernel.lanes
+        ]
+        assert not [line for line in lines if vector in line and stack in line]
+    text = gemm.channels_text(kernel, 4, Form(kernel.lanes, floats=True))
+    assert kernel.instruction in assembly(text, kernel.cpu, kernel.triple)
 
 
 def test_every_processor_has_a_kernel_and_the_fastest_is_chosen(monkeypatch: pytest.MonkeyPatch):
@@ -289,12 +301,18 @@ CONVS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [*ISAS, PLAIN_S8.isa])
 @pytest.mark.parametrize(("shape", "w_shape", "keywords"), CONVS)
 def test_layers_are_the_same_for_every_instruction_set(
     monkeypatch: pytest.MonkeyPatch, isa: str, shape: Any, w_shape: Any, keywords: Any
 ):
-    monkeypatch.setenv(VARIABLE, isa)
+    if isa == PLAIN_S8.isa:
+        every = (PLAIN_S8, *all_kernels())
+        monkeypatch.setattr(choice, "all_kernels", lambda: every)
+        monkeypatch.delenv(VARIABLE, raising=False)
+        assert choose("int8") is PLAIN_S8
+    else:
+        monkeypatch.setenv(VARIABLE, isa)
     rng = np.random.default_rng(5)
     x, w = cases.int8s(rng, *shape), cases.int8s(rng, *w_shape)
     bias = rng.integers(-5000, 5000, len(w)).astype(np.int32)
@@ -315,7 +333,7 @@ def test_layers_are_the_same_for_every_instruction_set(
     assert (found[0] == found[1]).all()
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8", "int16"])
+@pytest.mark.parametrize("kind", ["float32", "uint8", "int8", "int16"])
 @cases.examples(40)
 @given(
     st.integers(1, 2), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40),
@@ -327,7 +345,7 @@ def test_an_image_is_turned_in_and_out(
     rng = np.random.default_rng(seed)
     memory = np.full((n, h + 2 * border[0], w + 2 * border[1], c + more), 77, kind)
     view = memory[:, border[0] : border[0] + h, border[1] : border[1] + w, more // 2 :][..., :c]
-    add = 0 if kind == "float32" else 128 if kind == "uint8" else -9
+    add = {"float32": 0, "uint8": 128, "int8": 0, "int16": -9}[kind]
     x = rng.standard_normal((n, c, h, w)).astype(np.float32)
     if kind != "float32":
         x = cases.int8s(rng, n, c, h, w)

@@ -30,8 +30,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from kernels.cpu.codegen.ir import Writer
-from kernels.cpu.codegen.microkernels.contract import narrow
 from kernels.cpu.codegen.native import compile_text
 from kernels.cpu.codegen.values import Operand, Value, where
 
@@ -64,8 +65,6 @@ INTEGERS = ("stored_units", "first", "last", "first_pair", "last_pair")
 CONSTANTS = (*FLOATS, *INTEGERS)
 #: Parts of a step that a fast result is rounded to; a power of two.
 UNITS = 4096
-
-_BYTES = {"uint8": 1, "int16": 2}
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,16 @@ class Form:
     full: bool = False
     careful: bool = False
 
+    @property
+    def integer_bytes(self) -> int:
+        """Bytes of an integer stored; 0 if none is."""
+        return np.dtype(self.integers).itemsize if self.integers else 0
+
 
 @cache
-def compiled(form: Form) -> int:
-    """Return the address of ``store`` of that form."""
-    return compile_text(store_text(form), "store", narrow(form.lanes))
+def compiled(form: Form, excluded: tuple[str, ...] = ()) -> int:
+    """Return the address of ``store`` of that form, without some features of the processor."""
+    return compile_text(store_text(form), "store", excluded)
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ class OutputWriter:
             self._put(q, "integers", columns[0], lanes[0])
             return
         for q, column, some in zip(qs, columns, lanes, strict=True):
-            narrow = self._clipped(q).to(f"i{8 * _BYTES[self.form.integers]}")
+            narrow = self._clipped(q).to(f"i{8 * self.form.integer_bytes}")
             self._put(narrow, "integers", column, some)
 
     def vectors(self, sums: list[Value], columns: list[str], lanes: list[Lanes]) -> None:
@@ -337,7 +341,7 @@ class OutputWriter:
         for name in (name for name, used in tables.items() if used):
             self.lines[name] = w.element("float", self._field(name), "%channel")
         sizes = {"other": 4 * form.other, "floats": 4 * form.floats}
-        for name, size in {**sizes, "integers": _BYTES.get(form.integers, 0)}.items():
+        for name, size in {**sizes, "integers": form.integer_bytes}.items():
             if size:
                 first = w.element(f"i{8 * size}", self._field(name), "%channel")
                 at = w.element("i64", self._field(f"{name}_at"), "%position")

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kernels.cpu.codegen.ir import Writer
 from kernels.cpu.codegen.microkernels import MicroKernel
 from kernels.cpu.codegen.native import compile_text
@@ -15,20 +13,17 @@ from kernels.cpu.codegen.values import Value, where
 
 __all__ = ["compiled", "largest_text"]
 
-#: What no value is below; Caffe starts from -FLT_MAX.
-_LOWEST = {"float": float(np.finfo(np.float32).min), "i16": -(2**15), "i8": 0}
-
 
 def compiled(kernel: MicroKernel) -> int:
     """Return the address of ``largest`` for the data of a micro-kernel."""
     return compile_text(largest_text(kernel), "largest")
 
 
-def _greater(best: Value, x: Value) -> Value:
+def _greater(best: Value, x: Value, unsigned: bool) -> Value:
     """Return the greater of two vectors; a NaN in x never wins."""
     if x.is_float:
         return where(x > best, x, best)
-    return best.call("umax" if x.kind == "i8" else "smax", x)
+    return best.call("umax" if unsigned else "smax", x)
 
 
 def largest_text(kernel: MicroKernel) -> str:
@@ -36,7 +31,8 @@ def largest_text(kernel: MicroKernel) -> str:
     kind, lanes = kernel.operands.llvm, kernel.lanes
     pointers, numbers = ("out", "out_at", "data", "table"), ("taps", "count", "channels")
     w = Writer("largest", [*(("ptr", p) for p in pointers), *(("i64", n) for n in numbers)])
-    lowest = Value.number(w, kind, lanes, _LOWEST[kind])
+    lowest = kernel.operands.lowest
+    first = Value.number(w, kind, lanes, lowest if kind == "float" else int(lowest))
     w.label("entry")
     w.do("br label %position")
     w.label("position")
@@ -50,10 +46,10 @@ def largest_text(kernel: MicroKernel) -> str:
     w.do("br label %tap")
     w.label("tap")
     w.phi("%t", "i64", column="0", tap="%t_next")
-    best = Value.phi(w, kind, lanes, "%best", column=lowest, tap="%better")
+    best = Value.phi(w, kind, lanes, "%best", column=first, tap="%better")
     offset = w.load("i64", w.element("i64", offsets, "%t"))
     place = w.element(kind, w.at("%data", offset), "%c")
-    better = _greater(best, Value.load(w, kind, lanes, place)).alias("%better")
+    better = _greater(best, Value.load(w, kind, lanes, place), lowest == 0).alias("%better")
     w.named("%t_next", "add i64 %t, 1")
     w.loop("tap", "%t_next", "%taps", "store")
     w.label("store")

@@ -7,8 +7,11 @@ instruction set the functions under them are written for.
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -31,7 +34,14 @@ def _initialize() -> None:
 @cache
 def features() -> Mapping[str, bool]:
     """Return which instruction sets this processor has, by LLVM's names."""
-    return dict(llvm.get_host_cpu_features())
+    here = dict(llvm.get_host_cpu_features())
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        # not every LLVM asks; all these processors have NEON, and all Macs the dot product
+        here["neon"] = True
+        info = Path("/proc/cpuinfo")
+        words = info.read_text(encoding="utf-8").split() if info.is_file() else []
+        here["dotprod"] = "asimddp" in words or sys.platform == "darwin"
+    return here
 
 
 def _machine(triple: str, cpu: str, flags: str, jit: bool) -> Any:
@@ -56,8 +66,10 @@ def compile_text(text: str, name: str, excluded: tuple[str, ...] = ()) -> int:
     """
     with compiler_lock:
         _initialize()
-        flags = llvm.get_host_cpu_features().flatten()
-        flags = ",".join((flags, *(f"-{feature}" for feature in excluded)))
+        flags = ",".join(
+            f"{'+' if there and name not in excluded else '-'}{name}"
+            for name, there in features().items()
+        )
         machine = _machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), flags, True)
         module = llvm.parse_assembly(text)
         module.triple = llvm.get_process_triple()
@@ -68,11 +80,11 @@ def compile_text(text: str, name: str, excluded: tuple[str, ...] = ()) -> int:
         return int(engine.get_function_address(name))
 
 
-def assembly(text: str, cpu: str) -> str:
-    """Return the assembly of LLVM text for an x86-64 processor by LLVM's name of it."""
+def assembly(text: str, cpu: str, triple: str) -> str:
+    """Return the assembly of LLVM text for a processor by LLVM's names of it."""
     _initialize()
     module = llvm.parse_assembly(text)
-    module.triple = "x86_64-unknown-linux-gnu"
+    module.triple = triple
     return str(_machine(module.triple, cpu, "", False).emit_assembly(module))
 
 

@@ -113,7 +113,7 @@ def enter(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
     ----------
     x : float32 or int8 array
         In any order; what does not lie in C order is copied first.
-    view : float32, int16 or uint8 array
+    view : float32, int16, int8 or uint8 array
     add : int
         What integers are stored with.
 
@@ -151,8 +151,8 @@ def enter_last(x: np.ndarray, view: np.ndarray, add: int = 0) -> None:
     """Copy (N, H, W, C) into the view of an image; as `enter`."""
     if view.dtype == np.float32:
         np.copyto(view, x)
-    elif view.dtype == np.uint8:
-        np.add(x.view(np.uint8), np.uint8(add % 256), out=view)  # wraps as it should
+    elif view.itemsize == 1:  # wraps as it should
+        np.add(x.view(np.uint8), np.uint8(add % 256), out=view.view(np.uint8))
     else:
         np.add(x, np.int16(add), out=view, dtype=np.int16)
 
@@ -161,7 +161,7 @@ def leave_last(view: np.ndarray, out: np.ndarray, less: int = 0) -> None:
     """Copy the view of an image into an array (N, H, W, C); undoes `enter_last`."""
     if view.dtype == np.float32:
         np.copyto(out, view)
-    elif view.dtype == np.uint8:
-        np.subtract(view, np.uint8(less % 256), out=out.view(np.uint8))
+    elif view.itemsize == 1:
+        np.subtract(view.view(np.uint8), np.uint8(less % 256), out=out.view(np.uint8))
     else:
         np.subtract(view, np.int16(less), out=out, dtype=np.int16, casting="unsafe")

@@ -307,4 +307,4 @@ class Builder:
                 table[f"{name}_at"] = self._offset_table(image.byte_offset(*grid.where))
         self._stages.append(table)
         self._stage_images.append(writes.images)
-        return epilogue.compiled(form), len(self._stages) - 1
+        return epilogue.compiled(form, kernel.excluded), len(self._stages) - 1

@@ -9,6 +9,6 @@ file here with ``KERNELS``, a tuple of `MicroKernel`; the tests find it by itsel
 from __future__ import annotations
 
 from kernels.cpu.codegen.microkernels.choice import all_kernels, choose
-from kernels.cpu.codegen.microkernels.contract import F32, S16, U8, MicroKernel, Operands
+from kernels.cpu.codegen.microkernels.contract import F32, S8, S16, U8, MicroKernel, Operands
 
-__all__ = ["F32", "S16", "U8", "MicroKernel", "Operands", "all_kernels", "choose"]
+__all__ = ["F32", "S8", "S16", "U8", "MicroKernel", "Operands", "all_kernels", "choose"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["F32", "S16", "U8", "MicroKernel", "Operands", "narrow"]
+__all__ = ["F32", "S8", "S16", "U8", "MicroKernel", "Operands"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,13 @@ class Operands:
     @property
     def llvm(self) -> str:
         """The type of one value of data in LLVM text."""
-        return {"float32": "float", "int16": "i16", "uint8": "i8"}[self.data]
+        return "float" if self.data == "float32" else f"i{8 * self.itemsize}"
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value of data; of float32 the lowest finite one, from which Caffe starts."""
+        kind = np.dtype(self.data)
+        return float(np.finfo(kind).min if kind.kind == "f" else np.iinfo(kind).min)
 
     @property
     def itemsize(self) -> int:
@@ -55,13 +61,10 @@ class Operands:
 F32 = Operands("f32f32", "float32", "float32", "float32", 1)
 #: 8-bit values less their offset, which needs 9 bits, and weights, both as int16.
 S16 = Operands("s16s16", "int16", "int16", "int32", 2)
+#: int8 values as they are, and int8 weights.
+S8 = Operands("s8s8", "int8", "int8", "int32", 4, shift=0)
 #: int8 values plus 128 as unsigned bytes, and int8 weights.
 U8 = Operands("u8s8", "uint8", "int8", "int32", 4, shift=128)
-
-
-def narrow(lanes: int) -> tuple[str, ...]:
-    """Return the features that code for vectors of so many 32-bit values does without."""
-    return ("avx512f",) if lanes <= 8 else ()
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,14 @@ class MicroKernel:
         LLVM text of the intrinsics used.
     features : tuple of str
         What a processor needs to run it, by LLVM's names.
+    excluded : tuple of str
+        Features that its code leaves alone where they are. LLVM would take other instructions:
+        one of 512 bits slows down those around it, and ``CAFFE_QUANT_ISA=avx2`` is to show what a
+        processor does that has no more.
     instruction : str
         The mnemonic that its machine code must have; empty if it promises none.
-    cpu : str
-        A processor, by LLVM's name, whose assembly shows the instruction.
+    cpu, triple : str
+        A processor, by LLVM's names, whose assembly shows the instruction.
     priority : int
         Of two that a processor runs, that with the higher priority is faster.
     """
@@ -100,24 +107,16 @@ class MicroKernel:
     multiply_add: tuple[tuple[str, str], ...]
     declarations: str = ""
     features: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     instruction: str = ""
     cpu: str = "x86-64"
+    triple: str = "x86_64-unknown-linux-gnu"
     priority: int = 0
 
     @property
     def columns(self) -> int:
         """Outputs of a tile."""
         return 2 * self.lanes
-
-    @property
-    def excluded(self) -> tuple[str, ...]:
-        """Features that its code leaves alone where they are: LLVM would take other instructions.
-
-        A single one of 512 bits slows down those around it, and ``CAFFE_QUANT_ISA=avx2`` is to show
-        what a processor does that has no more.
-        """
-        more = (*narrow(self.lanes), "avxvnni")
-        return tuple(f for f in more if self.lanes <= 8 and f not in self.features)
 
     @property
     def registers(self) -> int:

@@ -22,6 +22,7 @@ def _vnni(
         ),
         declarations=f"declare {kind} {name}({kind}, {kind}, {kind})",
         features=features,
+        excluded=() if lanes > 8 else ("avx512f",),
         instruction="vpdpbusd",
         cpu=cpu,
         priority=priority,
