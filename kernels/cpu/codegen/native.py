@@ -7,11 +7,11 @@ instruction set the functions under them are written for.
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -22,6 +22,9 @@ from numba.extending import intrinsic
 from kernels.cpu.jit import compiler_lock, jit
 
 __all__ = ["assembly", "bytes_at", "call", "compile_text", "features"]
+
+#: Linux's number of the word that lists a processor's features, and ``sdot`` in it on 64-bit ARM.
+_HWCAP, _ASIMDDP = 16, 1 << 20
 
 _ENGINES: list[Any] = []  # they own the machine code
 
@@ -36,12 +39,17 @@ def features() -> Mapping[str, bool]:
     """Return which instruction sets this processor has, by LLVM's names."""
     here = dict(llvm.get_host_cpu_features())
     if platform.machine().lower() in ("aarch64", "arm64"):
-        # not every LLVM asks; all these processors have NEON, and all Macs the dot product
-        here["neon"] = True
-        info = Path("/proc/cpuinfo")
-        words = info.read_text(encoding="utf-8").split() if info.is_file() else []
-        here["dotprod"] = "asimddp" in words or sys.platform == "darwin"
+        here |= {"neon": True, "dotprod": _has_dot_product()}  # not every LLVM asks for them
     return here
+
+
+def _has_dot_product() -> bool:
+    """Whether a 64-bit ARM processor has ``sdot``: all Macs have; Linux tells."""
+    if not sys.platform.startswith("linux"):
+        return sys.platform == "darwin"
+    hardware = ctypes.CDLL(None).getauxval
+    hardware.restype, hardware.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return bool(hardware(_HWCAP) & _ASIMDDP)
 
 
 def _machine(triple: str, cpu: str, flags: str, jit: bool) -> Any:
