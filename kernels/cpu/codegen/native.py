@@ -23,6 +23,8 @@ from kernels.cpu.jit import compiler_lock, jit
 
 __all__ = ["assembly", "bytes_at", "call", "compile_text", "features"]
 
+#: Linux's numbers, on x86-64, of ``arch_prctl``, of a request for registers, and of AMX's.
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 #: Linux's number of the word that lists a processor's features, and ``sdot`` in it on 64-bit ARM.
 _HWCAP, _ASIMDDP = 16, 1 << 20
 
@@ -40,7 +42,16 @@ def features() -> Mapping[str, bool]:
     here = dict(llvm.get_host_cpu_features())
     if platform.machine().lower() in ("aarch64", "arm64"):
         here |= {"neon": True, "dotprod": _has_dot_product()}  # not every LLVM asks for them
+    if here.get("amx-tile"):
+        here["amx-tile"] = _may_use_tiles()
     return here
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the registers of AMX, for this process and its children."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
 
 
 def _has_dot_product() -> bool:

@@ -21,8 +21,9 @@ class Packed:
     ----------
     kernel : MicroKernel
     weights : array
-        For outputs (G, blocks, runs, words, columns, values of a word), where a last block
-        that one vector holds is that narrow; for channels (blocks, groups of taps, channels
+        For outputs (G, blocks, words of all runs, columns, values of a word), where a last block
+        that one vector holds is that narrow, and if there are ``kernel.words`` they
+        are filled up to a multiple of that; for channels (blocks, groups of taps, channels
         of a block, values of a word).
     initial_sums : array
         Sums to begin with, (G, blocks, columns) or (blocks, channels of a block).
@@ -78,18 +79,21 @@ def pack_outputs(
     values = math.prod(w.shape[2:]) // runs
     per, lanes, columns = kernel.operands.per_word, kernel.lanes, kernel.columns
     words, blocks = -(-values // per), -(-outs // columns)
-    packed = np.zeros((groups, blocks, runs, words, columns, per), kernel.operands.weights)
+    whole = runs * words
+    if whole >= kernel.words:  # fewer are multiplied one by one
+        whole = -(-whole // kernel.words) * kernel.words
+    packed = np.zeros((groups, blocks, whole, columns, per), kernel.operands.weights)
     for b in range(blocks):  # one after the other: no second copy of large weights
         block = w[:, b * columns : (b + 1) * columns]
         count = block.shape[1]
         wide = np.zeros((groups, count, runs, words * per), packed.dtype)
         wide[..., :values] = block.reshape(groups, count, runs, values)
-        by_word = wide.reshape(groups, count, runs, words, per).transpose(0, 2, 3, 1, 4)
-        packed[:, b, :, :, :count] = by_word
+        by_word = wide.reshape(groups, count, runs * words, per).transpose(0, 2, 1, 3)
+        packed[:, b, : runs * words, :count] = by_word
     if outs - (blocks - 1) * columns <= lanes:
         # the last block is one vector wide and lies in the first half of its place
         last = packed[:, -1].reshape(groups, -1)
-        narrow = packed[:, -1, :, :, :lanes].reshape(groups, -1).copy()
+        narrow = packed[:, -1, :, :lanes].reshape(groups, -1).copy()
         last[:, : narrow.shape[1]] = narrow
     initial_sums = np.zeros((groups, blocks * columns), kernel.operands.sums)
     initial_sums[:, :outs] = _initial_sums(bias, w, zero, kernel)

@@ -12,11 +12,14 @@ import numpy as np
 from kernels.cpu.codegen.native import bytes_at, call
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
-__all__ = ["BORDER", "CHANNELS", "GEMM", "KINDS", "LINES", "MAXIMA", "STEP", "run_steps"]
+__all__ = [
+    "BORDER", "CHANNELS", "GEMM", "KINDS", "LINES", "MATRIX", "MAXIMA", "STEP", "run_steps",
+]  # fmt: skip
 
-#: Kinds of steps: products over channels, sums over windows of each channel, maxima of windows,
-#: lines of float32 passed through the output stage, and borders filled with the zero.
-GEMM, CHANNELS, MAXIMA, LINES, BORDER = range(5)
+#: Kinds of steps: products over channels, by tiles or by matrices; sums over windows of each
+#: channel, maxima of windows, lines of float32 passed through the output stage, and borders filled
+#: with the zero.
+GEMM, MATRIX, CHANNELS, MAXIMA, LINES, BORDER = range(6)
 
 #: What every step has. Addresses are of the data read and written (they lie in buffers and are set
 #: for each set of buffers), of the output stage's table and of its function. Jobs can be done in
@@ -32,6 +35,11 @@ _OWN = {
         "bases", "taps", "runs", "words", "weights", "start", "strips", "chunks", "group_bytes",
         "outs", "blocks", "block_bytes", "columns", "lanes", "rows", "tail_rows", "whole_1",
         "whole_2", "short_1", "short_2", "stored_1", "stored_2",
+    ),
+    MATRIX: (
+        "bases", "taps", "runs", "run_bytes", "word_blocks", "pitch", "weights", "start", "strips",
+        "chunks", "group_bytes", "outs", "blocks", "block_bytes", "columns", "lanes", "rows",
+        "product_1", "product_2", "gather", "begin", "end",
     ),
     CHANNELS: (
         "bases", "taps", "words", "weights", "start", "blocks", "block_bytes", "block_data_bytes",
@@ -51,7 +59,7 @@ KINDS = {
     )
     for kind, own in _OWN.items()
 }
-_GEMM, _CHANNELS, _MAXIMA, _LINES, _BORDER = (KINDS[kind] for kind in sorted(KINDS))
+_GEMM, _MATRIX, _CHANNELS, _MAXIMA, _LINES, _BORDER = (KINDS[kind] for kind in sorted(KINDS))
 
 
 @jit
@@ -88,6 +96,36 @@ def _gemm(s, job):
                 call(tile, (sums, data, bases, s.taps, s.runs, s.words, weights, start))
                 call(s.store, (sums, 4 * width, rows, count, s.stage, channel, p))
             p += rows
+    acc[0] = 0  # numba frees an array after its last use, whoever has its address
+
+
+@jit
+def _matrix(s, job):
+    """Compute some positions of some blocks of outputs by products of whole matrices."""
+    strip, chunk = job % s.strips, job // s.strips % s.chunks
+    group = job // (s.strips * s.chunks)
+    first_position = strip * s.strip
+    count = min(s.strip, s.positions - first_position)
+    memory = np.empty((s.strip + 1) * s.pitch + s.rows * s.columns * 4 + 64, np.uint8)
+    rows = np.int64(memory.ctypes.data)
+    rows += -rows % 64
+    sums = rows + s.strip * s.pitch + s.pitch
+    data, bases = s.data + group * s.group_bytes, s.bases + 8 * first_position
+    call(s.gather, (rows, s.pitch, data, bases, count, s.taps, s.runs, s.run_bytes))
+    call(s.begin, ())
+    for block in range(chunk * s.blocks // s.chunks, (chunk + 1) * s.blocks // s.chunks):
+        first = block * s.columns
+        outs = min(s.columns, s.outs - first)
+        product = s.product_2 if outs > s.lanes else s.product_1
+        width = s.columns if outs > s.lanes else s.lanes
+        weights = s.weights + (group * s.blocks + block) * s.block_bytes
+        start = s.start + (group * s.blocks + block) * s.columns * 4
+        for p in range(0, count, s.rows):
+            call(product, (sums, rows + p * s.pitch, s.pitch, s.word_blocks, weights, start))
+            place = (s.stage, group * s.outs + first, first_position + p)
+            call(s.store, (sums, 4 * width, min(s.rows, count - p), outs, *place))
+    call(s.end, ())
+    memory[0] = 0  # numba frees an array after its last use, whoever has its address
 
 
 @jit
@@ -144,6 +182,8 @@ def _job(steps, i, job):
     kind = steps[i].kind
     if kind == GEMM:
         _gemm(steps.view(_GEMM)[i], job)
+    elif kind == MATRIX:
+        _matrix(steps.view(_MATRIX)[i], job)
     elif kind == CHANNELS:
         _channels(steps.view(_CHANNELS)[i], job)
     elif kind == MAXIMA:

@@ -9,14 +9,14 @@ from hashlib import blake2b
 import numpy as np
 
 from kernels.conv import ConvGeometry
-from kernels.cpu.codegen import epilogue, gemm, max_pool
+from kernels.cpu.codegen import epilogue, gemm, matrix, max_pool
 from kernels.cpu.codegen.epilogue import CONSTANTS, FIELDS
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
 from kernels.cpu.engine.epilogue import Writes, output_constants, output_form
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.packing import Packed
 from kernels.cpu.engine.program import Program, Slots
-from kernels.cpu.engine.runner import BORDER, CHANNELS, GEMM, KINDS, LINES, MAXIMA, STEP
+from kernels.cpu.engine.runner import BORDER, CHANNELS, GEMM, KINDS, LINES, MATRIX, MAXIMA, STEP
 from kernels.cpu.engine.windows import Grid
 
 __all__ = ["Builder"]
@@ -27,6 +27,8 @@ _STRIP_TILES = 7
 _CHANNEL_STRIP = 28
 #: About so many jobs of a step, so that cores finish together.
 _JOBS = 16
+#: Bytes of windows copied for a job, and how often those of a small image may be copied.
+_ROWS_BYTES, _COPIES = 1 << 18, 4
 
 
 class Builder:
@@ -82,10 +84,13 @@ class Builder:
     def outputs(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
         """Add a product over channels; the grid's taps are the runs of the packed weights."""
         kernel = packed.kernel
-        tiles = gemm.compiled(kernel)
         count = grid.bases.size
         if not count or not packed.outs:
             return
+        if kernel.matrix and packed.weights.shape[2] >= kernel.words:
+            self._matrix(source, packed, grid, writes)
+            return
+        tiles = gemm.compiled(kernel)
         groups, blocks = packed.weights.shape[:2]
         strip = kernel.rows * _STRIP_TILES
         strips = -(-count // strip)
@@ -122,6 +127,46 @@ class Builder:
             group_bytes=source.channels // groups * source.operands.itemsize,
             stored_1=gemm.stored_tile(kernel, last, form),
             stored_2=gemm.stored_tile(kernel, kernel.columns, form) if blocks > 1 else 0,
+        )
+
+    def _matrix(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:
+        """Add a product over channels by whole matrices, of windows that are copied to rows."""
+        kernel, count = packed.kernel, grid.bases.size
+        groups, blocks, words = packed.weights.shape[:3]
+        word_blocks = words // kernel.words
+        # an odd number of cache lines: rows would else share few places in the first cache
+        pitch = 4 * kernel.words * (word_blocks | 1)
+        strip = matrix.ROWS * max(1, min(_STRIP_TILES, _ROWS_BYTES // (matrix.ROWS * pitch)))
+        strips = -(-count // strip)
+        self._add(
+            MATRIX,
+            jobs=strips * (chunks := min(blocks, max(1, _COPIES // (strips * groups)))) * groups,
+            data=(source, source.origin),
+            writes=(writes, grid, kernel, packed.max_abs_sum),
+            positions=count,
+            strip=strip,
+            strips=strips,
+            chunks=chunks,
+            bases=self._offset_table(grid.bases),
+            taps=self._offset_table(grid.taps),
+            runs=packed.runs,
+            run_bytes=4 * packed.words,
+            word_blocks=word_blocks,
+            pitch=pitch,
+            weights=self._address(packed.weights),
+            start=self._address(packed.initial_sums),
+            block_bytes=packed.weights[0, 0].nbytes,
+            group_bytes=source.channels // groups * source.operands.itemsize,
+            outs=packed.outs,
+            blocks=blocks,
+            columns=kernel.columns,
+            lanes=kernel.lanes,
+            rows=matrix.ROWS,
+            product_1=matrix.product(1),
+            product_2=matrix.product(2),
+            gather=matrix.gather(),
+            begin=matrix.begin(),
+            end=matrix.end(),
         )
 
     def channels(self, source: Image, packed: Packed, grid: Grid, writes: Writes) -> None:

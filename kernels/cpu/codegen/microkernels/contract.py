@@ -96,6 +96,9 @@ class MicroKernel:
         The mnemonic that its machine code must have; empty if it promises none.
     cpu, triple : str
         A processor, by LLVM's names, whose assembly shows the instruction.
+    matrix : bool
+        Products over 16 words and more are made by whole matrices (`kernels.cpu.codegen.matrix`);
+        `multiply_add` serves the others, and channels alone.
     priority : int
         Of two that a processor runs, that with the higher priority is faster.
     """
@@ -111,12 +114,18 @@ class MicroKernel:
     instruction: str = ""
     cpu: str = "x86-64"
     triple: str = "x86_64-unknown-linux-gnu"
+    matrix: bool = False
     priority: int = 0
 
     @property
     def columns(self) -> int:
         """Outputs of a tile."""
         return 2 * self.lanes
+
+    @property
+    def words(self) -> int:
+        """Words that are multiplied together: weights are filled up to a multiple with zeros."""
+        return 16 if self.matrix else 1
 
     @property
     def registers(self) -> int:
