@@ -269,3 +269,22 @@ class _OneKernel:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def test_what_was_called_before_does_not_make_a_kernel_stale():
+    """A program that counts first and one that convolves first use the same files."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(f"kernels.cpu.{name}")
+from kernels.cpu.cache import _stamp
+print([_stamp(f"kernels.cpu.{name}") for name in ("planes", "columns", "engine.layout", "ifmr")])
+"""
+    names = ["conv", "histogram", "ifmr", "programs", "search"]
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, *order], cwd=ROOT, capture_output=True, check=True
+        ).stdout
+        for order in (names, names[::-1], names[2:] + names[:2])
+    }
+    assert len(found) == 1

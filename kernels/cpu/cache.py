@@ -14,18 +14,18 @@ with the process, which is said once.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import pickle
-import re
 import sys
 import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numba
@@ -41,7 +41,6 @@ __all__ = ["cache_for", "problem"]
 #: What an entry depends on beside the sources; the first number is that of the form of the files.
 _VERSIONS = f"1 {numba.__version__} {np.__version__}"
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_IMPORTS = re.compile(r"^from (kernels[\w.]*) import", re.MULTILINE)
 
 _problem: list[str] = []  # the one that was said
 _LOCK = Lock()
@@ -66,15 +65,33 @@ def _say(why: str) -> None:
 
 @cache
 def _source(module: str) -> tuple[str, frozenset[str]]:
-    """Return the digest of a module's source, and the modules of this package it imports."""
-    loaded = sys.modules[module]
-    loader: Any = loaded.__spec__.loader if loaded.__spec__ else None
+    """Return the digest of a module's source, and the modules of this package it imports.
+
+    By its text alone: what happens to be loaded depends on what was called before.
+    """
+    spec = find_spec(module)
+    loader: Any = spec.loader if spec else None
     text = loader.get_source(module) if hasattr(loader, "get_source") else None
     text = text or ""  # a frozen program has none: the stamp of its file is looked at, too
-    names = set(_IMPORTS.findall(text))
-    names.update(v.__name__ for v in vars(loaded).values() if isinstance(v, ModuleType))
-    own = {n for n in names if n.split(".")[0] == "kernels" and n in sys.modules}
+    names: set[str] = set()
+    for line in ast.parse(text).body:
+        if isinstance(line, ast.Import):
+            names.update(name.name for name in line.names)
+        elif isinstance(line, ast.ImportFrom) and line.module:
+            names.update((line.module, *(f"{line.module}.{name.name}" for name in line.names)))
+    own = {n for n in names if n.split(".")[0] == "kernels" and _is_module(n)}
     return hashlib.sha256(text.encode()).hexdigest(), frozenset(own - {module})
+
+
+@cache
+def _is_module(name: str) -> bool:
+    """Tell a module from what else may be imported of a package."""
+    if name in sys.modules:
+        return True
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of what is no package
+        return False
 
 
 @cache  # at import, when the sources are those that are running
