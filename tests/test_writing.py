@@ -42,14 +42,60 @@ def contents(folder: Path) -> dict[str, str]:
 # ---------------------------------------------------------------- all or none
 
 
-def test_an_empty_folder_is_filled_in_one_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize("state", [False, True])
+def test_a_folder_that_was_made_for_it_is_filled_in_one_step(tmp_path, monkeypatch, state):
     monkeypatch.setattr(writing, "_move_each", None)  # not needed
     folder = tmp_path / "out"
-    folder.mkdir(mode=0o750)
-    write_files(*job(folder, "new"))
-    assert set(contents(folder).values()) == {"new"}
-    assert folder.stat().st_mode & 0o777 == 0o750
+    with held_folder(folder):
+        if state:  # what a calibration keeps
+            (folder / ".x.state").write_text("kept")
+        write_files(*job(folder, "new"))
+        with pytest.raises(PipelineError, match="another run"), held_folder(folder):
+            pass
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    if state:
+        assert (folder / ".x.state").read_text() == "kept"
+        (folder / ".x.state").unlink()
+    assert set(contents(folder).values()) == {"new"}
+
+
+def test_a_folder_of_the_user_stays_what_it_is(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o750)
+    before = folder.stat()
+    with held_folder(folder):
+        write_files(*job(folder, "new"))
+    after = folder.stat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert set(contents(folder).values()) == {"new"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_links_new_files_are_put_and_old_ones_stay(tmp_path, monkeypatch):
+    """As on FAT and some network file systems."""
+
+    def link(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "mine.txt").write_text("mine x")
+    write_files(*job(tmp_path, "new"), overwrite=False)
+    assert contents(tmp_path)["net_record.json"] == "new"
+    with pytest.raises(ConfigError, match="has been made meanwhile"):
+        write_files(*job(tmp_path, "newer"), overwrite=False)
+    assert set(contents(tmp_path).values()) == {"mine", "new"}
+
+
+def test_what_cannot_be_a_folder_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "file").touch()
+    for folder, why in (
+        (tmp_path / "file", "is a file, not a folder"),
+        (tmp_path / "a" / ("x" * 300), "cannot be written: File name too long"),
+        (Path("/proc/zzz"), "cannot be written: No such file"),
+    ):
+        with pytest.raises(PipelineError, match=why), held_folder(folder):
+            pass
+    assert not (tmp_path / "a").exists()
 
 
 def test_folders_named_oddly_and_from_here(tmp_path, monkeypatch):

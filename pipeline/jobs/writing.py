@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -39,8 +40,11 @@ VIEWS = ("report", "layers", "page")
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _TRIES = 100
 _written: list[Path] = []
-#: Descriptors that hold folders.
+#: Descriptors that hold folders, and which of these were made for it.
 _locks: dict[Path, int] = {}
+_fresh: set[Path] = set()
+#: Of renameat2: two names change places at once, relative to where the process is.
+_EXCHANGE, _HERE = 2, -100
 
 
 def written_files() -> tuple[Path, ...]:
@@ -61,28 +65,36 @@ def held_folder(folder: Path) -> Iterator[None]:
         If another run writes to it, or it cannot be made or written.
     """
     made = [p for p in (folder, *folder.parents) if not p.exists()]
-    _locks[folder] = _held(folder)
+    held = False
     try:
+        lock = _held(folder)
+        _locks[folder], held = lock, True
+        if folder in made:
+            _fresh.add(folder)
         _remove_leftovers(folder)
         _written.clear()
         yield
     finally:
-        os.close(_locks.pop(folder))
+        if held:
+            os.close(_locks.pop(folder))
+            _fresh.discard(folder)
         with suppress(OSError):  # it holds something, or is held
-            for path in made:
+            for path in made if held else made[1:]:
                 path.rmdir()
 
 
 def _held(folder: Path) -> int:
     """Make and lock a folder; return the descriptor that holds it."""
-    for _ in range(_TRIES):
+    for tries in range(_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # a run that has written nothing takes it away
-            continue
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and tries + 1 < _TRIES:
+                continue  # a run that has written nothing takes it away
+            if isinstance(error, FileExistsError):
+                raise PipelineError(f"{folder}: is a file, not a folder to write to") from None
             raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
         if not _locked(lock):
             os.close(lock)
@@ -136,6 +148,8 @@ def temporary_folder(folder: Path) -> Iterator[tuple[Path, int]]:
             os.rmdir(made)  # a mounted folder: nothing moves into it in one step
             raise OSError
     except OSError:
+        if not folder.exists():
+            raise
         made = tempfile.mkdtemp(dir=folder, prefix=_PREFIX)
     lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
     _locked(lock)
@@ -181,8 +195,8 @@ def write_files(
 ) -> None:
     """Write all files to a temporary folder, then give each its name: all of them or none.
 
-    In one step where the folder is empty. Else one after another, with signals held back; if one
-    cannot be put there, those before it are taken back. The manifest, which is made here, comes
+    In one step where the folder was made for it. Else one after another, with signals held back; if
+    one cannot be put there, those before it are taken back. The manifest, which is made here, comes
     last: a set of which a process that was killed has changed a part is noticed by it.
 
     Parameters
@@ -242,21 +256,38 @@ def _signals_held() -> Iterator[list[int]]:
 
 
 def _moved_whole(temporary: Path, lock: int, folder: Path) -> bool:
-    """Put a whole folder in the place of one that is empty, and a user's as ours is.
+    """Put a whole folder in the place of one that was made for it and has nothing but kept states.
 
-    Who holds the one then holds the other.
+    A user's own folder stays what it is: somebody may stand in it, or have given it a group. Who
+    holds the one then holds the other.
     """
+    if folder not in _fresh:
+        return False
     try:
-        is_ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
-        if not is_ours or temporary.parent.resolve() != folder.parent.resolve():
+        kept = list(folder.iterdir())
+        if not all(path.name.startswith(".") and path.is_file() for path in kept):
             return False
+        if temporary.parent.resolve() != folder.parent.resolve():
+            return False
+        for path in kept:
+            os.link(path, temporary / path.name)
         os.chmod(temporary, folder.stat().st_mode)
-        os.rename(temporary, folder)  # fails unless the folder is empty
+        if kept:
+            _exchange(temporary, folder)
+        else:
+            os.rename(temporary, folder)  # fails unless the folder is empty
     except OSError:
         return False
     if folder in _locks:
         os.dup2(lock, _locks[folder])
     return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places in one step."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+        raise OSError(ctypes.get_errno(), "cannot change places")
 
 
 def _move_each(temporary: Path, paths: Sequence[Path], overwrite: bool) -> None:
@@ -270,7 +301,7 @@ def _move_each(temporary: Path, paths: Sequence[Path], overwrite: bool) -> None:
                     _kept(path, old / path.name)
                 os.replace(temporary / path.name, path)
             else:
-                os.link(temporary / path.name, path)  # unlike a rename, fails if one is there
+                _put(temporary / path.name, path)
             moved.append(path)
     except BaseException:
         for path in moved:
@@ -279,6 +310,18 @@ def _move_each(temporary: Path, paths: Sequence[Path], overwrite: bool) -> None:
             else:
                 path.unlink()
         raise
+
+
+def _put(made: Path, path: Path) -> None:
+    """Give a file a name that no other has: unlike a rename, a link fails if one is there."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links; who writes here holds the folder
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", made, None, path) from None
+        os.rename(made, path)
 
 
 def _kept(path: Path, old: Path) -> None:
