@@ -68,7 +68,7 @@ def read_hdf5_weights(path: str | Path) -> Weights:
     h5py = import_h5py(path)
     layers: dict[str, tuple[FileBlob | None, ...]] = {}
     with reading(path, form="HDF5"), h5py.File(path, "r") as file:
-        data = dict(own_items(path, file)).get("data")
+        data = _own_item(path, file, "data") if "data" in list(file) else None
         if not isinstance(data, h5py.Group):
             raise CaffeFileError(path, "has no group 'data'; is it a Caffe snapshot?")
         _collect(data, (), layers, path, h5py)
@@ -85,13 +85,17 @@ def own_items(path: Path, group: Any) -> Iterator[tuple[str, Any]]:
     CaffeFileError
         If there is a link to another file, or to another place of this one: Caffe writes none.
     """
-    h5py = import_h5py(path)
     for key in group:
-        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-            raise CaffeFileError(
-                path, f"holds a link, '{group.name.rstrip('/')}/{key}', where data is expected"
-            )
-        yield key, group[key]
+        yield key, _own_item(path, group, key)
+
+
+def _own_item(path: Path, group: Any, key: str) -> Any:
+    h5py = import_h5py(path)
+    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        raise CaffeFileError(
+            path, f"holds a link, '{group.name.rstrip('/')}/{key}', where data is expected"
+        )
+    return group[key]
 
 
 def own_dataset(path: Path, file: Any, name: str) -> Any:
@@ -105,7 +109,9 @@ def own_dataset(path: Path, file: Any, name: str) -> Any:
     h5py = import_h5py(path)
     item = file
     for part in filter(None, name.split("/")):
-        item = dict(own_items(path, item)).get(part) if isinstance(item, h5py.Group) else None
+        # by the names alone: to ask the group itself would follow a link
+        there = isinstance(item, h5py.Group) and part in list(item)
+        item = _own_item(path, item, part) if there else None
     if not isinstance(item, h5py.Dataset):
         raise CaffeFileError(path, f"has no dataset '{name}'; it has {', '.join(file) or 'none'}")
     _check_dataset(path, item)

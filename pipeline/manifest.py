@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from caffeio import CaffeFileError
+from caffeio.errors import reading
 from caffeio.files import read_json
 from pipeline import __version__
 
@@ -47,7 +48,8 @@ def changed_since(path: str | Path) -> str:
             named = read_json(manifest)["sha256"][path.name]
         except (CaffeFileError, LookupError, TypeError):  # of another file, or another program
             continue
-        own = own or digests([path])[path.name]
+        with reading(path):
+            own = own or digests([path])[path.name]
         if named != own:
             return (
                 f"is not the file that {manifest.name} names: its run was cut off while it wrote, "

@@ -15,6 +15,8 @@ _JPEG, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PNG, _PNG_HEAD, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND"
 _BMP = b"BM"
+#: Bytes of the header of a BMP as OS/2 has it, with sizes of 16 bits.
+_OS2_HEAD = 12
 #: In the environment: the most pixels that an image may have.
 MOST_PIXELS = "CAFFE_QUANT_MAX_PIXELS"
 
@@ -86,7 +88,8 @@ def _size(data: bytes) -> tuple[int, int]:
                 height, width = struct.unpack_from(">HH", data, at + 5)
                 return height, width
     if data.startswith(_BMP) and len(data) >= 26:
-        width, height = struct.unpack_from("<ii", data, 18)
+        (head,) = struct.unpack_from("<I", data, 14)
+        width, height = struct.unpack_from("<HH" if head == _OS2_HEAD else "<ii", data, 18)
         return abs(height), abs(width)
     return 0, 0
 

@@ -34,6 +34,8 @@ class _Meta:
     """What the newer of the two first pages says."""
 
     page_size: int
+    #: Pages in the file; those that were freed as they were made need not be there.
+    pages: int
     flags: int
     root: int
     last_page: int
@@ -56,9 +58,6 @@ def check_lmdb_pages(path: Path) -> None:
     with reading(path), path.open("rb", buffering=0) as file:
         size = path.stat().st_size
         meta = _meta(path, file, size)
-        missing = (meta.last_page + 1) * meta.page_size - size
-        if missing > 0:
-            raise CaffeFileError(path, f"is an LMDB that is cut short by {missing:,} bytes")
         if meta.flags:
             raise CaffeFileError(path, "is an LMDB of another kind than Caffe writes")
         count = _check_tree(path, file, meta) if meta.root != _NO_PAGE else 0
@@ -70,16 +69,16 @@ def check_lmdb_pages(path: Path) -> None:
 
 def _meta(path: Path, file: IO[bytes], size: int) -> _Meta:
     """Return the newer of both, as liblmdb chooses."""
-    first = _read_meta(path, file, 0)
+    first = _read_meta(path, file, 0, size)
     if not 256 <= first[1].page_size <= 65536 or first[1].page_size * 2 > size:
         raise CaffeFileError(path, "is cut short or damaged, or is no LMDB")
-    second = _read_meta(path, file, first[1].page_size)
+    second = _read_meta(path, file, first[1].page_size, size)
     if second[1].page_size != first[1].page_size:
         raise CaffeFileError(path, "is a damaged LMDB: its two first pages differ")
     return max(first, second, key=lambda m: m[0])[1]
 
 
-def _read_meta(path: Path, file: IO[bytes], at: int) -> tuple[int, _Meta]:
+def _read_meta(path: Path, file: IO[bytes], at: int, size: int) -> tuple[int, _Meta]:
     file.seek(at)
     page = file.read(_META_BYTES)
     if len(page) < _META_BYTES:
@@ -92,7 +91,8 @@ def _read_meta(path: Path, file: IO[bytes], at: int) -> tuple[int, _Meta]:
     (page_size,) = struct.unpack_from("<I", page, 40)
     flags, _, _, _, _, entries, root = struct.unpack_from("<HHQQQQQ", page, 92)
     last_page, transaction = struct.unpack_from("<QQ", page, 136)
-    return transaction, _Meta(page_size, flags, root, last_page, entries)
+    pages = size // page_size if page_size else 0
+    return transaction, _Meta(page_size, pages, flags, root, last_page, entries)
 
 
 def _check_tree(path: Path, file: IO[bytes], meta: _Meta) -> int:
@@ -109,14 +109,21 @@ def _check_tree(path: Path, file: IO[bytes], meta: _Meta) -> int:
     return records
 
 
+def _there(path: Path, meta: _Meta, first: int, count: int, number: int) -> None:
+    """Raise unless pages that page `number` refers to are in use, and in the file."""
+    if first < 2 or first + count > meta.last_page + 1:
+        raise _damaged(path, number)
+    if first + count > meta.pages:
+        raise CaffeFileError(path, f"is an LMDB that is cut short: page {first} is not all there")
+
+
 def _damaged(path: Path, number: int) -> CaffeFileError:
     return CaffeFileError(path, f"is a damaged LMDB: page {number} is wrong")
 
 
 def _check_page(path: Path, file: IO[bytes], meta: _Meta, number: int) -> tuple[int, list[int]]:
     """Check a page; return its number of records, and the pages under it."""
-    if number > meta.last_page:
-        raise _damaged(path, number)
+    _there(path, meta, number, 1, number)
     file.seek(number * meta.page_size)
     page = file.read(meta.page_size)
     own, _, flags, lower, _ = struct.unpack_from("<QHHHH", page)
@@ -140,6 +147,5 @@ def _check_page(path: Path, file: IO[bytes], meta: _Meta, number: int) -> tuple[
     for at, length in zip(begin[big].tolist(), size[big].tolist(), strict=True):
         (first,) = struct.unpack_from("<Q", page, at)
         pages = -(-(length + _PAGE_HEAD) // meta.page_size)
-        if first < 2 or first + pages > meta.last_page + 1:
-            raise _damaged(path, number)
+        _there(path, meta, first, pages, number)
     return count, []

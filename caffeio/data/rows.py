@@ -42,6 +42,10 @@ class FileRows:
         """Axes."""
         return len(self.shape)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Open the file anew where a copy is made: a descriptor's number means nothing there."""
+        return FileRows, (self.path.absolute(), self.offset, self.shape, self.dtype)
+
     def __len__(self) -> int:
         return self.shape[0]
 
