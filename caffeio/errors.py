@@ -27,6 +27,11 @@ def _cut(line: str) -> str:
     return f"{line[: half - 1]}…{line[-half:]}"
 
 
+def _in_one_line(name: object) -> str:
+    """Return a name as it stands in a message, of which it shall begin no new line."""
+    return str(name).replace("\n", "\\n")
+
+
 class CaffeFileError(ValueError):
     """A file cannot be read or written, or does not say what its format demands.
 
@@ -48,10 +53,11 @@ class CaffeFileError(ValueError):
         column: int | None = None,
     ) -> None:
         self.path = Path(path)
+        self.message = message
         self.line = line
         self.column = column
         place = "".join(f":{n}" for n in (line, column) if n is not None)
-        super().__init__(within_limits(f"{path}{place}: {message}"))
+        super().__init__(within_limits(f"{_in_one_line(path)}{place}: {message}"))
 
 
 class MissingFileError(CaffeFileError):
@@ -71,7 +77,8 @@ class NetError(ValueError):
 
     def __init__(self, message: str, layer: str | None = None) -> None:
         self.layer = layer
-        super().__init__(within_limits(f"layer '{layer}': {message}" if layer else message))
+        of = f"layer '{_in_one_line(layer)}': " if layer else ""
+        super().__init__(within_limits(f"{of}{message}"))
 
 
 @contextmanager

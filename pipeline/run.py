@@ -154,6 +154,9 @@ def _main(arguments: list[str]) -> int:
             options.config, options.resume = options.resume, True
         if (options.config is None) == (options.convert_config is None):
             parser.error("one config is needed: TOML, or --convert-config with one to convert")
+        others = ("plan", "sensitivity", "decompose", "emit_qat", "dump", "compare_dump")
+        if options.resume and (of := next(filter(vars(options).get, others), "")):
+            parser.error(f"--resume goes on with a run, not with --{of.replace('_', '-')}")
     options.console = None
     try:
         check_kernels()

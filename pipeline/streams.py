@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
 __all__ = ["SafeStream", "cache_notes", "safe_streams"]
@@ -64,18 +64,40 @@ def safe_streams() -> Iterator[None]:
     A reader that has gone is no news: it has seen what it wanted.
     """
     before = sys.stdout, sys.stderr
-    out, errors = (None if s is None else SafeStream(s) for s in before)
-    sys.stdout, sys.stderr = out, errors
-    try:
-        yield
-    finally:
-        if out is not None:
+    with ExitStack() as stack:
+        out, errors = (stack.enter_context(_safe(stream)) for stream in before)
+        sys.stdout, sys.stderr = out, errors
+        try:
+            yield
+        finally:
             out.flush()
             if out.failed is not None and not isinstance(out.failed, BrokenPipeError):
-                print(f"note: not all could be printed: {out.failed.strerror}", file=errors)
-        if errors is not None:
+                print(f"note: not all could be printed: {out.failed.strerror}", file=sys.stderr)
             errors.flush()
-        sys.stdout, sys.stderr = before
+            sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _safe(stream: TextIO | None) -> Iterator[SafeStream]:
+    """Make one stream safe, that of a process that was started without it, too.
+
+    A sign that its encoding has not appears as its escape.
+    """
+    if stream is None:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            safe = SafeStream(nowhere)
+            safe.failed = BrokenPipeError()
+            yield safe
+        return
+    strict = getattr(stream, "errors", None) if hasattr(stream, "reconfigure") else None
+    if strict is not None:
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    try:
+        yield SafeStream(stream)
+    finally:
+        if strict is not None:
+            with suppress(OSError, ValueError):  # it may be closed by now
+                stream.reconfigure(errors=strict)  # type: ignore[attr-defined]
 
 
 @contextmanager

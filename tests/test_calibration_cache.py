@@ -147,8 +147,23 @@ def test_a_file_that_is_something_else_is_not_overwritten(tmp_path, capsys):
     path = write_job(tmp_path, calibrate='cache = "data.npz"')
     before = (tmp_path / "data.npz").read_bytes()
     assert main([str(path), "--quiet"]) == 1
-    assert "data.npz: is damaged, or is no calibration that was kept" in capsys.readouterr().err
+    assert "data.npz: is no calibration that was kept" in capsys.readouterr().err
     assert (tmp_path / "data.npz").read_bytes() == before
+
+
+def test_a_damaged_one_is_made_anew(tmp_path, capsys):
+    path = write_job(tmp_path, calibrate='cache = "my.state"')
+    half = tmp_path / ".my.state.0123abcd.tmp"  # of a run that was killed
+    half.touch()
+    assert main([str(path), "--quiet"]) == 0
+    assert not half.exists()
+    whole = (tmp_path / "my.state").read_bytes()
+    (tmp_path / "my.state").write_bytes(whole[:-9])
+    assert main([str(path), "--output", str(tmp_path / "again")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "samples observed again: " in said
+    assert "is damaged; remove it" in said
+    assert (tmp_path / "my.state").stat().st_size == len(whole)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +172,7 @@ def test_a_file_that_is_something_else_is_not_overwritten(tmp_path, capsys):
         ('"out"', "is a folder"),
         ('"no/file"', "lies in a folder that does not exist"),
         ("3", "true, or a file"),
+        ('"/proc/x.state"', "cannot be written"),
     ],
 )
 def test_what_cannot_be_a_file_is_wrong_use(value, said, tmp_path, capsys):

@@ -121,3 +121,10 @@ def test_folders_whose_names_are_no_utf8(tmp_path: Path):
     assert main([str(config), "--quiet", "--output", str(folder / "out")]) == 0
     assert "d\\udcff" in (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert main(["report", str(folder / "out")]) == 0
+
+
+def test_a_name_begins_no_line_of_its_own():
+    error = caffeio.CaffeFileError("cal\nerror: x", "cannot be read")
+    assert str(error) == "cal\\nerror: x: cannot be read"
+    assert str(caffeio.NetError("is wrong", layer="a\nb")) == "layer 'a\\nb': is wrong"
+    assert printable("a\u3000b\u200cc\u00a0d\u202e") == "a\u3000b\u200cc\u00a0d\\u202e"

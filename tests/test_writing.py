@@ -86,6 +86,24 @@ def test_without_links_new_files_are_put_and_old_ones_stay(tmp_path, monkeypatch
     assert set(contents(tmp_path).values()) == {"mine", "new"}
 
 
+def test_a_file_that_fails_is_named_by_the_name_it_would_have(tmp_path):
+    files, writers = job(tmp_path / "out", "new")
+
+    def full(path: Path) -> None:
+        raise CaffeFileError(path, "cannot be written: No space left on device")
+
+    with pytest.raises(CaffeFileError) as raised:
+        write_files(files, {**writers, "weights": full})
+    assert str(raised.value).startswith(f"{tmp_path}/out/net_weights.json: cannot be written")
+
+
+def test_a_state_that_cannot_be_removed_fails_no_run(tmp_path, capsys):
+    config = write_job(tmp_path)
+    (tmp_path / "out" / ".net_calibration.state").mkdir(parents=True)
+    assert main([str(config)]) == 0
+    assert "WARNING: " in capsys.readouterr().err
+
+
 def test_what_cannot_be_a_folder_is_named_as_what_it_is(tmp_path):
     (tmp_path / "file").touch()
     for folder, why in (

@@ -156,7 +156,6 @@ def prefixed_files(save_path: str | Path, kinds: Collection[str]) -> dict[str, P
         Folder and prefix: ``"results/resnet_"`` makes ``results/resnet__deploy_model.prototxt``,
         ``"results/"`` makes ``results/deploy_model.prototxt``.
     kinds : collection of str
-
     """
     folder, prefix = os.path.split(str(save_path))
     names = prefixed_names(prefix)

@@ -8,6 +8,7 @@ nobody waits for copies or files longer than a small share of the time.
 from __future__ import annotations
 
 import glob
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from caffeio import CaffeFileError, Net
 from pipeline.config.load import Config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.jobs.fingerprint import Fingerprint
-from pipeline.jobs.state_file import Observed, load_state, packed, save_state
+from pipeline.jobs.state_file import Observed, StateError, load_state, packed, save_state
 from pipeline.log import log
 from pipeline.quantize.assign import LayerPlan
 from pipeline.quantize.observe import Observations, fitted, lacking
@@ -111,7 +112,14 @@ class Keeper:
                 "this run begins anew and removes it"
             )
             return Observed()
-        before, observed = load_state(self.path)
+        try:
+            before, observed = load_state(self.path)
+        except StateError as error:
+            if self._resume:
+                raise
+            self.notes = (f"samples observed again: {error}",)
+            self._reporter.say(self.notes[0])
+            return Observed()
         other = self._made().differences(before)
         share = Fraction(observed.batches, self._total)
         layers = () if other else lacking(observed.seen, net, plans, share)
@@ -213,8 +221,12 @@ class Keeper:
         self._end()
 
     def _end(self) -> None:
-        if not self._cache:
-            self._remove()
+        if self._cache:
+            return
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:  # the run is done all the same
+            self._reporter.say(f"WARNING: {self.path} stays: {error.strerror}", "bold red")
 
     def _save_interrupted(self) -> None:
         """Write what is not yet written; one who asks again does not wait for it."""
@@ -229,12 +241,6 @@ class Keeper:
         if self._written == self._total:
             return "interrupted after the samples were observed; --resume goes on from there"
         return f"interrupted after {self._written} of {self._total} batches; --resume goes on"
-
-    def _remove(self) -> None:
-        """Remove the file, and what a killed run has half written."""
-        self.path.unlink(missing_ok=True)
-        for part in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-            part.unlink(missing_ok=True)
 
 
 def keeper_of(config: Config, folder: Path, reporter: Reporter, *, resume: bool = False) -> Keeper:
@@ -252,6 +258,14 @@ def keeper_of(config: Config, folder: Path, reporter: Reporter, *, resume: bool 
         if path.is_dir() or not path.parent.is_dir():
             why = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
             raise ConfigError(f"calibrate.cache: '{path}' {why}; name a file to keep")
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ConfigError(
+                f"calibrate.cache: '{path}' cannot be written: {error.strerror}"
+            ) from None
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            part.unlink(missing_ok=True)  # of a run that was killed
     return Keeper(path, cache=bool(cache), resume=resume, reporter=reporter)
 
 

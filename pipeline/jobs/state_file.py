@@ -21,10 +21,14 @@ from pipeline.jobs.fingerprint import Fingerprint
 from pipeline.quantize.data_seen import DataWatch
 from pipeline.quantize.observe import Observations
 
-__all__ = ["Observed", "load_state", "packed", "save_state"]
+__all__ = ["Observed", "StateError", "load_state", "packed", "save_state"]
 
 _MAGIC = b"caffe-quant calibration 1\n"
 _DIGEST_BYTES = 32
+
+
+class StateError(PipelineError):
+    """What was kept is damaged, or of another version: it is of no use, and nobody's else."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,10 @@ def load_state(path: Path) -> tuple[Fingerprint, Observed]:
 
     Raises
     ------
+    StateError
+        If the file is damaged, or of another version.
     PipelineError
-        If the file cannot be read, is damaged, or is no such file.
+        If it cannot be read, or is no such file.
     """
     try:
         with path.open("rb") as file:
@@ -100,17 +106,20 @@ def load_state(path: Path) -> tuple[Fingerprint, Observed]:
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}") from None
     digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if begin != _MAGIC or hashlib.sha256(content).digest() != digest:
+    if begin != _MAGIC:
         raise PipelineError(
-            f"{path}: is damaged, or is no calibration that was kept; remove it to calibrate anew"
+            f"{path}: is no calibration that was kept; remove it if nobody needs it, or name "
+            "another file"
         )
+    if hashlib.sha256(content).digest() != digest:
+        raise StateError(f"{path}: is damaged; remove it to calibrate anew")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = dict(archive)
         fingerprint = Fingerprint.from_json(json.loads(arrays["fingerprint"].tobytes()))
         return fingerprint, _unpacked(arrays)
     except Exception as error:  # whole, and yet not what is written here
-        raise PipelineError(
+        raise StateError(
             f"{path}: is of another version ({error}); remove it to calibrate anew"
         ) from None
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from caffeio import CaffeFileError
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.log import log
 from pipeline.manifest import write_manifest
@@ -222,7 +223,12 @@ def write_files(
             made = {kind: temporary / path.name for kind, path in files.items()}
             manifest = made.pop("manifest", None)
             for kind, path in made.items():
-                writers[kind](path)
+                try:
+                    writers[kind](path)
+                except CaffeFileError as error:  # by the name that it would have
+                    if error.path != path:
+                        raise
+                    raise CaffeFileError(files[kind], error.message) from None
             if manifest is not None:
                 write_manifest(manifest, [p for k, p in made.items() if k not in VIEWS])
                 made["manifest"] = manifest

@@ -226,5 +226,5 @@ def too_wide(kind: str, weights: np.ndarray, bias: np.ndarray | None = None) -> 
     try:
         kernels.int32_room(weights, bias, INT8_TYPES[kind].channel_axis)
     except OverflowError as error:
-        return f"{error}: name it in skip_layers"
+        return str(error)
     return ""

@@ -10,6 +10,8 @@ from typing import IO
 
 import numpy as np
 
+from pipeline.errors import PipelineError
+
 __all__ = ["Activations"]
 
 
@@ -75,14 +77,20 @@ class Activations:
             self._room -= array.nbytes
             self._arrays[key] = array
             return
-        if self._file is None:
-            # without a name: it is gone with the process, however that ends
-            self._file = tempfile.TemporaryFile(prefix="caffe-quant-")  # noqa: SIM115
         free = self._free.get(array.nbytes)
         at = free.pop() if free else self._end
         self._end = max(self._end, at + array.nbytes)
-        self._file.seek(at)
-        self._file.write(np.ascontiguousarray(array).data)
+        try:
+            if self._file is None:
+                # without a name: it is gone with the process, however that ends
+                self._file = tempfile.TemporaryFile(prefix="caffe-quant-")  # noqa: SIM115
+            self._file.seek(at)
+            self._file.write(np.ascontiguousarray(array).data)
+        except OSError as error:
+            raise PipelineError(
+                f"{tempfile.gettempdir()}: cannot hold what improve.memory does not: "
+                f"{error.strerror}; allow more memory, or name another folder by TMPDIR"
+            ) from None
         self._places[key] = _Place(at, array.shape, array.dtype)
 
     def get(self, key: object) -> np.ndarray:

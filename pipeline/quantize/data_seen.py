@@ -149,9 +149,8 @@ class DataWatch:
         for batch in batches:
             self._names += batch.names
             self._places += batch.places
-            with np.errstate(invalid="ignore"):  # NaN and infinity end the run, with a name
-                for blob, x in batch.inputs.items():
-                    self._add(blob, x, batch.names[0])
+            for blob, x in batch.inputs.items():
+                self._add(blob, x, batch.names[0])
             yield batch
 
     def to_arrays(self) -> dict[str, np.ndarray]:

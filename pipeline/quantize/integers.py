@@ -156,7 +156,7 @@ def check_width(layer: Layer, channel_wise: bool) -> None:
     axis, w = INT8_TYPES[layer.type].channel_axis, layer.blobs[0]
     weights = kernels.quantize_weights(w, _arq(layer, channel_wise), channel_axis=axis)
     if why := too_wide(layer.type, weights):
-        raise PipelineError(f"layer '{layer.name}': {why}")
+        raise PipelineError(f"layer '{layer.name}': {why}: name it in skip_layers")
 
 
 def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
@@ -197,7 +197,7 @@ def quantize_layer(layer: Layer, record: LayerRecord) -> QuantizedLayer:
     if len(layer.blobs) > 1:
         bias = _quantize_bias(layer, np.float32(data.scale) * scale_w)
     if why := too_wide(layer.type, weights, bias):
-        raise PipelineError(f"layer '{layer.name}': {why}")
+        raise PipelineError(f"layer '{layer.name}': {why}: name it in skip_layers")
     return QuantizedLayer(layer.name, layer.type, data, scale_w, weights, bias, shift)
 
 

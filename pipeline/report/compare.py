@@ -110,11 +110,13 @@ def short_names(folders: Sequence[str]) -> list[str]:
     --------
     >>> short_names(["runs/kl/out", "runs/best/out"])
     ['kl/out', 'best/out']
+    >>> short_names(["runs/a", "runs/a/b"])
+    ['a', 'a/b']
     """
     paths = [Path(folder) for folder in folders]
     if len({path.is_absolute() for path in paths}) > 1 or len(set(paths)) == 1:
         return list(folders)
-    common = Path(os.path.commonpath(paths))
+    common = Path(os.path.commonpath([path.parent for path in paths]))
     return [str(path.relative_to(common)) for path in paths]
 
 

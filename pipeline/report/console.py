@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from unicodedata import category
 
 from rich.console import Console
 from rich.text import Text
 
 __all__ = ["PlainConsole", "printable"]
+
+
+#: Line ends and tabs, and what joins or parts the letters of a word.
+_KEPT = "\n\t\u200c\u200d"
 
 
 def printable(text: str) -> str:
@@ -22,9 +27,11 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    kept = "\n\t"
     return "".join(
-        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+        c
+        if c.isprintable() or c in _KEPT or category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in text
     )
 
 
