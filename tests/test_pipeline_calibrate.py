@@ -65,7 +65,9 @@ def test_exact_search_equals_the_original_on_all_data_in_memory(net):
     fast = search(net.net, plans, seen, "cpu")
     for name, x in seen_values(net, plans).items():
         whole = kernels.ifmr(x, search_step=0.05)
-        assert found[name] == whole
+        assert found[name].offset == whole.offset
+        # a net that is watched runs layer by layer, where float sums have another order
+        assert found[name].scale == pytest.approx(whole.scale, rel=1e-6)
         step = 0.05 * float(x.max()) / 255
         assert abs(fast[name].scale - whole.scale) <= step * 1.01
 

@@ -17,7 +17,7 @@ from caffeio.record import Record, write_record
 from pipeline.config.load import FORMAT_ENDINGS, Config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export import FORMATS
-from pipeline.jobs.writing import VIEWS, Writer, held_folder
+from pipeline.jobs.writing import NO_FOLDER, VIEWS, Writer, held_folder
 from pipeline.manifest import digests
 from pipeline.quantize.export import deploy_net, fakequant_net, node_map
 from pipeline.quantize.fuse import Fused
@@ -86,9 +86,10 @@ def check_output(
     folder = Path(output) if output is not None else config.output.directory
     files = _paths(config, folder, names)
     above = next(p for p in (folder, *folder.parents) if p.exists())
+    if above == folder and not above.is_dir():
+        raise PipelineError(f"{folder}: {NO_FOLDER}")
     if not above.is_dir() or not os.access(above, os.W_OK):
         code = errno.EACCES if above.is_dir() else errno.ENOTDIR
-        code = errno.EEXIST if above == folder and not above.is_dir() else code
         raise PipelineError(f"{folder}: cannot be written: {os.strerror(code)}")
     return files
 

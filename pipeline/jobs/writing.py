@@ -21,6 +21,7 @@ from pipeline.manifest import write_manifest
 from pipeline.signals import signals_taken
 
 __all__ = [
+    "NO_FOLDER",
     "VIEWS",
     "Writer",
     "held_folder",
@@ -29,6 +30,9 @@ __all__ = [
     "write_folder",
     "written_files",
 ]
+
+#: What is said of a folder that is none.
+NO_FOLDER = "is a file, not a folder to write to"
 
 #: Writes one file.
 Writer = Callable[[Path], None]
@@ -95,7 +99,7 @@ def _held(folder: Path) -> int:
             if isinstance(error, FileNotFoundError) and tries + 1 < _TRIES:
                 continue  # a run that has written nothing takes it away
             if isinstance(error, FileExistsError):
-                raise PipelineError(f"{folder}: is a file, not a folder to write to") from None
+                raise PipelineError(f"{folder}: {NO_FOLDER}") from None
             raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from None
         if not _locked(lock):
             os.close(lock)
