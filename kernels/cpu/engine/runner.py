@@ -37,9 +37,9 @@ _OWN = {
         "whole_2", "short_1", "short_2", "stored_1", "stored_2",
     ),
     MATRIX: (
-        "bases", "taps", "runs", "run_bytes", "word_blocks", "pitch", "weights", "start", "strips",
-        "chunks", "group_bytes", "outs", "blocks", "block_bytes", "columns", "lanes", "rows",
-        "product_1", "product_2", "gather", "begin", "end",
+        "bases", "taps", "runs", "run_bytes", "word_blocks", "pitch", "even", "weights", "start",
+        "strips", "chunks", "group_bytes", "outs", "blocks", "block_bytes", "columns", "lanes",
+        "rows", "product_1", "product_2", "gather", "begin", "end", "first",
     ),
     CHANNELS: (
         "bases", "taps", "words", "weights", "start", "blocks", "block_bytes", "block_data_bytes",
@@ -110,8 +110,12 @@ def _matrix(s, job):
     rows = np.int64(memory.ctypes.data)
     rows += -rows % 64
     sums = rows + s.strip * s.pitch + s.pitch
-    data, bases = s.data + group * s.group_bytes, s.bases + 8 * first_position
-    call(s.gather, (rows, s.pitch, data, bases, count, s.taps, s.runs, s.run_bytes))
+    data = s.data + group * s.group_bytes
+    # windows that lie evenly are read in place, but for the last: nothing lies behind
+    even = count - count % s.rows if s.even else 0
+    if even < count:
+        target, bases = rows + even * s.pitch, s.bases + 8 * (first_position + even)
+        call(s.gather, (target, s.pitch, data, bases, count - even, s.taps, s.runs, s.run_bytes))
     call(s.begin, ())
     for block in range(chunk * s.blocks // s.chunks, (chunk + 1) * s.blocks // s.chunks):
         first = block * s.columns
@@ -121,7 +125,10 @@ def _matrix(s, job):
         weights = s.weights + (group * s.blocks + block) * s.block_bytes
         start = s.start + (group * s.blocks + block) * s.columns * 4
         for p in range(0, count, s.rows):
-            call(product, (sums, rows + p * s.pitch, s.pitch, s.word_blocks, weights, start))
+            at, pitch = rows + p * s.pitch, s.pitch
+            if p < even:
+                at, pitch = data + s.first + (first_position + p) * s.even, s.even
+            call(product, (sums, at, pitch, s.word_blocks, weights, start))
             place = (s.stage, group * s.outs + first, first_position + p)
             call(s.store, (sums, 4 * width, min(s.rows, count - p), outs, *place))
     call(s.end, ())
