@@ -268,7 +268,8 @@ def test_the_machine_code_has_the_instruction_and_keeps_sums_in_registers(kernel
             kernel.lanes
         ]
         assert not [line for line in lines if vector in line and stack in line]
-    text = gemm.channels_text(kernel, 4, Form(kernel.lanes, floats=True))
+    widest = kernel.lanes * kernel.operands.per_word
+    text = gemm.channels_text(kernel, widest, Form(kernel.lanes, floats=True))
     assert kernel.instruction in assembly(text, kernel.cpu, kernel.triple)
 
 
@@ -279,6 +280,25 @@ def test_every_processor_has_a_kernel_and_the_fastest_is_chosen(monkeypatch: pyt
         able = [k for k in able if (k.operands is F32) == (kind == "float")]
         assert choose(kind).priority == max(k.priority for k in able)
     assert {k.operands for k in all_kernels() if not k.features} == {S16, F32}
+
+
+@pytest.mark.parametrize(
+    ("there", "int8", "real"),
+    [
+        ({"neon"}, "neon", "neon"),
+        ({"neon", "dotprod"}, "neondot", "neon"),
+        ({"neon", "dotprod", "i8mm"}, "neonusdot", "neon"),
+        ({"avx2", "fma"}, "avx2", "avx2"),
+        ({"avx2", "fma", "avxvnni"}, "avxvnni", "avx2"),
+        (set(), "portable", "portable"),
+    ],
+)
+def test_a_processor_gets_what_its_own_features_allow(
+    monkeypatch: pytest.MonkeyPatch, there: set[str], int8: str, real: str
+):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(choice, "features", lambda: dict.fromkeys(there, True))
+    assert (choose("int8").isa, choose("float").isa) == (int8, real)
 
 
 def test_an_instruction_set_can_be_named(monkeypatch: pytest.MonkeyPatch):

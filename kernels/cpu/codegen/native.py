@@ -25,8 +25,8 @@ __all__ = ["assembly", "bytes_at", "call", "compile_text", "features"]
 
 #: Linux's numbers, on x86-64, of ``arch_prctl``, of a request for registers, and of AMX's.
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
-#: Linux's number of the word that lists a processor's features, and ``sdot`` in it on 64-bit ARM.
-_HWCAP, _ASIMDDP = 16, 1 << 20
+#: Linux's numbers of the word that lists a feature of 64-bit ARM, and of the bit in it.
+_ARM_FEATURES = {"dotprod": (16, 1 << 20), "i8mm": (26, 1 << 13)}
 
 _ENGINES: list[Any] = []  # they own the machine code
 
@@ -41,7 +41,7 @@ def features() -> Mapping[str, bool]:
     """Return which instruction sets this processor has, by LLVM's names."""
     here = dict(llvm.get_host_cpu_features())
     if platform.machine().lower() in ("aarch64", "arm64"):
-        here |= {"neon": True, "dotprod": _has_dot_product()}  # not every LLVM asks for them
+        here |= {"neon": True, **_arm_features()}  # not every LLVM asks for them
     if here.get("amx-tile"):
         here["amx-tile"] = _may_use_tiles()
     return here
@@ -54,13 +54,13 @@ def _may_use_tiles() -> bool:
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
 
 
-def _has_dot_product() -> bool:
-    """Whether a 64-bit ARM processor has ``sdot``: all Macs have; Linux tells."""
+def _arm_features() -> dict[str, bool]:
+    """Return which dot products a 64-bit ARM processor has: Linux tells; all Macs have ``sdot``."""
     if not sys.platform.startswith("linux"):
-        return sys.platform == "darwin"
+        return {"dotprod": sys.platform == "darwin"}
     hardware = ctypes.CDLL(None).getauxval
     hardware.restype, hardware.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
-    return bool(hardware(_HWCAP) & _ASIMDDP)
+    return {name: bool(hardware(word) & bit) for name, (word, bit) in _ARM_FEATURES.items()}
 
 
 def _machine(triple: str, cpu: str, flags: str, jit: bool) -> Any:

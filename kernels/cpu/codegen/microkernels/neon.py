@@ -1,8 +1,8 @@
-"""NEON on 64-bit ARM: 32 registers of 128 bits; ``sdot`` adds four products of bytes, exactly."""
+"""NEON on 64-bit ARM: 32 registers of 128 bits; its dot products add four products of bytes."""
 
 from __future__ import annotations
 
-from kernels.cpu.codegen.microkernels.contract import F32, S8, S16, MicroKernel
+from kernels.cpu.codegen.microkernels.contract import F32, S8, S16, U8, MicroKernel, Operands
 
 __all__ = ["KERNELS"]
 
@@ -10,13 +10,34 @@ __all__ = ["KERNELS"]
 
 _TRIPLE = "aarch64-unknown-linux-gnu"
 _PRODUCTS = "@llvm.aarch64.neon.smull.v4i32(<4 x i16>"
-_PAIRS = "@llvm.aarch64.neon.addp.v4i32(<4 x i32>"
-_DOT = "@llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>"
-_LOW, _HIGH = (f"<4 x i32> <{', '.join(f'i32 {i + k}' for k in range(4))}>" for i in (0, 4))
 
 
-def _half(value: str, places: str) -> str:
-    return f"shufflevector <8 x i16> {{{value}}}, <8 x i16> poison, {places}"
+def _pick(value: str, *places: int) -> str:
+    mask = ", ".join(f"i32 {place}" for place in places)
+    return f"shufflevector <8 x i16> {{{value}}}, <8 x i16> poison, <{len(places)} x i32> <{mask}>"
+
+
+def _dot(
+    isa: str, operands: Operands, instruction: str, feature: str, cpu: str, priority: int
+) -> MicroKernel:
+    name = f"@llvm.aarch64.neon.{instruction}.v4i32.v16i8(<4 x i32>"
+    return MicroKernel(
+        isa=isa,
+        operands=operands,
+        lanes=4,
+        rows=12,
+        multiply_add=(
+            ("a", "bitcast <4 x i32> {data} to <16 x i8>"),
+            ("b", "bitcast <4 x i32> {weights} to <16 x i8>"),
+            ("s", f"call <4 x i32> {name} {{sums}}, <16 x i8> {{a}}, <16 x i8> {{b}})"),
+        ),
+        declarations=f"declare <4 x i32> {name}, <16 x i8>, <16 x i8>)",
+        features=("neon", feature),
+        instruction=instruction,
+        cpu=cpu,
+        triple=_TRIPLE,
+        priority=priority,
+    )
 
 
 KERNELS = (
@@ -24,45 +45,32 @@ KERNELS = (
         isa="neon",
         operands=S16,
         lanes=4,
-        rows=8,
+        rows=10,
+        # the first values of all words, then the second ones: products need no adding in pairs
         multiply_add=(
             ("a", "bitcast <4 x i32> {data} to <8 x i16>"),
             ("b", "bitcast <4 x i32> {weights} to <8 x i16>"),
-            ("a0", _half("a", _LOW)),
-            ("b0", _half("b", _LOW)),
-            ("a1", _half("a", _HIGH)),
-            ("b1", _half("b", _HIGH)),
+            ("a01", _pick("a", 0, 2, 4, 6, 1, 3, 5, 7)),
+            ("b01", _pick("b", 0, 2, 4, 6, 1, 3, 5, 7)),
+            ("a0", _pick("a01", 0, 1, 2, 3)),
+            ("b0", _pick("b01", 0, 1, 2, 3)),
+            ("a1", _pick("a01", 4, 5, 6, 7)),
+            ("b1", _pick("b01", 4, 5, 6, 7)),
             ("p0", f"call <4 x i32> {_PRODUCTS} {{a0}}, <4 x i16> {{b0}})"),
             ("p1", f"call <4 x i32> {_PRODUCTS} {{a1}}, <4 x i16> {{b1}})"),
-            ("p", f"call <4 x i32> {_PAIRS} {{p0}}, <4 x i32> {{p1}})"),
-            ("s", "add <4 x i32> {sums}, {p}"),
+            ("s0", "add <4 x i32> {sums}, {p0}"),
+            ("s", "add <4 x i32> {s0}, {p1}"),
         ),
-        declarations=(
-            f"declare <4 x i32> {_PRODUCTS}, <4 x i16>)\ndeclare <4 x i32> {_PAIRS}, <4 x i32>)"
-        ),
+        declarations=f"declare <4 x i32> {_PRODUCTS}, <4 x i16>)",
         features=("neon",),
-        instruction="addp",
+        instruction="smlal2",
         cpu="cortex-a53",
         triple=_TRIPLE,
         priority=2,
     ),
-    MicroKernel(
-        isa="neondot",
-        operands=S8,
-        lanes=4,
-        rows=12,
-        multiply_add=(
-            ("a", "bitcast <4 x i32> {data} to <16 x i8>"),
-            ("b", "bitcast <4 x i32> {weights} to <16 x i8>"),
-            ("s", f"call <4 x i32> {_DOT} {{sums}}, <16 x i8> {{a}}, <16 x i8> {{b}})"),
-        ),
-        declarations=f"declare <4 x i32> {_DOT}, <16 x i8>, <16 x i8>)",
-        features=("neon", "dotprod"),
-        instruction="sdot",
-        cpu="neoverse-n1",
-        triple=_TRIPLE,
-        priority=5,
-    ),
+    _dot("neondot", S8, "sdot", "dotprod", "neoverse-n1", 5),
+    # as fast, but what it stores for the next layer saturates: one instruction less a vector
+    _dot("neonusdot", U8, "usdot", "i8mm", "neoverse-n2", 6),
     MicroKernel(
         isa="neon",
         operands=F32,
