@@ -38,7 +38,7 @@ _EXTREMES = ("smin", "smax")
 def compiled() -> int:
     """Return the address of ``place`` for the instruction set that nets run on."""
     kernel = choose("float")
-    return compile_text(place_text(kernel.isa, kernel.lanes), "place")
+    return compile_text(place_text(kernel.lanes, kernel.compress), "place")
 
 
 class _Loop:
@@ -51,19 +51,20 @@ class _Loop:
     name : str
         Of its blocks and values.
     lanes : int
-    isa : str
-        An instruction set that leaves zeros out, or any other.
+    compress : str
+        LLVM's function that leaves zeros out, or empty.
     factor, half : Value
         Scalars, float32 and int32.
     """
 
-    def __init__(self, name: str, lanes: int, isa: str, factor: Value, half: Value) -> None:
+    def __init__(self, name: str, lanes: int, compress: str, factor: Value, half: Value) -> None:
         self.w, self.name, self.lanes = factor.w, name, lanes
         self.factor = factor.splat(lanes)
         self.half = half.splat(lanes)
         behind = (half << 1).splat(lanes)
         self.turns = behind + behind.iota()
-        self.store_places = {"avx512": self._compressed}.get(isa, self._all)
+        self.compress = compress
+        self.store_places = self._compressed if compress else self._all
 
     def write(self, before: str, first: dict[str, Value], end: Value) -> dict[str, Value]:
         """Write the loop, from a block on; it runs on to the block ``{name}_after``.
@@ -109,20 +110,19 @@ class _Loop:
     def _compressed(self, place: Value, nothing: Value, out: str) -> Operand:
         """Store the places of values that are not zero and return how many."""
         nonzero = ~nothing
-        name = f"llvm.x86.avx512.mask.compress.v{self.lanes}i32"
         operands = ((v.type, str(v)) for v in (place, place.constant(0), nonzero))
-        self.w.store(place.type, self.w.call(place.type, name, *operands), out)
+        self.w.store(place.type, self.w.call(place.type, self.compress, *operands), out)
         return nonzero.flags().zext("i64").call("ctpop")
 
 
-def place_text(isa: str, lanes: int) -> str:
-    """Return the LLVM text of ``place`` for vectors of an instruction set."""
+def place_text(lanes: int, compress: str) -> str:
+    """Return the LLVM text of ``place`` for vectors of a micro-kernel, see `MicroKernel`."""
     names = ("x", "n", "factor", "half", "out", "lows", "highs", "kept")
     w = Writer("place", [("i64" if n in ("n", "factor", "half") else "ptr", n) for n in names])
     n, factor, half = (Value(w, "i64", 0, f"%{name}") for name in ("n", "factor", "half"))
     w.label("entry")
     numbers = factor.to("i32").bits("float"), half.to("i32")
-    many, rest = _Loop("many", lanes, isa, *numbers), _Loop("rest", 1, "", *numbers)
+    many, rest = _Loop("many", lanes, compress, *numbers), _Loop("rest", 1, "", *numbers)
     w.do("br label %run")
     w.label("run")
     r = Value.phi(w, "i64", 0, "%r", entry="0", rest_after="%r_next")

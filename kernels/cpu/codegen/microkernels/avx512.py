@@ -40,6 +40,7 @@ KERNELS = (
             "declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)"
         ),
         features=("avx512f",),
+        compress="llvm.x86.avx512.mask.compress.v16i32",
         instruction="vfmadd",
         cpu="skylake-avx512",
         priority=4,

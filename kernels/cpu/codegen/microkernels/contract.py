@@ -92,6 +92,9 @@ class MicroKernel:
         Features that its code leaves alone where they are. LLVM would take other instructions:
         one of 512 bits slows down those around it, and ``CAFFE_QUANT_ISA=avx2`` is to show what a
         processor does that has no more.
+    compress : str
+        LLVM's function that moves the lanes of a mask to the front of a vector of int32; empty
+        where there is none, or none that is fast.
     instruction : str
         The mnemonic that its machine code must have; empty if it promises none.
     cpu, triple : str
@@ -111,6 +114,7 @@ class MicroKernel:
     declarations: str = ""
     features: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    compress: str = ""
     instruction: str = ""
     cpu: str = "x86-64"
     triple: str = "x86_64-unknown-linux-gnu"
