@@ -18,15 +18,17 @@ import pytest
 from test_kernels_tiles import at, check, stage_table, values, weights
 
 from kernels import OutputStage, QuantParams, check_output
-from kernels.cpu.codegen import gemm, max_pool
-from kernels.cpu.codegen.microkernels import F32, MicroKernel, all_kernels
+from kernels.cpu.codegen import bin_index, gemm, ifmr_loss, max_pool, planes, transpose
+from kernels.cpu.codegen.epilogue import Form, store_text
+from kernels.cpu.codegen.microkernels import F32, S8, S16, U8, MicroKernel, all_kernels
+from kernels.cpu.codegen.native import assembly
 from kernels.cpu.engine.epilogue import Writes, output_form
 from kernels.cpu.engine.image import Image
 from kernels.reference.output import store
 
 ARM = [k for k in all_kernels() if k.triple.startswith("aarch64")]
 CC, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-pytestmark = pytest.mark.skipif(
+emulated = pytest.mark.skipif(
     not (shutil.which(CC) and shutil.which(EMULATOR)),
     reason="needs Debian's qemu-user, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross",
 )
@@ -92,44 +94,75 @@ class Emulated:
                 array[...] = there.reshape(array.shape)
 
 
+def ends(kernel: MicroKernel) -> list[tuple[int, int]]:
+    """Data and weights as far from zero as they can be, each way."""
+    if kernel.operands is F32:
+        return []
+    low, high = {U8: (0, 255), S8: (-128, 127), S16: (-255, 255)}[kernel.operands]
+    return [(high, 127), (high, -128), (low, 127), (low, -128)]
+
+
+@emulated
 @pytest.mark.parametrize("kernel", ARM, ids=lambda k: k.name)
 @pytest.mark.parametrize("vectors", [1, 2])
-def test_a_tile(tmp_path: Path, kernel: MicroKernel, vectors: int):
+@pytest.mark.parametrize("short", [False, True], ids=["whole", "short"])
+def test_a_tile(tmp_path: Path, kernel: MicroKernel, vectors: int, short: bool):
     rng = np.random.default_rng(vectors)
-    run = Emulated(tmp_path, kernel, gemm.tile_text(kernel, kernel.rows, vectors))
+    rows = kernel.tail_rows if short else kernel.rows
+    run = Emulated(tmp_path, kernel, gemm.tile_text(kernel, rows, vectors))
     per, size, columns = kernel.operands.per_word, kernel.operands.itemsize, vectors * kernel.lanes
-    for runs, words in ((1, 1), (3, 5), (2, 150)):
+    sizes = [(1, 1, None), (3, 5, None), (2, 150, None), (1, 333, None)]
+    for runs, words, end in (*sizes, *((2, 301, end) for end in ends(kernel))):
         data = values(kernel, rng, 100 + 100 + words * per)
         w = weights(kernel, rng, runs, words, columns, per)
-        if words == 5 and kernel.operands is not F32:  # all as far from zero as they can be
-            data[:], w[:] = np.iinfo(data.dtype).max % 256, -128
         start = rng.integers(-1000, 1000, columns).astype(kernel.operands.sums)
-        bases = rng.integers(0, 100, kernel.rows) * size
+        if end is not None:
+            data[:], w[:] = end
+            start[:] = np.sign(end[0] * end[1] or 1) * (2**31 - 1000)  # sums pass int32's end
+        bases = rng.integers(0, 100, rows) * size
         taps = rng.integers(0, 100, runs) * size
-        acc = np.empty((kernel.rows, columns), kernel.operands.sums)
+        acc = np.empty((rows, columns), kernel.operands.sums)
         places = (at(data), at(bases), at(taps), runs, words, at(w), at(start))
         run((at(acc), *places), [acc, data, bases, taps, w, start])
-        wanted = np.repeat(start[None].astype(np.float64), kernel.rows, axis=0)
-        for m, t in np.ndindex(kernel.rows, runs):
+        wanted = np.repeat(start[None].astype(np.float64), rows, axis=0)
+        for m, t in np.ndindex(rows, runs):
             first = (bases[m] + taps[t]) // size
             window = data[first : first + words * per].astype(np.float64).reshape(words, 1, per)
             wanted[m] += (window * w[t].astype(np.float64)).sum(axis=(0, 2))
+        if end is not None:
+            wanted = wanted.astype(np.int64).astype(np.int32)
         check(kernel, acc, wanted)
 
 
+#: Any values, and such that half of all lie half-way between two steps.
+STAGES = {
+    "any": OutputStage(np.linspace(0.01, 0.1, 40), params=QuantParams(0.25, -3)),
+    "ties": OutputStage(np.full(40, 1 / 512), params=QuantParams(1 / 256, 50)),
+    "shift": OutputStage(
+        np.linspace(0.01, 0.1, 40), np.arange(40) % 7, (-1.5, 6.0), QuantParams(0.125, -128)
+    ),
+}
+
+
+@emulated
 @pytest.mark.parametrize("kernel", [k for k in ARM if k.operands is not F32], ids=lambda k: k.name)
-def test_a_tile_with_an_output_stage(tmp_path: Path, kernel: MicroKernel):
+@pytest.mark.parametrize("outs", [8, 7, 3])
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_tile_with_an_output_stage(tmp_path: Path, kernel: MicroKernel, outs: int, kind: str):
     rng = np.random.default_rng(3)
-    outs, runs, words, per = 2 * kernel.lanes, 2, 3, kernel.operands.per_word
-    stage = OutputStage(rng.uniform(0.001, 0.01, 40), params=QuantParams(0.25, -3))
+    runs, words, per = 2, 3, kernel.operands.per_word
+    columns = -(-outs // kernel.lanes) * kernel.lanes
+    stage = STAGES[kind]
     checked = check_output(stage, 40, 0)
     image = Image(0, kernel.operands, 1, 40, 1, 1, (0, 0), int(checked.q_offset), 40)
     writes = Writes(checked, integers=image)
     form = output_form(writes, kernel, np.full(40, 1e4))
-    run = Emulated(tmp_path, kernel, gemm.tile_text(kernel, kernel.rows, 2, form, outs))
-    data = values(kernel, rng, 300)
-    w = weights(kernel, rng, runs, words, outs, per)
-    start = rng.integers(-1000, 1000, outs).astype(np.int32)
+    run = Emulated(
+        tmp_path, kernel, gemm.tile_text(kernel, kernel.rows, columns // kernel.lanes, form, outs)
+    )
+    data = values(kernel, rng, 300) // 4  # or most results would be clipped
+    w = np.sign(weights(kernel, rng, runs, words, columns, per))
+    start = rng.integers(-100, 100, columns).astype(np.int32)
     size = kernel.operands.itemsize
     bases, taps = rng.integers(0, 100, kernel.rows) * size, rng.integers(0, 100, runs) * size
     steps = np.full((kernel.rows, outs + 3), 77, kernel.operands.data)
@@ -142,12 +175,17 @@ def test_a_tile_with_an_output_stage(tmp_path: Path, kernel: MicroKernel):
         first = (bases[m] + taps[t]) // size
         window = data[first : first + words * per].astype(np.int64).reshape(words, 1, per)
         sums[m] += (window * w[t]).sum(axis=(0, 2))
-    few = replace(stage, scale=np.asarray(stage.scale)[:outs])
-    wanted = store(sums.astype(np.int32), check_output(few, outs, 0)).astype(int)
+    cut = {"scale": np.asarray(stage.scale)[:outs]}
+    if stage.shift is not None:
+        cut["shift"] = np.asarray(stage.shift)[:outs]
+    few = check_output(replace(stage, **cut), outs, 0)
+    wanted = store(sums[:, :outs].astype(np.int32), few).astype(int)
+    assert len(np.unique(wanted)) > 6
     assert (steps[:, :outs] == wanted + kernel.operands.stored(int(checked.q_offset))).all()
     assert (steps[:, outs:] == 77).all()
 
 
+@emulated
 @pytest.mark.parametrize("kernel", ARM, ids=lambda k: k.name)
 @pytest.mark.parametrize("by_columns", [False, True], ids=["taps", "columns"])
 def test_channels_alone(tmp_path: Path, kernel: MicroKernel, by_columns: bool):
@@ -190,6 +228,7 @@ def test_channels_alone(tmp_path: Path, kernel: MicroKernel, by_columns: bool):
     assert (sums[:, outs:] == 77).all()
 
 
+@emulated
 @pytest.mark.parametrize("kernel", ARM, ids=lambda k: k.name)
 def test_the_largest_of_windows(tmp_path: Path, kernel: MicroKernel):
     rng = np.random.default_rng(4)
@@ -204,3 +243,29 @@ def test_the_largest_of_windows(tmp_path: Path, kernel: MicroKernel):
     for p in range(4):
         assert (out[p, :18] == np.max([data[t // size :][:18] for t in table[p]], axis=0)).all()
     assert (out[:, 18:] == 77).all()
+
+
+@pytest.mark.parametrize("kernel", ARM, ids=lambda k: k.name)
+def test_machine_code_calls_nothing(kernel: MicroKernel):
+    """What is loaded by itself has nobody to call: LLVM knows each operation as instructions."""
+    lanes, per, stored = kernel.lanes, kernel.operands.per_word, kernel.operands.llvm
+    texts = [transpose.turn_text("float", "float", size) for size in transpose.SIZES]
+    if kernel.operands is F32:
+        texts += [bin_index.place_text(lanes, kernel.compress), ifmr_loss.errors_text(lanes)]
+        texts += [planes.plane_text(kernel, 9), planes.spread_text(kernel, 2)]
+        form = Form(lanes, other=True, clamp=True, floats=True, divided=True)
+    else:
+        texts += [transpose.turn_text("i8", stored, size) for size in transpose.SIZES]
+        texts += [transpose.turn_text(stored, "i8", size) for size in transpose.SIZES]
+        form = Form(
+            lanes, scaled=True, shift=True, slope=True, other=True, clamp=True, floats=True,
+            integers=kernel.operands.data,
+        )  # fmt: skip
+        bounded = Form(lanes, scaled=True, integers=kernel.operands.data, bounded=True, full=True)
+        texts += [gemm.tile_text(kernel, kernel.rows, 2, bounded, 2 * lanes - 1)]
+    texts += [store_text(form), max_pool.largest_text(kernel)]
+    texts += [gemm.channels_text(kernel, lanes * per - 1, form)]
+    texts += [gemm.columns_text(kernel, lanes * per - 1, form, (3, 3), 1)]
+    for text in texts:
+        lines = assembly(text, kernel.cpu, kernel.triple).splitlines()
+        assert not [line for line in lines if line.split()[:1] in (["bl"], ["blr"])]
