@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import OutputStage, QuantParams, conv2d_int8, inner_product_int8
+from kernels.cpu.codegen.microkernels import all_kernels
+from kernels.cpu.codegen.microkernels.choice import VARIABLE, runs_here
 
 DEVICES = cases.DEVICES
 
@@ -100,3 +102,20 @@ def test_the_offset_of_the_data_must_be_an_int8(offset: float, error: type[Excep
     x, w = np.zeros((1, 2), np.int8), np.zeros((3, 2), np.int8)
     with pytest.raises(error, match="x_offset must be"):
         inner_product_int8(x, w, x_offset=offset)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("isa", sorted({k.isa for k in all_kernels() if runs_here(k)}))
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        (1e4, math.inf), (math.inf, math.inf), (-math.inf, -math.inf), (-1e9, -1e8), (1e30, 1e31),
+        (-1e4, 1e4), (3e38, math.inf),
+    ],
+)  # fmt: skip
+def test_a_clamp_far_beyond_the_format_is_the_end_of_the_format(monkeypatch, isa: str, clamp):
+    monkeypatch.setenv(VARIABLE, isa)
+    rng = np.random.default_rng(0)
+    x, w = cases.int8s(rng, 1, 20, 9, 9), cases.int8s(rng, 33, 20, 3, 3)
+    output = OutputStage(0.003, clamp=clamp, params=QuantParams(0.2, -3))
+    ours, wanted = (conv2d_int8(x, w, output=output, device=d) for d in ("cpu", "reference"))
+    np.testing.assert_array_equal(ours, wanted)

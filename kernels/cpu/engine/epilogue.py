@@ -59,9 +59,10 @@ def _limits(writes: Writes) -> tuple[float, float]:
     s = writes.stage
     low, high = float(s.q_low - s.q_offset), float(s.q_high - s.q_offset)
     if s.kind == QUANTIZED and writes.floats is None:
-        with np.errstate(all="ignore"):  # no limit is infinite
-            low = max(low, float(round_half_away(s.low / s.q_scale)))
-            high = min(high, float(round_half_away(s.high / s.q_scale)))
+        with np.errstate(all="ignore"):
+            clamp = [float(round_half_away(end / s.q_scale)) for end in (s.low, s.high)]
+        # beyond the format all is its end: so every limit is finite and fits the integers
+        low, high = (min(max(end, low), high) for end in clamp)
     return low, high
 
 
