@@ -64,6 +64,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="of each target")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if unknown := set(options.targets).difference(names()):
+        parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     return int(any([fuzz(t, options.seed, options.minutes) for t in options.targets or [*names()]]))
 
 
