@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _main(sys.argv[1:] if arguments is None else list(arguments))
         except KeyboardInterrupt as stopped:
-            _say(str(stopped) or _interrupted())
+            _say_interrupted(str(stopped))
             return INTERRUPTED
 
 
@@ -357,14 +357,14 @@ def _retrain(
     return DONE
 
 
-def _interrupted() -> str:
-    """Say what is on disk."""
-    from pipeline.jobs.writing import written_files
-
-    files = written_files()
-    if not files:
-        return "interrupted; nothing was written"
-    return f"interrupted; {len(files)} files had been written to {files[-1].parent}"
+def _say_interrupted(said: str) -> None:
+    """Say what is on disk; modules that were interrupted cannot be imported again."""
+    writing = sys.modules.get("pipeline.jobs.writing")
+    files: tuple = getattr(writing, "written_files", tuple)()
+    if said or files:
+        _say(said or f"interrupted; {len(files)} files had been written to {files[-1].parent}")
+    else:
+        print("interrupted; nothing was written", file=sys.stderr)
 
 
 def _say(text: str) -> None:

@@ -65,3 +65,22 @@ def test_a_full_disk_under_the_samples_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with Activations(8) as kept, pytest.raises(PipelineError, match=r"improve\.memory .*No space"):
         kept.put("x", np.zeros(100))
+
+
+def test_ctrl_c_while_modules_are_imported_says_so():
+    """What protobuf was making when it was interrupted cannot be made a second time."""
+    code = """
+import sys
+import pipeline.run as run
+def interrupted(arguments):
+    for name in [n for n in sys.modules if n.split(".")[0] == "caffeio"]:
+        del sys.modules[name]
+    sys.modules["caffeio"] = None  # another import fails
+    raise KeyboardInterrupt
+run._main = interrupted
+sys.exit(run.main([]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "interrupted; nothing was written\n")
