@@ -168,8 +168,8 @@ def test_a_tile_with_an_output_stage(tmp_path: Path, kernel: MicroKernel, outs: 
     steps = np.full((kernel.rows, outs + 3), 77, kernel.operands.data)
     unused = np.zeros((1, 1), np.float32)
     table = stage_table(writes, checked, unused, unused, steps)
-    places = (at(data), at(bases), at(taps), runs, words, at(w), at(start), at(table[0]), 0, 0)
-    run(places, [data, bases, taps, w, start, *table])
+    places = (at(data), at(bases), at(taps), runs, words, at(w), at(start), at(w))
+    run((*places, at(table[0]), 0, 0), [data, bases, taps, w, start, *table])
     sums = np.repeat(start[None].astype(np.int64), kernel.rows, axis=0)
     for m, t in np.ndindex(kernel.rows, runs):
         first = (bases[m] + taps[t]) // size

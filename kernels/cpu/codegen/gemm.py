@@ -8,7 +8,9 @@ offsets in bytes. All of `runs` * `words` words are read in order, so a convolut
 image whose channels lie together needs no copy of its windows.
 
 The same with an output stage (`kernels.cpu.codegen.epilogue`) behind the sums, which then never
-go to memory, takes ``stage, channel, position`` at its end instead of `acc`.
+go to memory, takes ``soon, stage, channel, position`` at its end instead of `acc`. For every word
+it prefetches `LINE` bytes from `soon` on: weights that are read next, as those of large layers come
+from far away.
 
 ``channels(data, bases, taps, groups, weights, start, count, stage, channel, position)`` is for
 one channel a group: the sums of position p are ``start[c] + sum over t of
@@ -32,6 +34,7 @@ from kernels.cpu.codegen.native import compile_text
 from kernels.cpu.codegen.values import Value
 
 __all__ = [
+    "LINE",
     "Tiles",
     "channels_text",
     "columns_text",
@@ -41,6 +44,9 @@ __all__ = [
     "stored_tile",
     "tile_text",
 ]  # fmt: skip
+
+#: Bytes that a tile prefetches for each word.
+LINE = 64
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def tile_text(
 ) -> str:
     """Return the LLVM text of ``tile`` for so many rows and vectors of columns."""
     names = ("data", "bases", "taps", "runs", "words", "weights", "start")
-    w = Writer("tile", _parameters(form, *names))
+    w = Writer("tile", _parameters(form, *names, *(() if form is None else ("soon",))))
     kind, lanes = _sum_kind(kernel), kernel.lanes
     size = 4 * lanes
     cells = [(m, v) for m in range(rows) for v in range(vectors)]
@@ -148,6 +154,8 @@ def tile_text(
     w.label("run")
     w.phi("%t", "i64", entry="0", next_run="%t_next")
     w.phi("%run_weights", "ptr", entry="%weights", next_run="%weights_next")
+    if form is not None:
+        w.phi("%run_soon", "ptr", entry="%soon", next_run="%soon_next")
     before = {
         (m, v): Value.phi(w, kind, lanes, f"%r{m}_{v}", entry=first[v], next_run=f"%n{m}_{v}")
         for m, v in cells
@@ -158,11 +166,16 @@ def tile_text(
     w.label("step")
     w.phi("%k", "i64", run="0", step="%k_next")
     w.phi("%at", "ptr", run="%run_weights", step="%weights_next")
+    if form is not None:
+        w.phi("%soon_at", "ptr", run="%run_soon", step="%soon_next")
     sums = {
         (m, v): Value.phi(w, kind, lanes, f"%s{m}_{v}", run=before[m, v], step=f"%n{m}_{v}")
         for m, v in cells
     }
     columns = _load_vectors(w, kernel, "%at", vectors)
+    if form is not None:
+        w.prefetch("%soon_at")
+        w.named("%soon_next", f"getelementptr i8, ptr %soon_at, i64 {LINE}")
     for m in range(rows):
         data = Value.load(w, kind, 0, w.element("i32", starts[m], "%k")).splat(lanes)
         for v in range(vectors):

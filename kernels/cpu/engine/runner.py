@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.cpu.codegen.gemm import LINE
 from kernels.cpu.codegen.native import bytes_at, call
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
 __all__ = [
-    "BORDER", "CHANNELS", "GEMM", "KINDS", "LINES", "MATRIX", "MAXIMA", "STEP", "run_steps",
+    "BORDER", "CHANNELS", "GEMM", "KINDS", "LINES", "MATRIX", "MAXIMA", "STEP", "ahead",
+    "run_steps",
 ]  # fmt: skip
 
 #: Kinds of steps: products over channels, by tiles or by matrices; sums over windows of each
@@ -34,7 +36,7 @@ _OWN = {
     GEMM: (
         "bases", "taps", "runs", "words", "weights", "start", "strips", "chunks", "group_bytes",
         "outs", "blocks", "block_bytes", "columns", "lanes", "rows", "tail_rows", "whole_1",
-        "whole_2", "short_1", "short_2", "stored_1", "stored_2",
+        "whole_2", "short_1", "short_2", "stored_1", "stored_2", "following", "following_bytes",
     ),
     MATRIX: (
         "bases", "taps", "runs", "run_bytes", "word_blocks", "pitch", "even", "weights", "start",
@@ -63,6 +65,16 @@ _GEMM, _MATRIX, _CHANNELS, _MAXIMA, _LINES, _BORDER = (KINDS[kind] for kind in s
 
 
 @jit
+def ahead(s, weights, block, strip):
+    """Return where the weights lie that are read after those of a block, and their end."""
+    if block < s.blocks - 1:
+        return weights + s.block_bytes, weights + 2 * s.block_bytes
+    if strip < s.strips - 1:
+        return weights, weights
+    return s.following, s.following + s.following_bytes
+
+
+@jit
 def _gemm(s, job):
     """Compute some positions of some blocks of outputs."""
     strip, chunk = job % s.strips, job // s.strips % s.chunks
@@ -84,14 +96,17 @@ def _gemm(s, job):
         channel = group * s.outs + first
         weights = s.weights + (group * s.blocks + block) * s.block_bytes
         start = s.start + (group * s.blocks + block) * s.columns * 4
+        soon, until = ahead(s, weights, block, strip)
         p = begin
         while p < end:
             rows = min(end - p, s.rows)
             tile = short if end - p <= s.tail_rows else whole
             bases = s.bases + 8 * p
             if rows == s.rows:
-                place = (s.stage, channel, p)
+                soon = soon if soon < until else weights  # which are there
+                place = (soon, s.stage, channel, p)
                 call(stored, (data, bases, s.taps, s.runs, s.words, weights, start, *place))
+                soon += s.runs * s.words * LINE
             else:
                 call(tile, (sums, data, bases, s.taps, s.runs, s.words, weights, start))
                 call(s.store, (sums, 4 * width, rows, count, s.stage, channel, p))

@@ -287,10 +287,15 @@ class Builder:
         places, sizes = self._slots.assign()
         steps = np.zeros(len(self._steps), STEP)
         steps["data_buffer"] = steps["out_buffer"] = -1
-        for i, values in enumerate(self._steps):
+        following = 0, 0  # the weights that are read behind a step
+        for i, values in reversed(list(enumerate(self._steps))):
             record = steps.view(KINDS[values["kind"]])[i]
             for name, value in values.items():
                 record[name] = places[value] if name.endswith("_buffer") else value
+            if values["kind"] == GEMM:
+                record["following"], record["following_bytes"] = following
+            if values["kind"] in (GEMM, MATRIX):
+                following = values["weights"], values["block_bytes"]
         stages = np.zeros((len(self._stages), len(FIELDS)), np.int64)
         buffers = np.full((len(self._stages), 3), -1, np.int64)
         for i, (values, images) in enumerate(zip(self._stages, self._stage_images, strict=True)):
