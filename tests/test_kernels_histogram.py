@@ -240,6 +240,22 @@ def test_tails_of_sorted_data(order: str):
     assert (hist.smallest == x[:700]).all()
 
 
+@pytest.mark.parametrize("tail", [1, 700, 30_000])
+@pytest.mark.parametrize("sizes", [(5_000, 60_000, 1, 200_000), (300_000, 50)])
+def test_tails_of_any_length_hold_the_extremes_of_all_batches(tail: int, sizes: tuple[int, ...]):
+    """A long tail among many values: candidates are thinned out more than once."""
+    rng = np.random.default_rng(tail)
+    batches = [
+        rng.standard_normal(size, dtype=np.float32) * (i + 1) for i, size in enumerate(sizes)
+    ]
+    hist = Histogram(tail=tail)
+    for batch in batches:
+        hist.update(batch)
+    ordered = np.sort(np.concatenate(batches))
+    assert (hist.smallest == ordered[:tail]).all()
+    assert (hist.largest == ordered[::-1][:tail]).all()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_magnitudes_from_the_least_to_the_greatest(device: str):
     batches = [[1e-45, -1e-45, 0.0], [1e-38, -1e-38], [3e-5], [-1.0], [7e12], [1e38, -3.4e38]]

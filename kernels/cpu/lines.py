@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from kernels.cpu.jit import jit
 
@@ -34,12 +33,17 @@ class Lines:
 
     Attributes
     ----------
-    memory : float32 array (n,)
+    owner : float32 array
+        It keeps the memory alive.
+    address : int
+        Of the first value of the first line.
     starts : int64 array (lines,)
+        Where they begin, in values from the first.
     length : int
     """
 
-    memory: np.ndarray
+    owner: np.ndarray
+    address: int
     starts: np.ndarray
     length: int
 
@@ -67,7 +71,5 @@ def lines_of(x: np.ndarray) -> Lines:
     lines = None if x.flags.c_contiguous else _starts(x.shape, x.strides, x.itemsize)
     if lines is None:
         flat = np.ascontiguousarray(x).reshape(-1)  # reshape alone may give a view of stride 0
-        return Lines(flat, _FIRST, flat.size)
-    starts, length = lines
-    memory = as_strided(x, (int(starts[-1]) + length,), (x.itemsize,))
-    return Lines(memory, starts, length)
+        return Lines(flat, flat.ctypes.data, _FIRST, flat.size)
+    return Lines(x, x.ctypes.data, *lines)

@@ -26,8 +26,8 @@ from pipeline.runtime.shapes import infer
 
 __all__ = ["Compiled", "Loop", "OnDevice", "Runner", "runner_for"]
 
-#: Watching costs something for every call, so that many parts are run at once.
-_WATCHED_PARTS = 4
+#: Watching costs something for every call, so that two parts are run at once.
+_WATCHED_PARTS = 2
 
 
 class Runner(Protocol):

@@ -35,10 +35,14 @@ _EXTREMES = ("smin", "smax")
 
 
 @lru_cache(maxsize=1)
-def compiled() -> int:
-    """Return the address of ``place`` for the instruction set that nets run on."""
+def compiled() -> tuple[int, bool]:
+    """Return the address of ``place`` for the instruction set that nets run on.
+
+    And whether it leaves all zeros out.
+    """
     kernel = choose("float")
-    return compile_text(place_text(kernel.lanes, kernel.compress), "place")
+    address = compile_text(place_text(kernel.lanes, kernel.compress), "place")
+    return address, bool(kernel.compress)
 
 
 class _Loop:
@@ -65,6 +69,8 @@ class _Loop:
         self.turns = behind + behind.iota()
         self.compress = compress
         self.store_places = self._compressed if compress else self._all
+        if lanes == 1:
+            self.store_places = self._alone
 
     def write(self, before: str, first: dict[str, Value], end: Value) -> dict[str, Value]:
         """Write the loop, from a block on; it runs on to the block ``{name}_after``.
@@ -106,6 +112,11 @@ class _Loop:
         """Store all places and return how many; zeros go to their own counters."""
         where(nothing, self.turns, place).store(out)
         return self.lanes
+
+    def _alone(self, place: Value, nothing: Value, out: str) -> Operand:
+        """Store a place; if it is that of a zero, the next one overwrites it."""
+        place.store(out)
+        return (~nothing).zext("i64").reduce("add")
 
     def _compressed(self, place: Value, nothing: Value, out: str) -> Operand:
         """Store the places of values that are not zero and return how many."""
