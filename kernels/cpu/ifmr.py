@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from kernels.cpu.cells import make_cells
 from kernels.cpu.codegen.ifmr_loss import BLOCK, MOST, compiled
 from kernels.cpu.codegen.native import call
 from kernels.cpu.jit import jit
@@ -17,6 +18,8 @@ from kernels.cpu.threads import spread
 __all__ = ["distance", "pair_sum", "squared_errors"]
 
 _CHUNK = 1 << 16
+#: So many values for each lane, and so many candidates, pay for counting the values in cells.
+_MANY, _CANDIDATES = 1 << 14, 8
 #: Reciprocals of scales up to here are normal float32.
 _LARGE = np.float32(2.0**100)
 #: The float32 below one half.
@@ -90,6 +93,12 @@ def _not_zero(x, out):
     return np.int64(n)
 
 
+def _errors_of(ranges: tuple[np.ndarray, ...], x: np.ndarray, losses: np.ndarray) -> None:
+    """Fill in the summed squared error of each candidate on a few values."""
+    code, lanes = compiled()
+    _errors(code, x, *ranges, np.zeros((losses.size, lanes)), losses)
+
+
 def _chunk_errors(
     x: np.ndarray, ranges: tuple[np.ndarray, ...], with_zero: bool, losses: np.ndarray
 ) -> None:
@@ -100,8 +109,7 @@ def _chunk_errors(
     if with_zero:
         values = np.empty(x.size, np.float32)
         x = values[: _not_zero(x, values)]
-    code, lanes = compiled()
-    _errors(code, x, *ranges, np.zeros((losses.size, lanes)), losses)
+    _errors_of(ranges, x, losses)
 
 
 def squared_errors(
@@ -109,6 +117,12 @@ def squared_errors(
 ) -> np.ndarray:
     """See `kernels.reference.ifmr.squared_errors`; sums agree to rounding of float64."""
     x, lows, highs, scales = map(np.ascontiguousarray, (x, lows, highs, scales))
+    if x.size >= _MANY * compiled()[1] and scales.size >= _CANDIDATES:
+        cells = make_cells(lows, highs, scales)
+        rest = partial(_errors_of, (lows, highs, scales))
+        losses = cells.losses(x, rest) if cells is not None else None
+        if losses is not None:
+            return losses
     losses = np.zeros((-(-x.size // _CHUNK), scales.size))
     with_zero = bool(lows.max() <= 0 <= highs.min())
     jobs = [
