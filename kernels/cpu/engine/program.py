@@ -90,6 +90,7 @@ class Instance:
     def __init__(self, program: Program) -> None:
         # not the program itself, which keeps its instances: that would be a circle
         self._keep, self._places, self._table = program.keep, program.places, program.steps
+        self._views: dict[Image, np.ndarray] = {}
         self._buffers = [_aligned(size + SLACK) for size in program.sizes]
         places = np.array([b.ctypes.data for b in self._buffers] or [0], np.int64)
         self._stages = program.stages.copy()
@@ -106,7 +107,9 @@ class Instance:
 
     def view(self, image: Image) -> np.ndarray:
         """Return the values (N, H, W, C) of an image."""
-        return image.view(self._buffers[self._places[image.buffer]])
+        if image not in self._views:
+            self._views[image] = image.view(self._buffers[self._places[image.buffer]])
+        return self._views[image]
 
     def run(self, begin: int, end: int, threads: int) -> None:
         """Run steps [begin, end).
