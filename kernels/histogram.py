@@ -16,12 +16,16 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from kernels.checks import Array, check_integer, check_kind, check_place
 from kernels.dispatch import Device, backend
 from kernels.locks import Guarded
+
+if TYPE_CHECKING:
+    from kernels.programs import Counter
 
 __all__ = [
     "LEAST_EXPONENT",
@@ -180,12 +184,37 @@ class Histogram(Guarded):
         with self._lock:
             ends = self.smallest, self.largest
             seen = code.count(x, self.counts, self.exponent, ends, self.tail)
-            if seen.nans or seen.infinities:
-                raise NotFiniteError(seen.nans, seen.infinities)
-            self.exponent = seen.exponent
-            self.zeros += seen.zeros
+            self._note(seen, size)
             self.smallest, self.largest = seen.smallest, seen.largest
-            self._widen(seen.low, seen.high, size)
+
+    def counter(self) -> Counter:
+        """Return what the steps of a compiled net count in, for this histogram to `take`.
+
+        See `kernels.programs`: only the device ``"cpu"`` has such steps.
+        """
+        with self._lock:
+            full = self.smallest.size == self.tail
+            beyond = (self.smallest[-1], self.largest[-1]) if full else (math.inf, -math.inf)
+            size = self.half, self.tail, self.exponent
+            made = backend("cpu", "programs").Counter(*size, *beyond)
+            return cast("Counter", made)
+
+    def take(self, counter: Counter) -> None:
+        """Add what a counter of this histogram has counted, which begins anew.
+
+        Raises
+        ------
+        NotFiniteError
+            If there was a NaN or an infinity; the histogram is then unchanged.
+        """
+        with self._lock:
+            size = counter.total
+            seen = counter.settle(self.counts, self.exponent)
+            if not (size or seen.nans or seen.infinities):
+                return
+            self._note(seen, size)
+            self.largest = greatest(self.largest, seen.largest, self.tail)
+            self.smallest = -greatest(-self.smallest, -seen.smallest, self.tail)
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen; the order of merging makes no difference.
@@ -295,6 +324,14 @@ class Histogram(Guarded):
         part = (k - (above[i] - counts[i])) / counts[i]
         value = sign * (self.half - i - part) * math.ldexp(1.0, self.exponent)
         return min(max(value, self.low), self.high), False
+
+    def _note(self, seen: Seen, size: int) -> None:
+        """Note what was seen in so many values that have been counted, but their extremes."""
+        if seen.nans or seen.infinities:
+            raise NotFiniteError(seen.nans, seen.infinities)
+        self.exponent = seen.exponent
+        self.zeros += seen.zeros
+        self._widen(seen.low, seen.high, size)
 
     def _widen(self, low: float, high: float, count: int) -> None:
         # adding 0.0 makes a negative zero positive, whichever came first

@@ -8,6 +8,7 @@ typed face; a backend's own have the same names and methods, which a test compar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Protocol, TypeAlias, cast
@@ -16,11 +17,13 @@ import numpy as np
 
 from kernels.conv import ConvGeometry
 from kernels.dispatch import Device, backend
+from kernels.histogram import Seen
 from kernels.output import CheckedStage
 from kernels.pool import PoolGeometry
 
 __all__ = [
     "Builder",
+    "Counter",
     "Engine",
     "Image",
     "Instance",
@@ -83,11 +86,33 @@ class StepError(ValueError):
     step: int
 
 
+class Counter(Protocol):
+    """Counts what steps show it, for a histogram; see `kernels.Histogram.counter`."""
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        ...  # pragma: no cover
+
+    @property
+    def full(self) -> bool:
+        """Whether it must be taken before more is counted."""
+        ...  # pragma: no cover
+
+    def settle(self, counts: np.ndarray, exponent: int) -> Seen:
+        """Add all to the counts of a histogram, and begin anew."""
+        ...  # pragma: no cover
+
+
 class Instance(Protocol):
     """Buffers of one run, and the steps with their addresses."""
 
     def view(self, image: Image) -> np.ndarray:
         """Return the values (N, H, W, C) of an image."""
+        ...  # pragma: no cover
+
+    def count(self, steps: Sequence[int], counters: Sequence[Counter | None]) -> None:
+        """Let steps of `Builder.count` count in counters from now on, or not at all."""
         ...  # pragma: no cover
 
     def run(self, begin: int, end: int, threads: int) -> None:
@@ -130,6 +155,10 @@ class Builder(Protocol):
 
     def apply(self, source: Image, writes: Writes) -> None:
         """Add a pass of a float32 image through the output stage."""
+        ...  # pragma: no cover
+
+    def count(self, source: Image) -> int | None:
+        """Add a step that counts a float32 image; return its number, None if it cannot."""
         ...  # pragma: no cover
 
     def program(self) -> Program:

@@ -61,14 +61,14 @@ def fresh(folder: Path, calibrate: str = "", **tables: str) -> dict[str, object]
 
 def torn_after(patch: pytest.MonkeyPatch, updates: int) -> None:
     """Let Ctrl-C come within a batch, when some of its values are counted and others are not."""
-    update, count = Histogram.update, iter(range(10_000))
+    take, count = Histogram.take, iter(range(10_000))
 
-    def interrupted(self, x, **where):
+    def interrupted(self, counter):
         if next(count) == updates:
             raise KeyboardInterrupt
-        update(self, x, **where)
+        take(self, counter)
 
-    patch.setattr(Histogram, "update", interrupted)
+    patch.setattr(Histogram, "take", interrupted)
 
 
 def interrupt(path: Path, updates: int, *options: str) -> int:

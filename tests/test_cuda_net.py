@@ -138,14 +138,14 @@ def test_calibration_halves_a_batch_that_does_not_fit(net, monkeypatch):
     plans = {v.layer: LayerPlan(kernels.MinMax(), False) for v in judge(fused) if v.quantize}
     batches = [{"data": samples(2)}]
     whole = observe(FloatNet(fused), plans, batches, 1)
-    watch = FloatNet.watch
+    count = FloatNet.count
 
-    def narrow(self, inputs, values, shown, **more):
+    def narrow(self, inputs, histograms, **more):
         if len(inputs["data"]) > 1:
             raise MemoryError("out of memory")
-        watch(self, inputs, values, shown, **more)
+        return count(self, inputs, histograms, **more)
 
-    monkeypatch.setattr(FloatNet, "watch", narrow)
+    monkeypatch.setattr(FloatNet, "count", narrow)
     with pytest.warns(UserWarning, match="batch of 2"):
         halved = observe(FloatNet(fused, device="cuda"), plans, batches, 1)
     assert halved.samples == whole.samples == 2

@@ -329,6 +329,28 @@ def test_watching_shows_every_value_once(device: str):
         np.testing.assert_allclose(numbers, np.sort(right, axis=None), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", cases.DEVICES)
+@pytest.mark.parametrize("name", ["concat", "separable", "residual"])
+def test_counting_is_watching_into_histograms(name: str, device: str):
+    net, x = build(name), data(name, 3)
+    runner = FloatNet(net, device=device)
+    values = {v for link in net.links for v in link.writes}
+    counted, watched = ({v: kernels.Histogram(tail=9) for v in values} for _ in range(2))
+    assert runner.count({"x": x}, counted) == {}
+
+    def watch(value: Value, numbers: np.ndarray) -> None:
+        watched[value].update(numbers, device=device)
+
+    runner.watch({"x": x}, values, watch)
+    for value in values:
+        found, wanted = counted[value].to_arrays(), watched[value].to_arrays()
+        assert all((found[key] == wanted[key]).all() for key in found)
+    x[1, 0, 0, 0] = np.nan
+    bad = runner.count({"x": x}, counted)
+    assert bad
+    assert all(error.nans for errors in bad.values() for error in errors)
+
+
 def test_nan_in_the_input_of_an_integer_net_is_refused():
     net, x = build("residual"), data("residual")
     int8 = Int8Net(net, record(net, x))

@@ -12,13 +12,14 @@ from kernels.cpu.codegen.bin_index import RUN
 from kernels.cpu.jit import jit
 from kernels.cpu.lines import BLOCK, block
 
-__all__ = ["RUNS", "float_of", "greatest_of"]
+__all__ = ["NOTHING", "RUNS", "float_of", "greatest_of", "insert_greatest", "key_of"]
 
 #: Runs of a block; their extremes are noted, so that most are not read again.
 RUNS = BLOCK // RUN
 #: Up to so many runs are searched in the order they have.
 _FEW_RUNS = 32
-_INFINITE = np.float32(-np.inf)
+#: All values are above it.
+NOTHING = np.float32(-np.inf)
 
 
 @jit
@@ -30,7 +31,7 @@ def float_of(key):
 
 
 @jit
-def _key(value):
+def key_of(value):
     """Return the key of a float32."""
     buffer = np.empty(1, np.float32)
     buffer[0] = value
@@ -65,7 +66,7 @@ def _candidates(x, starts, length, runs, tops, sign, least, tail):
     tail : int
     """
     room = min(2 * tail, runs.size * RUN)
-    pool, filled, least_key = np.empty(room + RUN, np.float32), 0, _key(least)
+    pool, filled, least_key = np.empty(room + RUN, np.float32), 0, key_of(least)
     for run in runs:
         if tops[run] <= least_key:
             continue
@@ -76,7 +77,7 @@ def _candidates(x, starts, length, runs, tops, sign, least, tail):
             best = np.partition(pool[:filled], filled - tail)[filled - tail :]
             pool[:tail] = best
             filled, least = tail, max(least, best.min())
-            least_key = _key(least)
+            least_key = key_of(least)
     return pool[:filled]
 
 
@@ -96,13 +97,56 @@ def _merged(a, b, tail):
 
 
 @jit
-def greatest_of(previous, x, starts, length, tops, sign, tail):
+def insert_greatest(best, filled, above, x, starts, length, tops, sign):
+    """Do as `greatest_of` in place, for a short tail and few runs that matter.
+
+    Parameters
+    ----------
+    best : float32 array (tail,)
+        Descending as far as it is filled.
+    filled : int
+    above, x, starts, length, tops, sign
+        As for `greatest_of`.
+
+    Returns
+    -------
+    int
+        How much is filled now.
+    """
+    tail, found = best.size, np.empty(RUN, np.float32)
+    least = max(above, best[tail - 1]) if filled == tail else above
+    least_key = key_of(least)
+    for run in range(tops.size):
+        if tops[run] <= least_key:
+            continue
+        begin, end = block(starts, length, run // RUNS)
+        begin += run % RUNS * RUN
+        count = _above(x[begin : min(begin + RUN, end)], sign, least, found)
+        for value in found[:count]:
+            if value <= least:  # as it has risen
+                continue
+            at = min(filled, tail - 1)
+            while at > 0 and best[at - 1] < value:
+                best[at] = best[at - 1]
+                at -= 1
+            best[at] = value + np.float32(0)
+            filled = min(filled + 1, tail)
+            if filled == tail:
+                least = max(above, best[tail - 1])
+        least_key = key_of(least)
+    return filled
+
+
+@jit
+def greatest_of(previous, above, x, starts, length, tops, sign, tail):
     """Return the `tail` greatest of `previous` and ``sign * x``, descending; -0 turns positive.
 
     Parameters
     ----------
     previous : float32 array
         Descending, `tail` at most.
+    above : float32
+        Values that are not above it are left out.
     x : float32 array (n,)
     starts, length : int64 array (lines,), int
         Where lines begin in `x`, and how long they are.
@@ -116,8 +160,8 @@ def greatest_of(previous, x, starts, length, tops, sign, tail):
     -------
     float32 array
     """
-    least = previous[-1] if previous.size == tail else _INFINITE
-    runs = np.flatnonzero(tops > _key(least))
+    least = max(above, previous[-1]) if previous.size == tail else above
+    runs = np.flatnonzero(tops > key_of(least))
     if runs.size > tail:  # `tail` maxima are at least all values of other runs
         lowest = np.partition(tops[runs], runs.size - tail)[runs.size - tail]
         runs = runs[tops[runs] >= lowest]

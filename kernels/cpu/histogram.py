@@ -17,12 +17,12 @@ import numpy as np
 
 from kernels.cpu.codegen.bin_index import RUN, TURNS, compiled
 from kernels.cpu.codegen.native import bytes_at, call
-from kernels.cpu.extremes import RUNS, float_of, greatest_of
+from kernels.cpu.extremes import NOTHING, RUNS, float_of, greatest_of
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 from kernels.cpu.lines import BLOCK, block, lines_of
 from kernels.histogram import LEAST_EXPONENT, Seen
 
-__all__ = ["count"]
+__all__ = ["count", "ends_of", "join", "scan", "scan_parts", "settle", "values_at"]
 
 #: Counters of a table are int32.
 _MOST = 1 << 30
@@ -42,7 +42,7 @@ def _increment(table, place):
 
 
 @jit
-def _join(counts, half, steps):
+def join(counts, half, steps):
     """Join bins in pairs, `steps` times, outwards from zero and in place."""
     group = 1
     while steps > 0 and group < half:
@@ -95,7 +95,7 @@ def _exponent(low, high, size):
 
 
 @jit
-def _scan(address, x, starts, length, begin, end, exponent, table, lows, highs):
+def scan(address, x, starts, length, begin, end, exponent, table, empty, lows, highs):
     """Count blocks begin..end; where one does not fit in the bins, widen those of the table.
 
     Parameters
@@ -109,7 +109,8 @@ def _scan(address, x, starts, length, begin, end, exponent, table, lows, highs):
     exponent : int
         Bins are ``2.0 ** exponent`` wide.
     table : int32 array (2 * half + TURNS,)
-        Of zeros.
+    empty : bool
+        Whether nothing has been counted in it.
     lows, highs : int32 array (runs,)
         Filled with the extreme keys of all runs.
 
@@ -134,10 +135,11 @@ def _scan(address, x, starts, length, begin, end, exponent, table, lows, highs):
         limit = min((exponent + size + 127) << 23, _INFINITY)
         if high >= limit or low < -limit:
             wider = _exponent(low, high, size)
-            if b > begin:  # else it is empty
-                _join(table, half, wider - exponent)
+            if not empty:
+                join(table, half, wider - exponent)
             exponent = wider
             _place(address, x[first:last], exponent, half, place, lows, highs, b, place_count)
+        empty = False
         table[2 * half] += last - first - place_count[0]
         if low == high and place_count[0] > 0:
             table[place[0]] += place_count[0]
@@ -147,16 +149,17 @@ def _scan(address, x, starts, length, begin, end, exponent, table, lows, highs):
 
 
 @parallel_jit
-def _scan_parts(address, x, starts, length, begins, ends, exponents, tables, lows, highs):
-    """Scan several parts at once; `exponents` becomes those of their tables."""
+def scan_parts(address, x, starts, length, parts, exponents, tables, empty, lows, highs):
+    """Scan several parts, from where to where, at once; `exponents` are those of their tables."""
+    begins, ends = parts
     for part in prange(begins.size):
         p = np.int64(part)
-        part_of = begins[p], ends[p], exponents[p], tables[p]
-        exponents[p] = _scan(address, x, starts, length, *part_of, lows, highs)
+        part_of = begins[p], ends[p], exponents[p], tables[p], empty
+        exponents[p] = scan(address, x, starts, length, *part_of, lows, highs)
 
 
 @jit
-def _ends(lows, highs):
+def ends_of(lows, highs):
     """Return the extremes of the data by the extreme keys of its runs."""
     low, high = lows[0], highs[0]
     for b in range(lows.size):
@@ -173,7 +176,7 @@ def _add(table, counts):
 
 
 @jit
-def _settle(tables, exponents, counts, exponent, low, high):
+def settle(tables, exponents, counts, exponent, low, high):
     """Move what the tables hold to the counts, whose bins are as wide as the widest of theirs.
 
     Returns
@@ -188,7 +191,7 @@ def _settle(tables, exponents, counts, exponent, low, high):
     above = int(min(max(high, 0.0) / width, half - 1.0))
     first, last = half - 1 - below, half + 1 + above
     for t in range(exponents.size):
-        _join(tables[t], half, exponent - exponents[t])
+        join(tables[t], half, exponent - exponents[t])
         _add(tables[t, first:last], counts[first:last])
         for turn in range(2 * half, tables.shape[1]):
             zeros += tables[t, turn]
@@ -204,7 +207,7 @@ def _finish(x, starts, length, lows, highs, tables, exponents, counts, exponent,
     Parameters
     ----------
     x, starts, length, lows, highs
-        As for `_scan`.
+        As for `scan`.
     tables : int32 array (at least parts, 2 * half + TURNS)
         Zeros afterwards.
     exponents : int64 array (parts,)
@@ -219,13 +222,13 @@ def _finish(x, starts, length, lows, highs, tables, exponents, counts, exponent,
     tuple of (low, high, zeros, exponent, smallest, largest)
         If an end is not finite nothing was counted.
     """
-    low, high = _ends(lows, highs)
+    low, high = ends_of(lows, highs)
     if not (np.isfinite(low) and np.isfinite(high)):
         tables[: exponents.size] = 0
         return low, high, 0, exponent, extremes[0], extremes[1]
     wider = max(exponent, exponents.max())
-    _join(counts, counts.size // 2, wider - exponent)
-    zeros = _settle(tables, exponents, counts, wider, low, high)
+    join(counts, counts.size // 2, wider - exponent)
+    zeros = settle(tables, exponents, counts, wider, low, high)
     smallest, largest = _outermost(x, starts, length, lows, highs, low, high, extremes)
     return low, high, zeros, wider, smallest, largest
 
@@ -235,14 +238,15 @@ def _outermost(x, starts, length, lows, highs, low, high, extremes):
     """Return the smallest and the largest values so far, these among them."""
     smallest, largest, tail = extremes
     if smallest.size < tail or low < smallest[-1]:
-        smallest = -greatest_of(-smallest, x, starts, length, ~lows, np.float32(-1), tail)
+        keys, sign = ~lows, np.float32(-1)
+        smallest = -greatest_of(-smallest, NOTHING, x, starts, length, keys, sign, tail)
     if largest.size < tail or high > largest[-1]:
-        largest = greatest_of(largest, x, starts, length, highs, np.float32(1), tail)
+        largest = greatest_of(largest, NOTHING, x, starts, length, highs, np.float32(1), tail)
     return smallest, largest
 
 
 @jit
-def _values(data, size):
+def values_at(data, size):
     """Return the float32 values from an address on."""
     return bytes_at(data, 4 * size).view(np.float32)
 
@@ -250,7 +254,7 @@ def _values(data, size):
 @jit
 def _count_few(address, data, starts, length, blocks, counts, exponent, extremes):
     """Count without a table, as adding one takes longer than to look at few values twice."""
-    x, half = _values(data, starts[-1] + length), counts.size // 2
+    x, half = values_at(data, starts[-1] + length), counts.size // 2
     lows, highs = np.empty(blocks * RUNS, np.int32), np.empty(blocks * RUNS, np.int32)
     place, place_count = np.empty(BLOCK + TURNS, np.int32), np.empty(1, np.int64)
     lowest, highest = np.int32(2147483647), np.int32(-2147483648)
@@ -262,7 +266,7 @@ def _count_few(address, data, starts, length, blocks, counts, exponent, extremes
     if not (np.isfinite(low) and np.isfinite(high)):
         return low, high, 0, exponent, extremes[0], extremes[1]
     wider = max(exponent, _exponent(lowest, highest, _bits(half)))
-    _join(counts, half, wider - exponent)
+    join(counts, half, wider - exponent)
     zeros = starts.size * length
     for b in range(blocks):
         first, last = block(starts, length, b)
@@ -278,23 +282,22 @@ def _count_few(address, data, starts, length, blocks, counts, exponent, extremes
 @jit
 def _count_alone(address, data, starts, length, blocks, tables, counts, exponent, extremes):
     """Count and finish on this thread."""
-    x = _values(data, starts[-1] + length)
+    x = values_at(data, starts[-1] + length)
     lows, highs = np.empty(blocks * RUNS, np.int32), np.empty(blocks * RUNS, np.int32)
     exponents = np.empty(1, np.int64)
     lines = x, starts, length
-    exponents[0] = _scan(address, *lines, 0, blocks, exponent, tables[0], lows, highs)
+    exponents[0] = scan(address, *lines, 0, blocks, exponent, tables[0], True, lows, highs)
     return _finish(*lines, lows, highs, tables, exponents, counts, exponent, extremes)
 
 
 @jit
 def _count_parts(address, data, starts, length, parts, tables, counts, exponent, extremes):
     """Count on several threads, and finish."""
-    x, (begins, until) = _values(data, starts[-1] + length), parts
-    runs = until[-1] * RUNS
+    x, runs = values_at(data, starts[-1] + length), parts[1][-1] * RUNS
     lows, highs = np.empty(runs, np.int32), np.empty(runs, np.int32)
-    exponents = np.full(begins.size, exponent)
+    exponents = np.full(parts[0].size, exponent)
     lines = x, starts, length
-    _scan_parts(address, *lines, begins, until, exponents, tables, lows, highs)
+    scan_parts(address, *lines, parts, exponents, tables, True, lows, highs)
     return _finish(*lines, lows, highs, tables, exponents, counts, exponent, extremes)
 
 

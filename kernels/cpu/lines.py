@@ -9,12 +9,12 @@ import numpy as np
 
 from kernels.cpu.jit import jit
 
-__all__ = ["BLOCK", "Lines", "block", "lines_of"]
+__all__ = ["BLOCK", "SHORT", "Lines", "block", "lines_of"]
 
 #: Values in a block, at most.
 BLOCK = 1 << 12
 #: Lines shorter than this are copied.
-_SHORT = 1 << 9
+SHORT = 1 << 9
 
 _FIRST = np.zeros(1, np.int64)
 
@@ -58,7 +58,7 @@ def _starts(
         axis -= 1
         length *= shape[axis]
     aligned = all(step >= 0 and step % itemsize == 0 for step in strides[:axis])
-    if not axis or length < _SHORT or not aligned:
+    if not axis or length < SHORT or not aligned:
         return None
     starts = np.zeros(1, np.int64)
     for size, step in zip(shape[:axis], strides[:axis], strict=True):

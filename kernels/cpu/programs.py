@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
+from kernels.cpu.engine.counting import Counter
 from kernels.cpu.engine.epilogue import Writes
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.layers import ConvWeights, DeconvWeights, add_average, add_largest
@@ -14,10 +15,9 @@ from kernels.cpu.engine.steps import Builder
 from kernels.cpu.engine.windows import conv_border, deconv_border, pool_border
 
 __all__ = [
-    "Builder", "ConvWeights", "DeconvWeights", "Image", "Instance", "MicroKernel", "NanError",
-    "Program",
-    "Writes", "add_average", "add_largest", "choose", "conv_border", "deconv_border", "enter",
-    "leave", "pool_border", "threads",
+    "Builder", "ConvWeights", "Counter", "DeconvWeights", "Image", "Instance", "MicroKernel",
+    "NanError", "Program", "Writes", "add_average", "add_largest", "choose", "conv_border",
+    "deconv_border", "enter", "leave", "pool_border", "threads",
 ]  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from pipeline.errors import PipelineError
 from pipeline.log import log
 from pipeline.quantize.assign import LayerPlan
 from pipeline.runtime.batching import in_halves, splits
-from pipeline.runtime.compiled import Watch
 from pipeline.runtime.executor import FloatNet
 from pipeline.runtime.state import State
 
@@ -235,8 +234,13 @@ def _count(
     readers = _first_readers(net.net, plans)
     shapes = net.shapes({name: np.shape(x) for name, x in inputs.items()})
     seen.shapes.update({value: shapes[value] for value in readers})
-    bad: dict[Value, list[NotFiniteError]] = {}
-    net.watch(inputs, readers, _counter(net, plans, seen, batch_num, bad), state=state)
+    histograms = {}
+    for value in readers:
+        total = seen.room.get(value, prod(shapes[value]) * batch_num)
+        tail = _tail(value, net.net, plans, total)
+        histograms[value] = seen.histograms.get(value) or Histogram(tail=tail)
+    bad = net.count(inputs, histograms, state=state)
+    seen.histograms.update({value: h for value, h in histograms.items() if h.total})
     for value in (value for value in readers if value in bad):
         raise _not_finite(readers[value], value, index, bad[value])
     return replace(seen, samples=seen.samples + len(next(iter(inputs.values()))))
@@ -275,25 +279,6 @@ def _first_readers(net: Net, plans: Mapping[str, LayerPlan]) -> dict[Value, Laye
     for layer, value in planned(net, plans):
         readers.setdefault(value, layer)
     return readers
-
-
-def _counter(
-    net: FloatNet,
-    plans: Mapping[str, LayerPlan],
-    seen: Observations,
-    batch_num: int,
-    bad: dict[Value, list[NotFiniteError]],
-) -> Watch:
-    def watch(value: Value, numbers: np.ndarray) -> None:
-        if value not in seen.histograms:
-            total = seen.room.get(value, prod(seen.shapes[value]) * batch_num)
-            seen.histograms[value] = Histogram(tail=_tail(value, net.net, plans, total))
-        try:
-            seen.histograms[value].update(numbers, device=net.device)
-        except NotFiniteError as error:
-            bad.setdefault(value, []).append(error)
-
-    return watch
 
 
 def _not_finite(

@@ -10,7 +10,7 @@ import numpy as np
 
 from caffeio.errors import NetError
 from caffeio.graph import Value
-from kernels.programs import Engine, Image, Instance, Program
+from kernels.programs import Counter, Engine, Image, Instance, Program
 from pipeline.layers import Shape
 
 __all__ = ["Action", "CompiledNet", "Watch"]
@@ -24,6 +24,7 @@ RunLayer = Callable[[int, list[np.ndarray]], tuple[np.ndarray, ...]]
 
 
 NOTHING = Value("", -1)
+NONE: Mapping[Value, Counter] = {}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class CompiledNet:
     inputs : tuple of Value
         Inputs that are used.
     results : dict of str to Value
+    counted : tuple of (int, Value)
+        Steps that count a value in a histogram.
     """
 
     engine: Engine
@@ -75,9 +78,14 @@ class CompiledNet:
     actions: tuple[Action, ...]
     inputs: tuple[Value, ...]
     results: Mapping[str, Value]
+    counted: tuple[tuple[int, Value], ...] = ()
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], run_layer: RunLayer, watch: Watch | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        run_layer: RunLayer,
+        watch: Watch | None = None,
+        counters: Mapping[Value, Counter] = NONE,
     ) -> dict[Value, np.ndarray]:
         """Run the net.
 
@@ -87,6 +95,8 @@ class CompiledNet:
             By blob name.
         run_layer : callable
         watch : callable, optional
+        counters : mapping of Value to Counter
+            For the values that steps count.
 
         Returns
         -------
@@ -102,6 +112,8 @@ class CompiledNet:
         threads = self.engine.threads()
         last = self._last_uses
         with self.program.instance() as instance:
+            steps, values = [step for step, _ in self.counted], [v for _, v in self.counted]
+            instance.count(steps, [counters.get(v) for v in values])
             for i, action in enumerate(self.actions):
                 self._do(action, arrays, instance, threads, run_layer, watch)
                 for value in last.get(i, ()):

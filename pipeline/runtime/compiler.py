@@ -41,6 +41,7 @@ def compile_net(
     numbers: Mapping[str, QuantizedLayer],
     *,
     watched: Collection[Value] = (),
+    counting: bool = False,
     plain: Collection[int] = (),
     packed: PackedWeights,
 ) -> CompiledNet:
@@ -57,6 +58,8 @@ def compile_net(
         Layers that run on integers.
     watched : collection of Value
         Values that an observer will ask for.
+    counting : bool
+        Whether the steps count watched values in histograms, where they can.
     plain : collection of int
         Positions of layers that must run as they are, for their shapes depend on data.
     packed : PackedWeights
@@ -64,7 +67,7 @@ def compile_net(
     """
     keep = {*plan.results.values(), *watched}
     nodes, same = make_nodes(net, plan.layers, shapes, keep, plain, numbers)
-    compiler = _Compiler(net, nodes, shapes, numbers, packed)
+    compiler = _Compiler(net, nodes, shapes, numbers, packed, counting)
     results = {name: same.get(v, v) for name, v in plan.results.items()}
     seen = {v: same.get(v, v) for v in watched}
     return compiler.compile(results, seen)
@@ -80,9 +83,11 @@ class _Compiler:
         shapes: Mapping[Value, Shape],
         numbers: Mapping[str, QuantizedLayer],
         packed: PackedWeights,
+        counting: bool,
     ) -> None:
         engine = packed.engine
         self.engine = engine
+        self.counting = counting
         self.net, self.shapes, self.numbers, self.packed = net, shapes, numbers, packed
         self.parents: dict[Value, tuple[Value, int]] = {}
         self.nodes = [self._checked(node) for node in nodes]
@@ -94,6 +99,7 @@ class _Compiler:
         self.builder = self.engine.Builder()
         self.images: dict[tuple[Value, Form], Image] = {}
         self.actions: list[Action] = []
+        self.counted: list[tuple[int, Value]] = []
         self.begun = 0
         self.owners: list[str] = []
 
@@ -122,6 +128,7 @@ class _Compiler:
             tuple(self.actions),
             tuple(inputs),
             dict(results),
+            tuple(self.counted),
         )
 
     # what is needed
@@ -253,7 +260,11 @@ class _Compiler:
         self._quantize(value, {f for f in forms if isinstance(f, QuantParams)} - {*done})
         for watched in self.watched.get(value, ()):
             image = self._image(value, "float")
-            self._outside(Action("watch", value=value, image=image, watched=watched))
+            step = self.builder.count(image) if self.counting else None
+            if step is None:
+                self._outside(Action("watch", value=value, image=image, watched=watched))
+            else:
+                self.counted.append((step, watched))
         if "array" in forms:
             image, shape = self._image(value, "float"), self.shapes[value]
             self._outside(Action("leave", value=value, image=image, shape=shape))

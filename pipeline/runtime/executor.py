@@ -20,7 +20,7 @@ from pipeline.layers.int8 import QuantizedLayer
 from pipeline.runtime.compiled import Watch
 from pipeline.runtime.loop import Observer
 from pipeline.runtime.model import Model, Request
-from pipeline.runtime.runners import Runner, runner_for
+from pipeline.runtime.runners import Bad, Histograms, Runner, runner_for
 from pipeline.runtime.shapes import check_inputs
 from pipeline.runtime.state import State
 
@@ -178,6 +178,40 @@ class Executor:
             request = Request(arrays, None, states)
             self._model.shapes(request.shapes)
             self._runner.watch(request, tuple(sorted(values)), watch)
+
+    def count(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        histograms: Histograms,
+        *,
+        state: State | None = None,
+    ) -> Bad:
+        """Run the net and count the numbers of some values.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array
+            As for `forward`.
+        histograms : mapping of Value to Histogram
+            What they are counted in.
+        state : State, optional
+            As for `forward`.
+
+        Returns
+        -------
+        dict of Value to list of NotFiniteError
+            Values with NaN or infinity, of which parts of the batch may not have been counted.
+
+        Raises
+        ------
+        caffeio.NetError
+            As `forward`.
+        """
+        arrays = check_inputs(self._model.declared, inputs)
+        with (state or State()).advance() as states:
+            request = Request(arrays, None, states)
+            self._model.shapes(request.shapes)
+            return self._runner.count(request, histograms)
 
 
 class FloatNet(Executor):

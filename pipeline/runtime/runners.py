@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -12,6 +12,8 @@ import numpy as np
 
 import kernels
 from caffeio.graph import Layer, Value
+from kernels import Histogram, NotFiniteError
+from kernels.programs import Counter
 from pipeline.layers.base import Kept
 from pipeline.runtime.batching import images_at_once, in_halves, splits
 from pipeline.runtime.compiled import CompiledNet, Watch
@@ -25,6 +27,10 @@ from pipeline.runtime.schedule import Schedule
 from pipeline.runtime.shapes import infer
 
 __all__ = ["Compiled", "Loop", "OnDevice", "Runner", "runner_for"]
+
+Histograms = Mapping[Value, Histogram]
+#: Of values with NaN or infinity what was found in them.
+Bad = dict[Value, list[NotFiniteError]]
 
 #: Watching costs something for every call, so that two parts are run at once.
 _WATCHED_PARTS = 2
@@ -45,6 +51,10 @@ class Runner(Protocol):
         """Run all layers and show the numbers of some values."""
         ...  # pragma: no cover
 
+    def count(self, request: Request, histograms: Histograms) -> Bad:
+        """Run all layers and count some values; return what was not finite."""
+        ...  # pragma: no cover
+
 
 def runner_for(model: Model) -> Runner:
     """Return the fastest way of running a model on its device."""
@@ -52,6 +62,18 @@ def runner_for(model: Model) -> Runner:
     if engine is not None:
         return Compiled(model, PackedWeights(engine))
     return OnDevice(model) if model.device == "cuda" else Loop(model)
+
+
+def _counting(histograms: Histograms, device: str, bad: Bad) -> Watch:
+    """Return what counts the values that it is shown."""
+
+    def watch(value: Value, numbers: np.ndarray) -> None:
+        try:
+            histograms[value].update(numbers, device=device)
+        except NotFiniteError as error:
+            bad.setdefault(value, []).append(error)
+
+    return watch
 
 
 class Loop:
@@ -78,6 +100,12 @@ class Loop:
         plan = self._model.schedule(tuple(request.arrays), (), True)
         show = _shown(self._model, request, values, watch)
         run(self._model.net, plan, request.arrays, self._operation(request), show)
+
+    def count(self, request: Request, histograms: Histograms) -> Bad:
+        """See `Runner`."""
+        bad: Bad = {}
+        self.watch(request, tuple(histograms), _counting(histograms, self._model.device, bad))
+        return bad
 
     def _run(self, request: Request, observer: Observer | None) -> dict[str, np.ndarray]:
         plan = self._model.schedule(tuple(request.arrays), request.blobs, observer is not None)
@@ -146,6 +174,12 @@ class OnDevice:
         entered = self._resident.enter(request.arrays)
         run(self._model.net, plan, entered, partial(self._operation, states=request.kept), show)
 
+    def count(self, request: Request, histograms: Histograms) -> Bad:
+        """See `Runner`; device arrays are counted where they lie."""
+        bad: Bad = {}
+        self.watch(request, tuple(histograms), _counting(histograms, self._model.device, bad))
+        return bad
+
     def _run(self, request: Request, observer: Observer | None) -> dict[str, np.ndarray]:
         model, resident = self._model, self._resident
         plan = model.schedule(tuple(request.arrays), request.blobs, observer is not None)
@@ -208,13 +242,35 @@ class Compiled:
         """See `Runner`; numbers come in some order of axes, for a part after the other."""
         self._run(replace(request, blobs=()), values, watch)
 
+    def count(self, request: Request, histograms: Histograms) -> Bad:
+        """See `Runner`; steps count what lies in images as soon as it is there."""
+        bad: Bad = {}
+        values, watch = tuple(sorted(histograms)), _counting(histograms, self._model.device, bad)
+        counters = {value: histogram.counter() for value, histogram in histograms.items()}
+
+        def after(last: bool) -> None:
+            for value, counter in counters.items():
+                try:
+                    if last or counter.full:
+                        histograms[value].take(counter)
+                except NotFiniteError as error:
+                    bad.setdefault(value, []).append(error)
+
+        self._run(replace(request, blobs=()), values, watch, counters, lambda: after(False))
+        after(True)
+        return bad
+
     def compiled(
-        self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...] = ()
+        self,
+        shapes: Shapes,
+        blobs: tuple[str, ...] | None,
+        values: tuple[Value, ...] = (),
+        counting: bool = False,
     ) -> CompiledNet:
         """Return the net compiled for some shapes of inputs and what is asked of it."""
         with self._lock:  # the first of several threads compiles
-            key = shapes, blobs, values
-            return self._nets.of(key, lambda: self._compile(shapes, blobs, values))
+            key = shapes, blobs, values, counting
+            return self._nets.of(key, lambda: self._compile(*key))
 
     def parts(
         self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...] = ()
@@ -224,7 +280,12 @@ class Compiled:
         return self._parts.of(key, lambda: self._cut(shapes, blobs, values))
 
     def _run(
-        self, request: Request, values: tuple[Value, ...], watch: Watch | None
+        self,
+        request: Request,
+        values: tuple[Value, ...],
+        watch: Watch | None,
+        counters: Mapping[Value, Counter] | None = None,
+        after: Callable[[], None] | None = None,
     ) -> dict[str, np.ndarray]:
         layers = self._model.net.layers
 
@@ -234,21 +295,25 @@ class Compiled:
 
         names = [name for name, _ in request.shapes]
         parts = []
-        for arrays in self._batch_parts(request, values):
+        for arrays in self._batch_parts(request, values, counters is not None):
             shapes = tuple((name, arrays[name].shape) for name in names)
-            compiled = self.compiled(shapes, request.blobs, values)
-            outputs = compiled.run(arrays, run_layer, watch)
+            compiled = self.compiled(shapes, request.blobs, values, counters is not None)
+            outputs = compiled.run(arrays, run_layer, watch, counters or {})
+            if after is not None:
+                after()
             parts.append({name: outputs[v] for name, v in compiled.results.items()})
         if len(parts) == 1:
             return owned(parts[0], request.arrays)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _batch_parts(
-        self, request: Request, values: tuple[Value, ...]
+        self, request: Request, values: tuple[Value, ...], counting: bool
     ) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the inputs, or parts of those that the run reads."""
         arrays = request.arrays
         size, read = self.parts(request.shapes, request.blobs, values)
+        if size is not None and values and not counting:
+            size *= _WATCHED_PARTS
         batch = len(arrays[min(read)]) if read else 1
         if size is None or size >= batch:
             yield arrays
@@ -280,10 +345,14 @@ class Compiled:
             return None, frozenset()
         reads = {v.blob for i in plan.layers for v in model.net.links[i].reads}
         read = frozenset(name for name, _ in shapes) & (reads | {v.blob for v in shown})
-        return size * (_WATCHED_PARTS if values else 1), read
+        return size, read
 
     def _compile(
-        self, shapes: Shapes, blobs: tuple[str, ...] | None, values: tuple[Value, ...]
+        self,
+        shapes: Shapes,
+        blobs: tuple[str, ...] | None,
+        values: tuple[Value, ...],
+        counting: bool,
     ) -> CompiledNet:
         model = self._model
         plan = self._schedule(shapes, blobs, values)
@@ -295,6 +364,7 @@ class Compiled:
             value_shapes,
             model.numbers,
             watched=values,
+            counting=counting,
             plain=model.unsure,
             packed=self.packed,
         )

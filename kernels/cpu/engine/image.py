@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cpu.codegen.microkernels import Operands
+from kernels.cpu.lines import SHORT
 
 __all__ = ["SLACK", "Image"]
 
@@ -93,6 +94,23 @@ class Image:
         """Return the bytes from `origin` to every position, int64 (N*H*W,)."""
         grid = np.ogrid[: self.batch, : self.height, : self.width]
         return np.ascontiguousarray(self.byte_offset(*grid)).reshape(-1)
+
+    def lines(self) -> tuple[np.ndarray, int] | None:
+        """Return where its lines begin, in values from `origin`, and their length in values.
+
+        None if they are short.
+        """
+        if self.pixel != self.channels:
+            return None
+        row = self.columns * self.pixel
+        if any(self.border):
+            per_image, length = (self.height, self.width) if self.border[1] else (1, self.height)
+            length *= self.pixel if self.border[1] else row
+            images = np.arange(self.batch, dtype=np.int64)[:, None] * (self.rows * row)
+            starts = (images + np.arange(per_image, dtype=np.int64) * row).reshape(-1)
+        else:
+            starts, length = np.zeros(1, np.int64), self.batch * self.rows * row
+        return (starts, length) if length >= SHORT else None
 
     def part(self, first: int, channels: int) -> Image:
         """Return the image of some of its channels."""

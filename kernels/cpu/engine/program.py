@@ -8,15 +8,16 @@ and the steps with their addresses filled in; so several threads can run one pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from kernels.cpu.codegen.epilogue import FIELDS
+from kernels.cpu.engine.counting import Counter
 from kernels.cpu.engine.image import SLACK, Image
-from kernels.cpu.engine.runner import run_steps
+from kernels.cpu.engine.runner import COUNT, KINDS, run_steps
 from kernels.locks import Lock
 from kernels.programs import StepError
 
@@ -110,6 +111,11 @@ class Instance:
         if image not in self._views:
             self._views[image] = image.view(self._buffers[self._places[image.buffer]])
         return self._views[image]
+
+    def count(self, steps: Sequence[int], counters: Sequence[Counter | None]) -> None:
+        """Let steps of `Builder.count` count in counters from now on, or not at all."""
+        addresses = [counter.address if counter else 0 for counter in counters]
+        self._steps.view(KINDS[COUNT])["counter"][np.asarray(steps, np.int64)] = addresses
 
     def run(self, begin: int, end: int, threads: int) -> None:
         """Run steps [begin, end).

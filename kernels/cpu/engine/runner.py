@@ -11,17 +11,18 @@ import numpy as np
 
 from kernels.cpu.codegen.gemm import LINE
 from kernels.cpu.codegen.native import bytes_at, call
+from kernels.cpu.engine.counting import count_lines
 from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange
 
 __all__ = [
-    "BORDER", "CHANNELS", "GEMM", "KINDS", "LINES", "MATRIX", "MAXIMA", "STEP", "ahead",
+    "BORDER", "CHANNELS", "COUNT", "GEMM", "KINDS", "LINES", "MATRIX", "MAXIMA", "STEP", "ahead",
     "run_steps",
 ]  # fmt: skip
 
 #: Kinds of steps: products over channels, by tiles or by matrices; sums over windows of each
-#: channel, maxima of windows, lines of float32 passed through the output stage, and borders filled
-#: with the zero.
-GEMM, MATRIX, CHANNELS, MAXIMA, LINES, BORDER = range(6)
+#: channel, maxima of windows, lines of float32 passed through the output stage, borders filled
+#: with the zero, and lines of float32 counted in a histogram.
+GEMM, MATRIX, CHANNELS, MAXIMA, LINES, BORDER, COUNT = range(7)
 
 #: What every step has. Addresses are of the data read and written (they lie in buffers and are set
 #: for each set of buffers), of the output stage's table and of its function. Jobs can be done in
@@ -50,6 +51,7 @@ _OWN = {
     MAXIMA: ("bases", "window", "function", "out_offsets", "channels"),
     LINES: ("bases", "pixel_bytes", "width", "channels"),
     BORDER: ("pixel_bytes", "width", "border_h", "border_w", "zero"),
+    COUNT: ("bases", "length", "counter"),
 }  # fmt: skip
 _ROOM = max(map(len, _OWN.values()))
 
@@ -61,7 +63,9 @@ KINDS = {
     )
     for kind, own in _OWN.items()
 }
-_GEMM, _MATRIX, _CHANNELS, _MAXIMA, _LINES, _BORDER = (KINDS[kind] for kind in sorted(KINDS))
+_GEMM, _MATRIX, _CHANNELS, _MAXIMA, _LINES, _BORDER, _COUNT = (
+    KINDS[kind] for kind in sorted(KINDS)
+)
 
 
 @jit
@@ -199,6 +203,14 @@ def _border(s, job):
 
 
 @jit
+def _count(s, threads):
+    """Count an image, if a counter is there."""
+    if s.counter:
+        starts = bytes_at(s.bases, 8 * s.positions).view(np.int64)
+        count_lines(s.counter, s.data, starts, s.length, threads)
+
+
+@jit
 def _job(steps, i, job):
     """Do one job of step i."""
     kind = steps[i].kind
@@ -228,7 +240,9 @@ def _run(steps, begin, end, threads):
     """Run steps [begin, end), one after the other."""
     for i in range(begin, end):
         jobs = steps[i].jobs
-        if jobs == 1 or threads == 1 or steps[i].kind == BORDER:
+        if steps[i].kind == COUNT:
+            _count(steps.view(_COUNT)[i], threads)
+        elif jobs == 1 or threads == 1 or steps[i].kind == BORDER:
             for job in range(jobs):
                 _job(steps, i, job)
         else:

@@ -12,11 +12,22 @@ from kernels.conv import ConvGeometry
 from kernels.cpu.codegen import epilogue, gemm, matrix, max_pool
 from kernels.cpu.codegen.epilogue import CONSTANTS, FIELDS
 from kernels.cpu.codegen.microkernels import MicroKernel, choose
+from kernels.cpu.engine.counting import MOST
 from kernels.cpu.engine.epilogue import Writes, output_constants, output_form
 from kernels.cpu.engine.image import Image
 from kernels.cpu.engine.packing import Packed
 from kernels.cpu.engine.program import Program, Slots
-from kernels.cpu.engine.runner import BORDER, CHANNELS, GEMM, KINDS, LINES, MATRIX, MAXIMA, STEP
+from kernels.cpu.engine.runner import (
+    BORDER,
+    CHANNELS,
+    COUNT,
+    GEMM,
+    KINDS,
+    LINES,
+    MATRIX,
+    MAXIMA,
+    STEP,
+)
 from kernels.cpu.engine.windows import Grid
 
 __all__ = ["Builder"]
@@ -281,6 +292,22 @@ class Builder:
             width=width,
             channels=channels,
         )
+
+    def count(self, source: Image) -> int | None:
+        """Add a step that counts a float32 image, see `Instance.count`; return its number.
+
+        None if its values lie too scattered to be counted in place, or are too many.
+        """
+        lines = source.lines()
+        if lines is None or source.nbytes >= 4 * MOST:
+            return None
+        starts, length = lines
+        bases = self._offset_table(starts)
+        self._add(
+            COUNT, jobs=1, data=(source, source.origin), bases=bases, positions=starts.size,
+            length=length, counter=0,
+        )  # fmt: skip
+        return len(self._steps) - 1
 
     def program(self) -> Program:
         """Finish: give every buffer its place and return what does not change."""
