@@ -8,10 +8,12 @@ from functools import partial
 import numpy as np
 
 from bench.models import Model, our_float, read_model
+from bench.ncnn_model import ncnn_run, read_table
 from bench.peers import onnx_session, openvino_run
 from bench.quantizers import nncf_int8, on_cores, ort_int8, our_int8
 from bench.shapes import NETS
 from bench.workload import OURS, Mismatch, Run, Score, Side, Workload
+from pipeline.export.tables import ncnn_table
 
 __all__ = ["workloads"]
 
@@ -50,6 +52,15 @@ def _nncf(model: Model, threads: int) -> Run:
     """Set OpenVINO up on the model that its own quantizer makes."""
     quantized = nncf_int8(model.onnx(), model.noise(_FEW, len(model.x)))
     return openvino_run(quantized, model.x, threads)
+
+
+def _ncnn(model: Model, threads: int) -> Run:
+    """Set ncnn up on our scales, made symmetric: it has no quantizer of its own in its package."""
+    net = our_int8(model.net, model.noise(_FEW, 1))
+    table = read_table(ncnn_table(net.net, net.layers))
+    (output,) = (str(v) for v in net.net.links[-1].writes)
+    run = ncnn_run(net.net, table, threads)
+    return lambda: np.stack([run(image, output) for image in model.x])
 
 
 def _distance(model: Model, its: np.ndarray) -> float:
@@ -100,6 +111,7 @@ _SIDES = (
     Side("onnxruntime", partial(_ort, exact=True), label="onnxruntime exact"),
     Side("openvino", _openvino),
     Side("nncf", _nncf, label="openvino nncf"),
+    Side("ncnn", _ncnn, label="ncnn, our scales"),
     Side(OURS, partial(our_float, fused=True), partial(_within, _SAME), "ours float"),
 )
 
