@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import kernel_cases as cases
 import naive
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import kernels
 from kernels import QuantParams
 from kernels.checks import abs_sums
+from kernels.cpu.jit import round_float32
 from kernels.rounding import round_half_away
 
 DEVICES = cases.DEVICES
@@ -326,3 +328,22 @@ def test_sums_of_magnitudes_equal_wide_ones(seed: int, axes: tuple[int, ...]):
     w[0, 0, 0] = -128  # whose magnitude int8 does not hold
     wide = np.abs(w.astype(np.int64)).sum(axis=axes)
     np.testing.assert_array_equal(abs_sums(w, axes), wide)
+
+
+def test_adding_almost_one_half_rounds_every_float32_alike():
+    """All halves below 2**23 with their neighbours, and any bits."""
+
+    @numba.njit
+    def rounded(x, out):
+        for i in range(x.size):
+            out[i] = round_float32(x[i])
+
+    halves = np.arange(1 << 23, dtype=np.float32) + np.float32(0.5)
+    bits = np.random.default_rng(3).integers(0, 1 << 32, 1 << 22, dtype=np.uint32)
+    beside = [np.nextafter(halves, np.float32(end)) for end in (0, np.inf)]
+    for x in (halves, -halves, *beside, -beside[0], bits.view(np.float32)):
+        out = np.empty_like(x)
+        rounded(x, out)
+        with np.errstate(invalid="ignore"):  # infinity less itself
+            wanted = round_half_away(x)
+        np.testing.assert_array_equal(out, wanted)

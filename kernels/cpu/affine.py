@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange, round_half_away
+from kernels.cpu.jit import jit, parallel_entry, parallel_jit, prange, round_float32
 from kernels.params import ChannelParams, QuantParams, format_numbers
 
 __all__ = ["dequantize", "fake_quantize", "quantize", "requantize"]
@@ -19,16 +19,16 @@ _CHUNK = 1 << 15
 @jit
 def steps(x, scale, offset, low, high):
     """Return the integer that stands for `x`, as a float32."""
-    return min(max(round_half_away(x / scale) + offset, low), high)
+    return min(max(round_float32(x / scale) + offset, low), high)
 
 
 @jit
 def _quantize_run(x, scale, offset, low, high, out):
     """Quantize a run; return how many NaN there were. Alone in a function, it vectorizes."""
-    nans = 0
+    nans = np.int32(0)  # as wide as the values, for vectors
     for i in range(x.size):
         v = x[i]
-        nans += v != v
+        nans = np.int32(nans + np.int32(v != v))
         out[i] = np.int8(np.int32(steps(v, scale, offset, low, high)))
     return nans
 
@@ -36,10 +36,10 @@ def _quantize_run(x, scale, offset, low, high, out):
 @jit
 def _fake_quantize_run(x, scale, offset, low, high, out):
     """Fill in ``(steps(x) - offset) * scale``, float32 (n,), and return how many are NaN."""
-    nans = 0
+    nans = np.int32(0)  # as wide as the values, for vectors
     for i in range(x.size):
         v = x[i]
-        nans += v != v
+        nans = np.int32(nans + np.int32(v != v))
         out[i] = (steps(v, scale, offset, low, high) - offset) * scale
     return nans
 

@@ -12,7 +12,7 @@ import numpy as np
 from kernels.cpu.cells import make_cells
 from kernels.cpu.codegen.ifmr_loss import BLOCK, MOST, compiled
 from kernels.cpu.codegen.native import call
-from kernels.cpu.jit import jit
+from kernels.cpu.jit import jit, round_float32
 from kernels.cpu.threads import spread
 
 __all__ = ["distance", "pair_sum", "squared_errors"]
@@ -22,20 +22,14 @@ _CHUNK = 1 << 16
 _MANY, _CANDIDATES = 1 << 14, 8
 #: Reciprocals of scales up to here are normal float32.
 _LARGE = np.float32(2.0**100)
-#: The float32 below one half.
-_ALMOST_HALF = np.float32(0.49999997)
 
 
 @jit
 def distance(v, low, high, scale):
-    """Return ``round_half_away(clip(v, low, high) / scale) * scale - v`` of a float32.
-
-    ``trunc(q + almost half)`` rounds every float32 alike, in fewer instructions.
-    """
+    """Return ``round_half_away(clip(v, low, high) / scale) * scale - v`` of a float32."""
     inner = v if v > low else low
     inner = inner if inner < high else high
-    q = inner / scale
-    return np.trunc(q + np.copysign(_ALMOST_HALF, q)) * scale - v
+    return round_float32(inner / scale) * scale - v
 
 
 @jit

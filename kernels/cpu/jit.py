@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import numba
+import numpy as np
 from numba.core import config, event
 from numba.core.compiler_lock import global_compiler_lock as compiler_lock
 
@@ -31,6 +32,7 @@ __all__ = [
     "parallel_entry",
     "parallel_jit",
     "prange",
+    "round_float32",
     "round_half_away",
     "survives_fork",
 ]
@@ -59,6 +61,19 @@ def parallel_jit(function: Callable) -> Any:
 
 
 round_half_away = jit(_round_half_away)
+
+#: The float32 below one half.
+_ALMOST_HALF = np.float32(0.49999997)
+
+
+@jit
+def round_float32(v):
+    """Round a float32 as `round_half_away` does, in fewer instructions.
+
+    The sum with the float32 below one half, itself rounded, passes the next integer from one half
+    on, for every float32.
+    """
+    return np.trunc(v + np.copysign(_ALMOST_HALF, v))
 
 
 _LOCK = threading.Lock()
