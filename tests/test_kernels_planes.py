@@ -43,6 +43,24 @@ def _layers(draw: st.DrawFn):
 
 @pytest.mark.parametrize("isa", SETS)
 @cases.examples(60)
+@given(
+    st.integers(1, 2), st.integers(1, 40), st.integers(1, 33), st.integers(1, 24),
+    st.integers(1, 24), st.integers(0, 10**6),
+)  # fmt: skip
+def test_points_of_every_size(isa: str, n: int, channels: int, outs: int, h: int, w: int, seed):
+    rng = np.random.default_rng(seed)
+    x, weights = cases.normal(rng, n, channels, h, w), cases.normal(rng, outs, channels, 1, 1)
+    bias = cases.normal(rng, outs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAFFE_QUANT_ISA", isa)
+        ends = (_at_the_end(array) for array in (x, weights, bias))
+        got = conv2d(*ends)
+    size = conv2d(np.abs(x), np.abs(weights), np.abs(bias), device="reference")
+    assert (np.abs(got - conv2d(x, weights, bias, device="reference")) <= 1e-6 * size).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@cases.examples(60)
 @given(layer=_layers(), seed=st.integers(0, 10**6))
 def test_results_are_those_of_the_reference_and_of_the_engine(isa: str, layer, seed: int):
     x_shape, w_shape, keywords = layer

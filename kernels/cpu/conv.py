@@ -10,11 +10,13 @@ from functools import partial
 import numpy as np
 
 from kernels.conv import ConvGeometry, InPlace
+from kernels.cpu.codegen.microkernels import choose
 from kernels.cpu.columns import conv_columns, held_columns, points
 from kernels.cpu.engine.layer import Single
 from kernels.cpu.engine.layers import ConvWeights, channels_alone, kernel_for
 from kernels.cpu.engine.windows import conv_border
 from kernels.cpu.planes import conv_planes, held_planes
+from kernels.cpu.points import conv_points
 from kernels.output import CheckedStage, float_stage
 
 __all__ = ["conv2d", "conv2d_int8", "prepare"]
@@ -54,7 +56,8 @@ def _direct(shape: Shape, w: np.ndarray, g: ConvGeometry, once: bool) -> Callabl
         held = held_planes(shape, g)
         return partial(conv_planes, g=g, held=held) if held else None
     if points(g):
-        return partial(conv_columns, g=g, held=None)
+        alone = g.group == 1 and w.size and shape[2] * shape[3] >= choose("float").lanes
+        return conv_points if alone else partial(conv_columns, g=g, held=None)
     held = held_columns(shape, w, g) if once else None
     return partial(conv_columns, g=g, held=held) if held else None
 
