@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 
@@ -36,21 +37,28 @@ def runs_here(kernel: MicroKernel) -> bool:
 def choose(kind: str) -> MicroKernel:
     """Return the fastest micro-kernel of this processor for "float" or "int8".
 
+    Where the instruction set that CAFFE_QUANT_ISA names has none of the kind, it is the fastest
+    that needs nothing beyond it.
+
     Raises
     ------
     DeviceError
         If CAFFE_QUANT_ISA names an instruction set that has no micro-kernel here.
     """
-    able = [
-        k
-        for k in all_kernels()
-        if runs_here(k) and (k.operands.data == "float32") == (kind == "float")
-    ]
-    isa = os.environ.get(VARIABLE)
+    return _chosen(kind, os.environ.get(VARIABLE), all_kernels, features)
+
+
+@lru_cache(maxsize=32)
+def _chosen(kind: str, isa: str | None, *_sources: Callable) -> MicroKernel:
+    """Return what `choose` does, remembered as long as its sources are the same functions."""
+    here = [k for k in all_kernels() if runs_here(k)]
+    able = [k for k in here if (k.operands.data == "float32") == (kind == "float")]
     if isa:
-        named = [k for k in able if k.isa == isa]
-        available = sorted({k.isa for k in all_kernels() if runs_here(k)})
-        if isa not in available:
-            raise DeviceError(f"{VARIABLE}={isa}: this processor runs {', '.join(available)}")
-        able = named or [k for k in able if k.isa == "portable"]
+        named = [k for k in here if k.isa == isa]
+        if not named:
+            available = ", ".join(sorted({k.isa for k in here}))
+            raise DeviceError(f"{VARIABLE}={isa}: this processor runs {available}")
+        there = {name for k in named for name in k.features}
+        within = [k for k in able if there.issuperset(k.features)]
+        able = [k for k in able if k.isa == isa] or within
     return max(able, key=lambda k: k.priority)
