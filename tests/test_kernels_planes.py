@@ -60,6 +60,31 @@ def test_points_of_every_size(isa: str, n: int, channels: int, outs: int, h: int
 
 
 @pytest.mark.parametrize("isa", SETS)
+@cases.examples(80)
+@given(
+    st.integers(1, 2), st.integers(1, 9), st.integers(1, 31), st.tuples(*[st.integers(1, 5)] * 2),
+    st.tuples(*[st.integers(0, 4)] * 2), st.tuples(*[st.integers(1, 3)] * 2),
+    st.tuples(*[st.integers(0, 20)] * 2), st.integers(0, 10**6),
+)  # fmt: skip
+def test_windows_of_stride_1(isa: str, n, channels, outs, kernel, pad, dilation, more, seed):
+    """Positions beyond the last column are computed and left out; nothing beyond x is read."""
+    least = [max(1, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, pad, strict=True)]
+    rng = np.random.default_rng(seed)
+    x = cases.normal(rng, n, channels, least[0] + more[0], least[1] + more[1])
+    w, bias = cases.normal(rng, outs, channels, *kernel), cases.normal(rng, outs)
+    keywords = {"pad": pad, "dilation": dilation}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAFFE_QUANT_ISA", isa)
+        patch.setattr(conv, "_SMALL", 1 << 30)
+        ends = [_at_the_end(array) for array in (x, w, bias)]
+        got, prepared = conv2d(*ends, **keywords), prepare_conv2d(x.shape, w, bias, **keywords)(x)
+    size = conv2d(np.abs(x), np.abs(w), np.abs(bias), device="reference", **keywords)
+    want = conv2d(x, w, bias, device="reference", **keywords)
+    assert (np.abs(got - want) <= 1e-6 * size + 1e-30).all()
+    assert (np.abs(prepared - want) <= 1e-6 * size + 1e-30).all()
+
+
+@pytest.mark.parametrize("isa", SETS)
 @cases.examples(60)
 @given(layer=_layers(), seed=st.integers(0, 10**6))
 def test_results_are_those_of_the_reference_and_of_the_engine(isa: str, layer, seed: int):
@@ -110,7 +135,7 @@ def test_the_engine_is_not_asked_and_threads_change_nothing(x, w, keywords, monk
         ((1, 2, 9, 9), (2, 1, 3, 3), {"stride": 5, "group": 2}),  # a stride without machine code
         ((1, 2, 1, 1), (2, 1, 3, 3), {"stride": 2, "pad": 1, "group": 2}),  # a part without image
         ((1, 2, 30, 30), (2, 1, 9, 9), {"group": 2}),  # many taps
-        ((1, 256, 112, 112), (2, 256, 3, 3), {}),  # more columns than pay
+        ((1, 256, 224, 224), (2, 256, 3, 3), {"stride": 2}),  # more columns than pay
     ],
 )
 def test_what_fits_no_way_is_left_to_the_engine(x, w, keywords):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,18 +11,20 @@ from functools import partial
 import numpy as np
 
 from kernels.conv import ConvGeometry, InPlace
-from kernels.cpu.codegen.microkernels import choose
 from kernels.cpu.columns import conv_columns, held_columns, points
 from kernels.cpu.engine.layer import Single
 from kernels.cpu.engine.layers import ConvWeights, channels_alone, kernel_for
 from kernels.cpu.engine.windows import conv_border
 from kernels.cpu.planes import conv_planes, held_planes
-from kernels.cpu.points import conv_points
+from kernels.cpu.points import conv_points, conv_windows, fits_planes
 from kernels.output import CheckedStage, float_stage
 
 __all__ = ["conv2d", "conv2d_int8", "prepare"]
 
 Shape = tuple[int, int, int, int]
+
+#: Values of an image up to which turning it for the engine takes longer than packing saves.
+_SMALL = 1 << 16
 
 
 def _engine(
@@ -55,9 +58,14 @@ def _direct(shape: Shape, w: np.ndarray, g: ConvGeometry, once: bool) -> Callabl
     if channels_alone(w, g.group):
         held = held_planes(shape, g)
         return partial(conv_planes, g=g, held=held) if held else None
+    if fits_planes(shape, w, g):
+        if points(g):
+            return conv_points
+        if once or math.prod(shape[1:]) < _SMALL:
+            return partial(conv_windows, g=g)
+        return None
     if points(g):
-        alone = g.group == 1 and w.size and shape[2] * shape[3] >= choose("float").lanes
-        return conv_points if alone else partial(conv_columns, g=g, held=None)
+        return partial(conv_columns, g=g, held=None)
     held = held_columns(shape, w, g) if once else None
     return partial(conv_columns, g=g, held=held) if held else None
 
