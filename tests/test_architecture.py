@@ -12,8 +12,8 @@ from conftest import ROOT
 PACKAGES = ("kernels", "caffeio", "pipeline")
 #: Parts of the CPU backend that are no operations: they have no twin in the reference.
 PARTS = {
-    "__init__.py", "cache.py", "columns.py", "held.py", "jit.py", "lines.py", "planes.py",
-    "programs.py", "threads.py",
+    "__init__.py", "bins.py", "cache.py", "cell_edges.py", "cells.py", "columns.py", "extremes.py",
+    "held.py", "jit.py", "lines.py", "planes.py", "points.py", "programs.py", "threads.py",
 }  # fmt: skip
 CUDA_PARTS = {"__init__.py", "arrays.py", "block.py", "elementwise.py", "jit.py", "output.py"}
 LLVM = ("llvmlite", "numba.extending")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from kernels.cpu.bins import ends_of, join, scan, scan_parts, settle, values_at
 from kernels.cpu.codegen.bin_index import TURNS, compiled
 from kernels.cpu.codegen.native import bytes_at
 from kernels.cpu.extremes import RUNS, greatest_of, insert_greatest, key_of
-from kernels.cpu.histogram import ends_of, join, scan, scan_parts, settle, values_at
 from kernels.cpu.jit import jit
 from kernels.cpu.lines import BLOCK
 from kernels.histogram import Seen
