@@ -7,8 +7,9 @@ from functools import partial
 
 import numpy as np
 
+from bench.mnn_nets import mnn_int8
 from bench.models import Model, our_float, read_model
-from bench.ncnn_model import ncnn_run, read_table
+from bench.ncnn_nets import ncnn_run, read_table
 from bench.peers import onnx_session, openvino_run
 from bench.quantizers import nncf_int8, on_cores, ort_int8, our_int8
 from bench.shapes import NETS
@@ -54,13 +55,15 @@ def _nncf(model: Model, threads: int) -> Run:
     return openvino_run(quantized, model.x, threads)
 
 
+def _mnn(model: Model, threads: int, caffe: bool) -> Run:
+    return mnn_int8(model, model.noise(_FEW, 1), threads, caffe=caffe)
+
+
 def _ncnn(model: Model, threads: int) -> Run:
-    """Set ncnn up on our scales, made symmetric: it has no quantizer of its own in its package."""
-    net = our_int8(model.net, model.noise(_FEW, 1))
-    table = read_table(ncnn_table(net.net, net.layers))
-    (output,) = (str(v) for v in net.net.links[-1].writes)
-    run = ncnn_run(net.net, table, threads)
-    return lambda: np.stack([run(image, output) for image in model.x])
+    """Set ncnn up by our table: its own quantizer is no part of its wheel."""
+    int8 = our_int8(model.net, model.noise(_FEW, 1), symmetric=True)
+    table = read_table(ncnn_table(int8.net, int8.layers))
+    return ncnn_run(int8.net, model.x, threads, table=table)
 
 
 def _distance(model: Model, its: np.ndarray) -> float:
@@ -111,7 +114,9 @@ _SIDES = (
     Side("onnxruntime", partial(_ort, exact=True), label="onnxruntime exact"),
     Side("openvino", _openvino),
     Side("nncf", _nncf, label="openvino nncf"),
-    Side("ncnn", _ncnn, label="ncnn, our scales"),
+    Side("mnn", partial(_mnn, caffe=True), label="mnn caffe"),
+    Side("mnn", partial(_mnn, caffe=False), label="mnn onnx"),
+    Side("ncnn", _ncnn, label="ncnn, our table"),
     Side(OURS, partial(our_float, fused=True), partial(_within, _SAME), "ours float"),
 )
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
@@ -22,7 +19,6 @@ __all__ = [
     "openvino_run",
     "openvino_session",
     "set_threads",
-    "silent",
     "version",
 ]
 
@@ -69,10 +65,11 @@ PEERS: Mapping[str, Peer] = {
     "fbgemm": Peer(("torch",), ("torch",), _TORCH, _torch_threads, _torch_has("fbgemm")),
     "onednn": Peer(("torch",), ("torch",), _TORCH, _torch_threads, _torch_has("onednn")),
     "openvino": Peer(("openvino", "onnx"), ("openvino",)),
-    # its requirements replace protobuf by one that is too old for caffeio; it runs without them
-    "mnn": Peer(("MNN", "_tools"), ("MNN",), "pip install --no-deps MNN"),
-    "ncnn": Peer(("ncnn",), ("ncnn",), "pip install ncnn"),
     "nncf": Peer(("nncf", "openvino", "onnx"), ("nncf",)),
+    # `_tools` are its converter and quantizer; what it requires would replace protobuf by one that
+    # is too old for caffeio, and is not needed
+    "mnn": Peer(("MNN", "_tools", "onnx"), ("MNN",), "pip install --no-deps MNN"),
+    "ncnn": Peer(("ncnn",), ("ncnn",)),
 }
 
 
@@ -147,22 +144,6 @@ def onnx_session(model: bytes, threads: int, *, exact: bool = False) -> Any:
     if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep what native code prints out of the tables."""
-    sys.stdout.flush()
-    kept = [os.dup(stream) for stream in (1, 2)]
-    with open(os.devnull, "wb") as nothing:
-        try:
-            for stream in (1, 2):
-                os.dup2(nothing.fileno(), stream)
-            yield
-        finally:
-            for stream, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, stream)
-                os.close(copy)
 
 
 def openvino_run(model: Any, x: np.ndarray, threads: int) -> Callable[[], np.ndarray]:

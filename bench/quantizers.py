@@ -27,15 +27,22 @@ from pipeline.quantize.observe import observe
 __all__ = ["nncf_int8", "on_cores", "ort_int8", "our_int8", "our_record"]
 
 
-def our_int8(net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False) -> Int8Net:
-    """Calibrate with the default settings, or by the whole range as the peers do."""
-    return Int8Net(net, our_record(net, batches, minmax=minmax))
+def our_int8(
+    net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False, symmetric: bool = False
+) -> Int8Net:
+    """Calibrate with the default settings, or by the whole range as the peers do.
+
+    With `symmetric` data has no offset, for runtimes that know none.
+    """
+    return Int8Net(net, our_record(net, batches, minmax=minmax, symmetric=symmetric))
 
 
-def our_record(net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False) -> Record:
+def our_record(
+    net: Net, batches: Sequence[np.ndarray], *, minmax: bool = False, symmetric: bool = False
+) -> Record:
     """Return the record that `our_int8` runs by."""
     common = Algorithm(minmax_quantize=MinmaxQuantize()) if minmax else Algorithm()
-    config = CalibrateConfig(common_config=common)
+    config = CalibrateConfig(common_config=common, activation_offset=not symmetric)
     (blob,) = net.inputs
     runner = FloatNet(fuse(net).net)
     quantized_names = {v.layer for v in judge(runner.net) if v.quantize}

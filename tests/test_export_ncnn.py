@@ -1,6 +1,7 @@
 """The table in ncnn itself: a net with its scales runs there in INT8, beside ours.
 
-The scales come from nothing but the table's text.
+ncnn's own converters are programs; here `bench.ncnn_nets` puts the net into its format, and the
+scales come from nothing but the table's text.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 
 import pipeline
-from bench.ncnn_model import ncnn_run, read_table, write_ncnn
-from caffeio import Net
+from bench.ncnn_nets import ncnn_run, read_table, write_ncnn
 from pipeline.config.load import load_config
 from pipeline.quantize.int8_net import Int8Net
 
@@ -25,11 +25,6 @@ NEAR = Path(__file__).resolve().parent.parent.parent / "shared" / "assets"
 ASSETS = Path(os.environ.get("CAFFE_QUANT_ASSETS", NEAR))
 
 
-def run_ncnn(net: Net, table: dict[str, np.ndarray], x: np.ndarray, output: str) -> np.ndarray:
-    run = ncnn_run(net, table, 1)
-    return np.stack([run(image, output) for image in x])
-
-
 def beside_ours(config: str, folder: Path, x: np.ndarray, output: str) -> tuple[np.ndarray, ...]:
     """Quantize by symmetric scales; return outputs of float, ours and ncnn's integers."""
     path = folder / "config.toml"
@@ -37,12 +32,12 @@ def beside_ours(config: str, folder: Path, x: np.ndarray, output: str) -> tuple[
     report = pipeline.quantize_model(load_config(path))
     int8: Int8Net = report.int8_net()
     table = read_table((folder / "net_ncnn.table").read_text())
-    quantized = write_ncnn(int8.net, table, folder)
+    quantized = write_ncnn(int8.net, folder, table)
     assert set(quantized) == {n for n in int8.layers if int8.net.layer(n).type != "Pooling"}
     value = next(
         str(v) for link in reversed(int8.net.links) for v in link.writes if v.blob == output
     )
-    theirs = run_ncnn(int8.net, table, x, value)
+    theirs = ncnn_run(int8.net, x, 1, table=table, output=value)()
     ours = int8.forward({int8.net.inputs[0]: x}, [output])[output].reshape(len(x), -1)
     exact = pipeline.FloatNet(int8.net).forward({int8.net.inputs[0]: x}, [output])[output]
     return exact.reshape(len(x), -1), ours, theirs
